@@ -1,0 +1,99 @@
+"""
+Every state glmq's rows can be in, what it means, and every move between them. Pure.
+
+Two machines: *work* (rows `grid` and `image`) and *job*. The migration builds the database's own check of the moves
+from these tables, so a move that is not listed here fails in Postgres too.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """Which engine does the work."""
+
+    AR = "ar"
+    DECODER = "decoder"
+
+
+class WorkState(StrEnum):
+    """State of one unit of work: a grid (AR) or an image (decoder)."""
+
+    WAITING = "waiting"
+    """An image whose grid is not done. A crash leaves it so; `finish_grid` moves it on."""
+
+    READY = "ready"
+    """May be released from `not_before` on. A crash leaves it so; the dispatcher picks it up."""
+
+    RELEASED = "released"
+    """Its id was sent to Celery. A lost message leaves it so; an idle worker or the rescue finds it."""
+
+    RUNNING = "running"
+    """A worker holds the lease until `lease_until`. A dead worker leaves it so; the rescue takes it back."""
+
+    DONE = "done"
+    """The artifact is stored and its key, hash and size stand in the row. Final."""
+
+    FAILED = "failed"
+    """`error` says why. Final."""
+
+    CANCELED = "canceled"
+    """Nobody wants it any more. Final."""
+
+
+class JobStatus(StrEnum):
+    """What the customer sees."""
+
+    QUEUED = "queued"
+    """Accepted; no stage has started."""
+
+    RUNNING = "running"
+    """At least one stage of one image has started."""
+
+    SUCCEEDED = "succeeded"
+    """Every image is stored. Final."""
+
+    FAILED = "failed"
+    """An image failed for good; `error` says why. Final."""
+
+    CANCELED = "canceled"
+    """The customer canceled it before its last image was stored. Final."""
+
+    EXPIRED = "expired"
+    """Its deadline passed first. Final."""
+
+
+class Priority(StrEnum):
+    """Lane of release, most urgent first."""
+
+    INTERACTIVE = "interactive"
+    STANDARD = "standard"
+    BULK = "bulk"
+
+
+WORK_MOVES: dict[WorkState, frozenset[WorkState]] = {
+    WorkState.WAITING: frozenset({WorkState.READY, WorkState.FAILED, WorkState.CANCELED}),
+    WorkState.READY: frozenset({WorkState.RELEASED, WorkState.CANCELED}),
+    WorkState.RELEASED: frozenset({WorkState.RUNNING, WorkState.READY, WorkState.CANCELED}),
+    WorkState.RUNNING: frozenset({WorkState.DONE, WorkState.READY, WorkState.FAILED, WorkState.CANCELED}),
+    # A finished grid whose artifact is gone from every store is drawn again.
+    WorkState.DONE: frozenset({WorkState.READY}),
+    WorkState.FAILED: frozenset(),
+    WorkState.CANCELED: frozenset(),
+}
+
+JOB_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELED, JobStatus.EXPIRED}),
+    JobStatus.RUNNING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED, JobStatus.EXPIRED}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELED: frozenset(),
+    JobStatus.EXPIRED: frozenset(),
+}
+
+LIVE_WORK = frozenset({WorkState.WAITING, WorkState.READY, WorkState.RELEASED, WorkState.RUNNING})
+"""Work that may still change; the rest is final (but see DONE)."""
+
+TERMINAL_JOB = frozenset(status for status, moves in JOB_MOVES.items() if not moves)
+"""Statuses that never change again."""
