@@ -1,0 +1,172 @@
+"""
+The decoder half of a checkpoint -> nets on a device, or a clear refusal to start.
+
+Knows the published folder layout and the versions that draw wrong pictures without an error. Loads transformer, vae, text_encoder,
+tokenizer and scheduler, never the AR half; from local safetensors only, so that loading runs no code of the checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, GlmImageTransformer2DModel
+from transformers import ByT5Tokenizer, T5EncoderModel
+
+from services.decoder_worker.schedule import ScheduleParams, make_schedule
+from shared.errors import StartupError
+from shared.grid import PATCH_PX
+
+_VERSIONS = {"diffusers": "0.42.1", "transformers": "5.17.0"}
+"""The pair that glmq's pixels are proved against."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""No float16: the VAE overflows to NaN in it."""
+
+_PATCHES_OF_1024 = (1024 // PATCH_PX) ** 2
+"""A 1024x1024 picture, whose mu is 3.25 in the published scheduler config."""
+
+
+@dataclass(frozen=True)
+class DecoderModel:
+    """The nets of the decoder and the few numbers that the rest of the worker asks them for."""
+
+    transformer: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    schedule_params: ScheduleParams
+    codebook_size: int
+    latent_channels: int
+    vae_scale_factor: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def check_versions(diffusers_version: str = diffusers.__version__, transformers_version: str = transformers.__version__) -> None:
+    """
+    Refuse any pair of libraries but the proved one.
+
+    diffusers 0.40 and 0.41 condition the DiT on wrong times, which shows only as wrong colours; transformers 5.18 and newer break
+    image-to-image of diffusers 0.42.1 (MODEL.md section 0). A newer pair may be right, but nothing here has proved it.
+
+    Raises:
+        StartupError: with the command that installs the pair.
+    """
+    found = {"diffusers": diffusers_version, "transformers": transformers_version}
+    if found != _VERSIONS:
+        have, want = (" ".join(f"{name}=={version}" for name, version in pair.items()) for pair in (found, _VERSIONS))
+        raise StartupError(f"glmq's pictures are proved with {want}, but {have} is installed. Run: pip install {want}")
+
+
+def check_scheduler(scheduler: Any) -> ScheduleParams:
+    """
+    Prove that the installed scheduler keeps the timesteps it is given, and that `schedule.py` makes the same numbers.
+
+    Raises:
+        StartupError: the library is one that shifts timesteps, or the checkpoint wants a schedule that glmq does not make.
+    """
+    params = ScheduleParams.from_config(scheduler.config)
+    for num_patches, num_steps in ((_PATCHES_OF_1024, 50), (4, 1), (_PATCHES_OF_1024 * 4, 7)):
+        ours = make_schedule(params, num_patches, num_steps)
+        timesteps = np.array(ours.timesteps, dtype=np.float32)
+        scheduler.set_timesteps(timesteps=timesteps, sigmas=timesteps / params.num_train_timesteps, mu=ours.mu)
+        if tuple(scheduler.timesteps.tolist()) != ours.timesteps:
+            found = ", ".join(f"{timestep:g}" for timestep in scheduler.timesteps[:3])
+            due = ", ".join(f"{timestep:g}" for timestep in ours.timesteps[:3])
+            install = f"pip install diffusers=={_VERSIONS['diffusers']}"
+            raise StartupError(f"diffusers {diffusers.__version__} conditions on times {found} for {due}: wrong colours. Run: {install}")
+        if tuple(scheduler.sigmas.tolist()) != ours.sigmas:
+            raise StartupError("the checkpoint's scheduler is not the published one (flow matching with linear dynamic shifting)")
+    return params
+
+
+def load_decoder_model(path: Path, device: str = "auto", dtype: str = "auto") -> DecoderModel:
+    """
+    Load the decoder half from a folder in the published layout.
+
+    Args:
+        device: `auto` (cuda where there is one, else cpu) or a torch device.
+        dtype: `auto` (bfloat16 on cuda, float32 elsewhere), `float32` or `bfloat16`.
+    Raises:
+        StartupError: wrong versions, a missing or broken part, or parts that do not fit one another.
+    """
+    check_versions()
+    # Bars drawn with carriage returns would end up between the worker's structured log lines.
+    transformers.utils.logging.disable_progress_bar()
+    on_device = _choose_device(device)
+    in_dtype = _choose_dtype(dtype, on_device)
+    schedule_params = check_scheduler(_load(FlowMatchEulerDiscreteScheduler, path / "scheduler"))
+    tokenizer = _load(ByT5Tokenizer, path / "tokenizer")
+    text_encoder = _load_net(T5EncoderModel, path / "text_encoder", on_device, in_dtype)
+    vae = _load_net(AutoencoderKL, path / "vae", on_device, in_dtype)
+    transformer = _load_net(GlmImageTransformer2DModel, path / "transformer", on_device, in_dtype)
+    _check_fit(transformer, vae, text_encoder)
+    return DecoderModel(
+        transformer=transformer,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        schedule_params=schedule_params,
+        codebook_size=transformer.config.prior_vq_quantizer_codebook_size,
+        latent_channels=transformer.config.in_channels,
+        vae_scale_factor=_vae_scale_factor(vae),
+        device=on_device,
+        dtype=in_dtype,
+    )
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # The tensor finds out what the name alone does not tell: that this torch has no such device.
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise StartupError(f"device {name!r} cannot be used here: {error}") from error
+
+
+def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in _DTYPES:
+        raise StartupError(f"dtype {name!r} is not one of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _load(part: Any, folder: Path, **options: Any) -> Any:
+    """Load one part through its own class: what `model_index.json` names, it does not get to choose."""
+    if not folder.is_dir():
+        raise StartupError(f"the checkpoint has no {folder.name}/ in {folder.parent}; it needs the layout of zai-org/GLM-Image")
+    try:
+        return part.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # the libraries raise a dozen types for a broken file; each means the same here
+        raise StartupError(f"cannot load {folder}: {error}") from error
+
+
+def _load_net(part: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    net, info = _load(part, folder, use_safetensors=True, dtype=dtype, output_loading_info=True)
+    # Both libraries fill a missing weight with random numbers and only print a warning.
+    if wrong := {kind: sorted(map(str, info[kind]))[:3] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}:
+        raise StartupError(f"the weights in {folder} are not those of its config: {wrong}")
+    return net.to(device).eval().requires_grad_(False)
+
+
+def _vae_scale_factor(vae: Any) -> int:
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def _check_fit(transformer: Any, vae: Any, text_encoder: Any) -> None:
+    for fits, sentence in (
+        (transformer.config.patch_size * _vae_scale_factor(vae) == PATCH_PX, f"patch size times VAE scale is not {PATCH_PX} pixels"),
+        (transformer.config.in_channels == vae.config.latent_channels, "transformer and VAE differ in latent channels"),
+        (transformer.config.text_embed_dim == text_encoder.config.d_model, "transformer and text encoder differ in embedding size"),
+        (vae.config.latents_mean is not None and vae.config.latents_std is not None, "the VAE has no latents_mean and latents_std"),
+    ):
+        if not fits:
+            raise StartupError(f"the parts of the checkpoint do not fit: {sentence}")
