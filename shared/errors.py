@@ -9,7 +9,7 @@ GlmqError
 │   ├── PermanentWorkError    the same input fails again: the job fails now
 │   │   └── TokenGridError    ids, shape or revision of a token grid do not fit
 │   └── TransientWorkError    another try may succeed: back to the queue, with back-off
-├── WorkStoppedError               the work was told to stop: cancel, shutdown or a lost lease
+├── WorkStoppedError          the work was told to stop: cancel, shutdown or a lost lease
 ├── StaleAttemptError         a newer attempt owns the row: drop the result, write nothing
 └── StartupError              this process must not run: wrong versions, settings or weights
 """

@@ -74,9 +74,10 @@ class Priority(StrEnum):
 
 WORK_MOVES: dict[WorkState, frozenset[WorkState]] = {
     WorkState.WAITING: frozenset({WorkState.READY, WorkState.FAILED, WorkState.CANCELED}),
-    WorkState.READY: frozenset({WorkState.RELEASED, WorkState.CANCELED}),
-    WorkState.RELEASED: frozenset({WorkState.RUNNING, WorkState.READY, WorkState.CANCELED}),
-    WorkState.RUNNING: frozenset({WorkState.DONE, WorkState.READY, WorkState.FAILED, WorkState.CANCELED}),
+    WorkState.READY: frozenset({WorkState.RELEASED, WorkState.WAITING, WorkState.CANCELED}),
+    WorkState.RELEASED: frozenset({WorkState.RUNNING, WorkState.READY, WorkState.WAITING, WorkState.CANCELED}),
+    # Back to waiting: an image whose grid turned out to be lost.
+    WorkState.RUNNING: frozenset({WorkState.DONE, WorkState.READY, WorkState.WAITING, WorkState.FAILED, WorkState.CANCELED}),
     # A finished grid whose artifact is gone from every store is drawn again.
     WorkState.DONE: frozenset({WorkState.READY}),
     WorkState.FAILED: frozenset(),

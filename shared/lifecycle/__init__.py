@@ -1,0 +1,15 @@
+"""
+Every status write of glmq, and the reads that go with them. Each function is one transaction, safe to repeat.
+
+    submit.py      a request becomes a job with its grids and images
+    work.py        release, claim, heartbeat, hand back, rescue: the same for grids and images
+    finish.py      finish_grid, finish_image, fail: how an attempt ends
+    jobs.py        get, list, cancel, expire: what customers and deadlines do
+    events.py      the event of a change and its webhook deliveries, inside the change's transaction
+    deliveries.py  claim and finish a webhook delivery
+    workers.py     which workers live, and what model they loaded
+    tenants.py     tenants, API keys, files
+
+Rows are locked in the order grid, image, job, tenant; whoever cannot keep it may be a deadlock's victim and is run again.
+The database's clock decides every lease and delay; a worker's clock decides nothing.
+"""

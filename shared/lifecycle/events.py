@@ -1,0 +1,53 @@
+"""The event of a change and the deliveries it causes, written in the change's own transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from shared.ids import new_id
+from shared.job_document import job_document
+from shared.states import TERMINAL_JOB
+from shared.tables import Event, Grid, Image, Job, Tenant, WebhookDelivery
+
+JOB_EVENTS = (
+    "job.queued",
+    "job.started",
+    "job.tokens_ready",
+    "job.requeued",
+    *(f"job.{status}" for status in ("succeeded", "failed", "canceled", "expired")),
+)
+"""Every type a job's events have, in the order of a job's life."""
+
+DEFAULT_WEBHOOK_EVENTS = tuple(f"job.{status}" for status in sorted(TERMINAL_JOB))
+"""What a per-job webhook hears when it names no events: the end, whichever it is."""
+
+
+def record_event(session: Session, job: Job, event_type: str) -> None:
+    """Append an event with the job as it now is, and one delivery if the job's webhook wants it."""
+    session.flush()
+    images, grids = images_and_grids(session, job.id)
+    # Last lock of the transaction: all of a tenant's changes pass here one by one, which is what makes `seq` gap-free.
+    take_seq = update(Tenant).where(Tenant.id == job.tenant_id).values(event_seq=Tenant.event_seq + 1).returning(Tenant.event_seq)
+    seq = session.execute(take_seq).scalar_one()
+    event = Event(id=new_id("evt"), tenant_id=job.tenant_id, seq=seq, job_id=job.id, type=event_type, data=job_document(job, images, grids))
+    session.add(event)
+    session.flush()
+    if job.webhook and event_type in job.webhook["events"]:
+        url = job.webhook["url"]
+        session.add(
+            WebhookDelivery(id=new_id("whd"), tenant_id=job.tenant_id, event_id=event.id, url=url, host=urlsplit(url).netloc.lower())
+        )
+
+
+def images_and_grids(session: Session, job_id: str) -> tuple[Sequence[Image], dict[str, Grid]]:
+    """The images of a job by index, and the grids they are drawn from by id."""
+    # populate_existing: conditional UPDATEs of this transaction passed by the session's copies.
+    fresh = {"populate_existing": True}
+    images = session.scalars(select(Image).where(Image.job_id == job_id).order_by(Image.index).execution_options(**fresh)).all()
+    wanted = {image.grid_id for image in images}
+    grids = session.scalars(select(Grid).where(Grid.id.in_(wanted)).execution_options(**fresh))
+    return images, {grid.id: grid for grid in grids}

@@ -1,0 +1,159 @@
+"""How an attempt ends: its artifact is stored and the row says so, or it failed. Every write is fenced by the attempt."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from typing import TypeVar
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from shared.db import Database
+from shared.errors import StaleAttemptError, WorkError
+from shared.lifecycle.ending import end_job, end_work, live_jobs
+from shared.lifecycle.events import record_event
+from shared.lifecycle.work import StoredArtifact, held_unit, requeue
+from shared.states import LIVE_WORK, JobStatus, Stage, WorkState
+from shared.tables import Grid, Image, Job, Usage
+
+Unit = TypeVar("Unit", Grid, Image)
+
+MAX_ERRORS = 5
+"""Attempts that may end in a retryable error before the unit fails. With 1, 2, 4, 8 s between them: a store's restart."""
+
+
+def finish_grid(db: Database, grid_id: str, attempt: int, artifact: StoredArtifact, num_tokens: int) -> None:
+    """
+    The grid is done; its waiting images become ready.
+
+    Raises:
+        StaleAttemptError: this attempt does not hold the grid any more.
+    """
+
+    def work(session: Session) -> None:
+        grid = _finish(session, Grid, grid_id, attempt, artifact)
+        if grid is None:
+            return
+        _record_usage(session, grid, Stage.AR, num_tokens)
+        session.execute(
+            update(Image)
+            .where(Image.grid_id == grid_id, Image.state == WorkState.WAITING)
+            .values(state=WorkState.READY, not_before=func.clock_timestamp())
+        )
+        for job in session.scalars(live_jobs(grid)).all():
+            job.version += 1
+            record_event(session, job, "job.tokens_ready")
+
+    db.run(work)
+
+
+def finish_image(db: Database, image_id: str, attempt: int, artifact: StoredArtifact) -> None:
+    """
+    The image is stored; the job succeeds with its last one.
+
+    Raises:
+        StaleAttemptError: this attempt does not hold the image any more.
+    """
+
+    def work(session: Session) -> None:
+        image = _finish(session, Image, image_id, attempt, artifact)
+        if image is None:
+            return
+        _record_usage(session, image, Stage.DECODER, image.steps)
+        job = session.get_one(Job, image.job_id, with_for_update=True, populate_existing=True)
+        # Counted after the job is locked: of two images that end together, the second one sees the first.
+        left = session.scalar(select(func.count()).where(Image.job_id == job.id, Image.state.in_(LIVE_WORK)))
+        if left:
+            job.version += 1
+        else:
+            end_job(session, job, JobStatus.SUCCEEDED)
+
+    db.run(work)
+
+
+def fail(db: Database, stage: Stage, work_id: str, attempt: int, error: WorkError, retryable: bool) -> None:
+    """
+    The attempt failed. Retryable: back to ready with back-off, `MAX_ERRORS` times; otherwise the unit and its jobs fail.
+
+    Raises:
+        StaleAttemptError: this attempt does not hold the unit any more.
+    """
+
+    def work(session: Session) -> None:
+        unit = held_unit(session, stage, work_id, attempt)
+        if unit is None:
+            raise StaleAttemptError(f"{work_id}: attempt {attempt} is over")
+        unit.num_errors += 1
+        unit.error = {"code": error.code, "message": error.detail}
+        if retryable and unit.num_errors < MAX_ERRORS:
+            # Jitter, so that work that failed together does not come back together.
+            requeue(session, unit, delay_s=2 ** (unit.num_errors - 1) * random.uniform(0.8, 1.2))  # noqa: S311 - not a secret
+        else:
+            end_work(session, unit, unit.error)
+
+    db.run(work)
+
+
+def redraw_grid(db: Database, image_id: str, attempt: int) -> None:
+    """
+    The finished grid of a running image is gone from every store, or broken: draw it again. The image waits for it.
+
+    Raises:
+        StaleAttemptError: this attempt does not hold the image any more.
+    """
+
+    def work(session: Session) -> None:
+        image = held_unit(session, Stage.DECODER, image_id, attempt)
+        if not isinstance(image, Image):
+            raise StaleAttemptError(f"{image_id}: attempt {attempt} is over")
+        grid = session.get_one(Grid, image.grid_id, with_for_update=True)
+        image.num_errors += 1
+        if image.num_errors >= MAX_ERRORS:
+            end_work(session, image, {"code": "artifact_lost", "message": "the token grid was lost again and again"})
+            return
+        image.state = WorkState.WAITING
+        image.worker_id = image.lease_until = None
+        if grid.state == WorkState.DONE:
+            grid.state = WorkState.READY
+            grid.storage_key = grid.sha256 = grid.size_bytes = grid.finished_at = None
+            # Others that were about to read the same lost grid wait with it.
+            session.execute(
+                update(Image)
+                .where(Image.grid_id == grid.id, Image.state.in_([WorkState.READY, WorkState.RELEASED]))
+                .values(state=WorkState.WAITING, released_at=None)
+            )
+        for job in session.scalars(live_jobs(grid)).all():
+            job.version += 1
+            record_event(session, job, "job.requeued")
+
+    db.run(work)
+
+
+def _finish(session: Session, row: type[Unit], unit_id: str, attempt: int, artifact: StoredArtifact) -> Unit | None:
+    """Mark as done; None if this very artifact is already there (an unknown commit is being repeated)."""
+    finished = session.execute(
+        update(row)
+        .where(row.id == unit_id, row.attempt == attempt, row.state == WorkState.RUNNING)
+        .values(
+            state=WorkState.DONE,
+            storage_key=artifact.storage_key,
+            sha256=artifact.sha256,
+            size_bytes=artifact.size_bytes,
+            lease_until=None,
+            error=None,
+            finished_at=func.clock_timestamp(),
+        )
+        .returning(row.id)
+    ).one_or_none()
+    unit = session.get_one(row, unit_id, populate_existing=True)
+    if finished is not None:
+        return unit
+    if unit.state == WorkState.DONE and unit.storage_key == artifact.storage_key:
+        return None
+    raise StaleAttemptError(f"{unit_id}: attempt {attempt} is over, it is {unit.state} at attempt {unit.attempt}")
+
+
+def _record_usage(session: Session, unit: Grid | Image, stage: Stage, units: int) -> None:
+    seconds = (unit.finished_at - unit.started_at) / timedelta(seconds=1) if unit.finished_at and unit.started_at else 0.0
+    session.add(Usage(tenant_id=unit.tenant_id, stage=stage, work_id=unit.id, units=units, seconds=seconds))

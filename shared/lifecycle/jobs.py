@@ -1,0 +1,146 @@
+"""What customers and deadlines do to jobs: read, list, cancel, expire. Every read is filtered by tenant here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select, tuple_
+from sqlalchemy.orm import Session
+
+from shared.db import Database
+from shared.errors import RequestError
+from shared.job_document import Progress, job_document
+from shared.lifecycle.ending import end_job
+from shared.lifecycle.events import images_and_grids
+from shared.lifecycle.work import StoredArtifact, finished_artifact
+from shared.states import TERMINAL_JOB, JobStatus, WorkState
+from shared.tables import Grid, Image, Job
+
+_EXPIRE_BATCH = 50
+
+ReadProgress = Callable[[list[str]], Mapping[str, Progress]]
+"""Live progress by work id, from Redis; empty when Redis is away."""
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """What a listing shows: all given conditions together."""
+
+    statuses: tuple[JobStatus, ...] = ()
+    custom_id: str | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """A finished image in S3."""
+
+    artifact: StoredArtifact
+    format: str
+
+
+def get_job(db: Database, tenant_id: str, job_id: str, read_progress: ReadProgress) -> dict[str, Any] | None:
+    """The job's document, or None if this tenant has no such job."""
+
+    def work(session: Session) -> dict[str, Any] | None:
+        job = session.scalars(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)).one_or_none()
+        return None if job is None else _document(session, job, read_progress)
+
+    return db.run(work)
+
+
+def list_jobs(
+    db: Database, tenant_id: str, wanted: JobFilter, limit: int, after: str | None, newest_first: bool, read_progress: ReadProgress
+) -> tuple[list[dict[str, Any]], bool]:
+    """
+    One page of jobs by time of creation, and whether more follow.
+
+    Raises:
+        RequestError: `after` is not a job of this tenant.
+    """
+
+    def work(session: Session) -> tuple[list[dict[str, Any]], bool]:
+        query = select(Job).where(Job.tenant_id == tenant_id)
+        position = tuple_(Job.created_at, Job.id)
+        if after is not None:
+            cursor = session.execute(select(Job.created_at, Job.id).where(Job.id == after, Job.tenant_id == tenant_id)).one_or_none()
+            if cursor is None:
+                raise RequestError("invalid_request", f"after names no job of yours: {after}", "after")
+            query = query.where(position < tuple(cursor) if newest_first else position > tuple(cursor))
+        if wanted.statuses:
+            query = query.where(Job.status.in_(wanted.statuses))
+        if wanted.custom_id is not None:
+            query = query.where(Job.custom_id == wanted.custom_id)
+        if wanted.metadata:
+            query = query.where(Job.request_metadata.contains(dict(wanted.metadata)))
+        if wanted.created_after is not None:
+            query = query.where(Job.created_at > wanted.created_after)
+        if wanted.created_before is not None:
+            query = query.where(Job.created_at < wanted.created_before)
+        order = (Job.created_at.desc(), Job.id.desc()) if newest_first else (Job.created_at, Job.id)
+        jobs = session.scalars(query.order_by(*order).limit(limit + 1)).all()
+        return [_document(session, job, read_progress) for job in jobs[:limit]], len(jobs) > limit
+
+    return db.run(work)
+
+
+def cancel(db: Database, tenant_id: str, job_id: str) -> list[str] | None:
+    """
+    Cancel a job: it ends now, and whatever runs for it alone is dropped.
+
+    Returns:
+        The ids of running work whose workers should stop; None if this tenant has no such job.
+    Raises:
+        RequestError: `already_terminal`, the job ended before.
+    """
+
+    def work(session: Session) -> list[str] | None:
+        job = session.scalars(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id).with_for_update()).one_or_none()
+        if job is None:
+            return None
+        if job.status in TERMINAL_JOB:
+            raise RequestError("already_terminal", f"the job is {job.status} and cannot change any more")
+        return [unit.id for unit in end_job(session, job, JobStatus.CANCELED)]
+
+    return db.run(work)
+
+
+def expire(db: Database) -> list[str]:
+    """End the jobs whose deadline has passed. Returns the ids of running work whose workers should stop."""
+
+    def work(session: Session) -> list[str]:
+        late = session.scalars(
+            select(Job)
+            .where(Job.deadline < func.clock_timestamp(), Job.status.not_in(TERMINAL_JOB))
+            .order_by(Job.deadline)
+            .limit(_EXPIRE_BATCH)
+            .with_for_update(skip_locked=True)
+        ).all()
+        error = {"code": "deadline_exceeded", "message": "the deadline passed before the last image was stored"}
+        return [unit.id for job in late for unit in end_job(session, job, JobStatus.EXPIRED, error)]
+
+    return db.run(work)
+
+
+def get_result(db: Database, tenant_id: str, job_id: str, index: int) -> StoredResult | None:
+    """A finished image of this tenant's job, or None."""
+
+    def work(session: Session) -> StoredResult | None:
+        image = session.scalars(
+            select(Image).where(Image.job_id == job_id, Image.tenant_id == tenant_id, Image.index == index, Image.state == WorkState.DONE)
+        ).one_or_none()
+        return None if image is None else StoredResult(finished_artifact(image), image.format)
+
+    return db.run(work)
+
+
+def _document(session: Session, job: Job, read_progress: ReadProgress) -> dict[str, Any]:
+    images, grids = images_and_grids(session, job.id)
+    units: list[Grid | Image] = [*images, *grids.values()]
+    running = [unit.id for unit in units if unit.state == WorkState.RUNNING]
+    return job_document(job, images, grids, read_progress(running) if running else {})

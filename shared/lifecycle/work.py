@@ -1,0 +1,311 @@
+"""How a unit of work moves before it ends: release, claim, heartbeat, hand back, rescue. The same for grids and images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from shared.db import Database
+from shared.lifecycle.ending import database_now, end_work, live_jobs
+from shared.lifecycle.events import record_event
+from shared.states import JobStatus, Stage, WorkState
+from shared.tables import File, Grid, Image, Job
+
+WORK: dict[Stage, Any] = {Stage.AR: Grid, Stage.DECODER: Image}
+"""The table of each stage. Any: mypy joins the two row types to their bare base, which has no columns."""
+
+MAX_LOST = 3
+"""Leases a unit may lose before it is taken for work that kills its worker."""
+
+RELEASE_S = 30
+"""Seconds until a release that nobody claimed is taken back. Idle workers ask every 2 s, so all are busy or gone by then."""
+
+_BATCH = 100
+_now = func.clock_timestamp
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """What an attempt left in S3, under a key that names the attempt."""
+
+    storage_key: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source image of a claimed unit: where it is, and what it must be."""
+
+    storage_key: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ClaimedGrid:
+    """A grid whose lease this worker holds; `attempt` fences every later write."""
+
+    id: str
+    attempt: int
+    tenant_id: str
+    prompt: str
+    token_h: int
+    token_w: int
+    seed: int
+    temperature: float
+    top_p: float
+    model_revision: str
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class ClaimedImage:
+    """An image whose lease this worker holds, with its finished grid."""
+
+    id: str
+    attempt: int
+    tenant_id: str
+    job_id: str
+    index: int
+    prompt: str
+    token_h: int
+    token_w: int
+    seed: int
+    steps: int
+    guidance_scale: float
+    height_px: int
+    width_px: int
+    format: str
+    quality: int | None
+    model_revision: str
+    sources: tuple[Source, ...]
+    grid_id: str
+    grid_artifact: StoredArtifact
+
+
+def release(db: Database, stage: Stage, limit: int) -> list[str]:
+    """
+    Mark the next `limit` units as released, most urgent lane first, oldest first within it.
+
+    Returns:
+        Their ids, to be sent to Celery after this transaction: a message must never be ahead of its row.
+    """
+    row = WORK[stage]
+
+    def work(session: Session) -> list[str]:
+        picked = (
+            select(row.id)
+            .where(row.state == WorkState.READY, row.not_before <= _now())
+            .order_by(row.lane, row.created_at, row.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        ids = list(session.scalars(picked))
+        session.execute(update(row).where(row.id.in_(ids)).values(state=WorkState.RELEASED, released_at=_now()))
+        return ids
+
+    return db.run(work)
+
+
+def count_outstanding(db: Database, stage: Stage) -> int:
+    """Units that are released or running."""
+    row = WORK[stage]
+    query = select(func.count()).where(row.state.in_([WorkState.RELEASED, WorkState.RUNNING]))
+    return db.run(lambda session: session.scalar(query) or 0)
+
+
+def claim_grid(db: Database, worker_id: str, lease_s: float, grid_id: str | None = None) -> ClaimedGrid | None:
+    """Claim this released grid, or any; None if it is not released (canceled, claimed, a doubled message)."""
+
+    def work(session: Session) -> ClaimedGrid | None:
+        unit_id = _claim(session, Grid, worker_id, lease_s, grid_id)
+        if unit_id is None:
+            return None
+        grid = session.get_one(Grid, unit_id, populate_existing=True)
+        for job in session.scalars(live_jobs(grid)):
+            _start_job(session, job)
+        return ClaimedGrid(
+            id=grid.id,
+            attempt=grid.attempt,
+            tenant_id=grid.tenant_id,
+            prompt=grid.prompt,
+            token_h=grid.token_h,
+            token_w=grid.token_w,
+            seed=grid.seed,
+            temperature=grid.temperature,
+            top_p=grid.top_p,
+            model_revision=grid.model_revision,
+            sources=_sources(session, grid),
+        )
+
+    return db.run(work)
+
+
+def claim_image(db: Database, worker_id: str, lease_s: float, image_id: str | None = None) -> ClaimedImage | None:
+    """Claim this released image, or any; None if it is not released."""
+
+    def work(session: Session) -> ClaimedImage | None:
+        unit_id = _claim(session, Image, worker_id, lease_s, image_id)
+        if unit_id is None:
+            return None
+        image = session.get_one(Image, unit_id, populate_existing=True)
+        grid = session.get_one(Grid, image.grid_id)
+        for job in session.scalars(live_jobs(image)):
+            _start_job(session, job)
+        artifact = finished_artifact(grid)
+        return ClaimedImage(
+            id=image.id,
+            attempt=image.attempt,
+            tenant_id=image.tenant_id,
+            job_id=image.job_id,
+            index=image.index,
+            prompt=grid.prompt,
+            token_h=grid.token_h,
+            token_w=grid.token_w,
+            seed=image.seed,
+            steps=image.steps,
+            guidance_scale=image.guidance_scale,
+            height_px=image.height_px,
+            width_px=image.width_px,
+            format=image.format,
+            quality=image.quality,
+            model_revision=grid.model_revision,
+            sources=_sources(session, grid),
+            grid_id=grid.id,
+            grid_artifact=artifact,
+        )
+
+    return db.run(work)
+
+
+def heartbeat(db: Database, stage: Stage, held: dict[str, int], lease_s: float) -> set[str]:
+    """
+    Extend the leases of `held` (attempt by work id).
+
+    Returns:
+        The ids still held. The others were canceled or rescued: stop them and write nothing.
+    """
+    row = WORK[stage]
+
+    def work(session: Session) -> set[str]:
+        extended = session.execute(
+            update(row)
+            .where(row.id.in_(list(held)), row.state == WorkState.RUNNING)
+            .values(lease_until=_now() + timedelta(seconds=lease_s))
+            .returning(row.id, row.attempt)
+        )
+        return {unit_id for unit_id, attempt in extended if held[unit_id] == attempt}
+
+    return db.run(work)
+
+
+def held_unit(session: Session, stage: Stage, work_id: str, attempt: int) -> Grid | Image | None:
+    """The unit, locked, if this attempt still runs it."""
+    row = WORK[stage]
+    held: Grid | Image | None = session.execute(
+        select(row).where(row.id == work_id, row.attempt == attempt, row.state == WorkState.RUNNING).with_for_update()
+    ).scalar_one_or_none()
+    return held
+
+
+def hand_back(db: Database, stage: Stage, work_id: str, attempt: int) -> bool:
+    """Give running work back at once, as a worker does that shuts down. False: it was not ours any more."""
+
+    def work(session: Session) -> bool:
+        unit = held_unit(session, stage, work_id, attempt)
+        if unit is None:
+            return False
+        requeue(session, unit, delay_s=0)
+        return True
+
+    return db.run(work)
+
+
+def rescue(db: Database, stage: Stage) -> int:
+    """Take back expired leases and unclaimed releases; work that lost `MAX_LOST` leases fails. Returns how many were touched."""
+    row = WORK[stage]
+
+    def work(session: Session) -> int:
+        forgotten = session.scalars(
+            update(row)
+            .where(
+                row.id.in_(
+                    select(row.id)
+                    .where(row.state == WorkState.RELEASED, row.released_at < _now() - timedelta(seconds=RELEASE_S))
+                    .limit(_BATCH)
+                    .with_for_update(skip_locked=True)
+                )
+            )
+            .values(state=WorkState.READY, released_at=None, not_before=_now() + timedelta(seconds=1))
+            .returning(row.id)
+        ).all()
+        expired: Sequence[Grid | Image] = session.scalars(
+            select(row)
+            .where(row.state == WorkState.RUNNING, row.lease_until < _now())
+            .order_by(row.lease_until)
+            .limit(_BATCH)
+            .with_for_update(skip_locked=True)
+        ).all()
+        for unit in expired:
+            unit.num_lost += 1
+            if unit.num_lost >= MAX_LOST:
+                error = {"code": "worker_lost", "message": f"the worker was lost {unit.num_lost} times while doing this"}
+                end_work(session, unit, error)
+            else:
+                requeue(session, unit, delay_s=2.0**unit.num_lost)
+        return len(forgotten) + len(expired)
+
+    return db.run(work)
+
+
+def requeue(session: Session, unit: Grid | Image, delay_s: float) -> None:
+    """Running work goes back to ready. Whoever still runs it is refused: by the state now, by the attempt after the next claim."""
+    unit.state = WorkState.READY
+    unit.worker_id = unit.lease_until = None
+    unit.not_before = database_now(session) + timedelta(seconds=delay_s)
+    for job in session.scalars(live_jobs(unit)):
+        job.version += 1
+        record_event(session, job, "job.requeued")
+
+
+def _claim(session: Session, row: type[Grid] | type[Image], worker_id: str, lease_s: float, unit_id: str | None) -> str | None:
+    candidates = select(row.id).where(row.state == WorkState.RELEASED).with_for_update(skip_locked=True).limit(1)
+    candidates = candidates.order_by(row.lane, row.released_at) if unit_id is None else candidates.where(row.id == unit_id)
+    return session.scalar(
+        update(row)
+        .where(row.id.in_(candidates.scalar_subquery()))
+        .values(
+            state=WorkState.RUNNING,
+            attempt=row.attempt + 1,
+            worker_id=worker_id,
+            lease_until=_now() + timedelta(seconds=lease_s),
+            released_at=None,
+            started_at=_now(),
+        )
+        .returning(row.id)
+    )
+
+
+def _start_job(session: Session, job: Job) -> None:
+    if job.status == JobStatus.QUEUED:
+        job.status = JobStatus.RUNNING
+        job.started_at = database_now(session)
+        job.version += 1
+        record_event(session, job, "job.started")
+
+
+def _sources(session: Session, grid: Grid) -> tuple[Source, ...]:
+    files = {file.id: file for file in session.scalars(select(File).where(File.id.in_(grid.source_file_ids)))}
+    return tuple(Source(files[file_id].storage_key, files[file_id].sha256) for file_id in grid.source_file_ids)
+
+
+def finished_artifact(unit: Grid | Image) -> StoredArtifact:
+    """The artifact of a unit that is done; a check of the table says that it has one."""
+    if unit.storage_key is None or unit.sha256 is None or unit.size_bytes is None:
+        raise ValueError(f"{unit.id} is {unit.state} and has no artifact")
+    return StoredArtifact(unit.storage_key, unit.sha256, unit.size_bytes)

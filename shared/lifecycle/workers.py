@@ -1,0 +1,58 @@
+"""Which GPU workers live, what they loaded, and how much they can hold."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from shared.db import Database
+from shared.states import Stage
+from shared.tables import Worker
+
+ALIVE_S = 15
+"""A worker not seen for so long gets no new work."""
+
+_now = func.clock_timestamp
+
+
+def beat_worker(db: Database, worker_id: str, stage: Stage, host: str, pid: int, slots: int, model: dict[str, Any]) -> None:
+    """Say that a worker lives; the first beat registers it."""
+    row = insert(Worker).values(id=worker_id, stage=stage, host=host, pid=pid, slots=slots, model=model)
+    db.run(lambda session: session.execute(row.on_conflict_do_update(index_elements=[Worker.id], set_={"seen_at": _now()})))
+
+
+def stop_worker(db: Database, worker_id: str) -> None:
+    """Say that a worker takes no more work."""
+    db.run(lambda session: session.execute(update(Worker).where(Worker.id == worker_id).values(stopped_at=_now())))
+
+
+def count_slots(db: Database, stage: Stage) -> int:
+    """Units that the live workers of a stage can hold at once."""
+    query = select(func.coalesce(func.sum(Worker.slots), 0)).where(*_alive(stage))
+    return db.run(lambda session: int(session.execute(query).scalar_one()))
+
+
+def count_workers(db: Database, stage: Stage) -> int:
+    """Live workers of a stage."""
+    return db.run(lambda session: session.scalar(select(func.count()).where(*_alive(stage))) or 0)
+
+
+def latest_model(db: Database) -> dict[str, Any] | None:
+    """
+    What the newest AR worker loaded, alive or not: between two workers, jobs are accepted for the model of the last one.
+
+    The AR worker, because prompts, sizes and sources are bounded by its half.
+    """
+
+    def work(session: Session) -> dict[str, Any] | None:
+        return session.scalar(select(Worker.model).where(Worker.stage == Stage.AR).order_by(Worker.seen_at.desc()).limit(1))
+
+    return db.run(work)
+
+
+def _alive(stage: Stage) -> tuple[Any, ...]:
+    return Worker.stage == stage, Worker.stopped_at.is_(None), Worker.seen_at > _now() - timedelta(seconds=ALIVE_S)

@@ -1,0 +1,75 @@
+"""
+Settings that more than one service reads: one typed class, every field an environment variable `GLMQ_…`.
+
+Each service extends a class of this module in its own `settings.py`. A value is read once, at start; a wrong one
+refuses the start with the variable's name. docs/settings.md is written from these classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import StartupError
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+class CoreSettings(BaseSettings):
+    """What every process needs: the ledger, the broker, the store, and how to log."""
+
+    model_config = SettingsConfigDict(env_prefix="GLMQ_", frozen=True)
+
+    database_url: SecretStr = Field(description="Postgres, as `postgresql://user:password@host:port/database`.")
+    redis_url: SecretStr = Field(description="Redis or Valkey, as `redis://:password@host:port/0`. May be flushed at any moment.")
+    s3_endpoint: str = Field(description="S3 API, as `http://host:port`.")
+    s3_public_endpoint: str = Field(
+        default="", description="S3 API as customers reach it; presigned URLs name it. Empty: the same as `GLMQ_S3_ENDPOINT`."
+    )
+    s3_access_key: str = Field(description="S3 access key id.")
+    s3_secret_key: SecretStr = Field(description="S3 secret access key.")
+    s3_bucket: str = Field(default="glmq", description="Bucket of token grids, source images and results.")
+    s3_region: str = Field(default="us-east-1", description="S3 region name.")
+    secret_key: SecretStr = Field(description="32 random bytes in base64; encrypts webhook secrets at rest.")
+    public_url: str = Field(default="", description="Base of the links in answers and webhooks. Empty: links are paths.")
+    egress_allow: str = Field(
+        default="",
+        description="Comma-separated addresses and CIDR ranges that webhooks and source-image URLs may reach although they are not public.",
+    )
+    db_pool_size: int = Field(default=8, ge=1, le=200, description="Database connections kept open per process.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe line that is written.")
+    log_format: Literal["json", "console"] = Field(default="json", description="`json` for machines, `console` for people.")
+
+
+class WorkerSettings(CoreSettings):
+    """What both GPU workers need."""
+
+    checkpoint: str = Field(description="Folder in the published layout, or a hub id such as `zai-org/GLM-Image`.")
+    model_revision: str = Field(default="", description="Overrides the revision read from the checkpoint's files.")
+    device: str = Field(default="auto", description="`auto` (cuda if there is one, else cpu) or a torch device.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="`auto`: bfloat16 on cuda, float32 on cpu.")
+    torch_threads: int = Field(default=1, ge=1, le=256, description="CPU threads of one torch operation; more than 1 slows small models.")
+    slots: int = Field(default=1, ge=1, le=1024, description="Units of work this worker holds at once.")
+    lease_s: float = Field(
+        default=30, ge=2, le=3600, description="Seconds after the last heartbeat until the work is given to another worker."
+    )
+    heartbeat_s: float = Field(default=5, gt=0, le=600, description="Seconds between two heartbeats of a lease; at most a third of it.")
+    poll_s: float = Field(default=2, gt=0, le=60, description="Seconds between two looks for released work whose message was lost.")
+    shutdown_s: float = Field(default=8, gt=0, le=600, description="Seconds from SIGTERM until the process ends in any case.")
+
+
+def read_settings(kind: type[Settings]) -> Settings:
+    """
+    Read one class of settings from the environment.
+
+    Raises:
+        StartupError: a variable is missing or wrong; names it, never its value (it may be a secret).
+    """
+    try:
+        return kind()
+    except ValidationError as error:
+        problems = "; ".join(f"GLMQ_{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors(include_input=False))
+        # From None: the original names the rejected values, which may be secrets.
+        raise StartupError(f"settings refused: {problems}") from None

@@ -1,0 +1,392 @@
+"""
+Every row glmq keeps. The migrations in infra/migrations make these tables; `shared/lifecycle` is the only writer of states.
+
+All times are UTC with time zone. Sizes are pixels, height before width.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from shared.states import JobStatus, Priority, Stage, WorkState
+
+
+def _one_of(column: str, values: type[JobStatus] | type[WorkState] | type[Priority] | type[Stage]) -> CheckConstraint:
+    names = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({names})", name=f"{column}_known")
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, so that migrations can speak of them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads this plain class attribute
+        str: Text,
+        int: BigInteger,
+        float: Double,
+        bytes: LargeBinary,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[str]: ARRAY(Text),
+    }
+
+
+def _created_at() -> Mapped[datetime]:
+    return mapped_column(server_default=func.clock_timestamp())
+
+
+class Tenant(Base):
+    """A customer. `event_seq` is the number of its last event: taking the next one locks this row, so numbers have no gaps."""
+
+    __tablename__ = "tenant"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    event_seq: Mapped[int] = mapped_column(server_default="0")
+    webhook_secret: Mapped[bytes]
+    """Signs deliveries to per-job URLs; sealed by `shared/sealing.py`."""
+    created_at: Mapped[datetime] = _created_at()
+
+
+class ApiKey(Base):
+    """A key of a tenant. The secret half is stored as a hash only."""
+
+    __tablename__ = "api_key"
+    __table_args__ = (CheckConstraint("scopes <@ ARRAY['read', 'submit', 'admin'] AND cardinality(scopes) > 0", name="scopes_known"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """The public half of the key."""
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), index=True)
+    name: Mapped[str]
+    secret_sha256: Mapped[bytes]
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = _created_at()
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class File(Base):
+    """An object of a tenant in S3: a normalised source image, or a file of the batch interface."""
+
+    __tablename__ = "file"
+    __table_args__ = (
+        CheckConstraint("purpose IN ('source', 'batch', 'batch_output')", name="purpose_known"),
+        CheckConstraint("size_bytes >= 0", name="size_not_negative"),
+        CheckConstraint("purpose <> 'source' OR (height_px > 0 AND width_px > 0)", name="source_has_size"),
+        # The same picture sent twice is stored once.
+        Index("uq_file_source", "tenant_id", "sha256", unique=True, postgresql_where=text("purpose = 'source'")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    purpose: Mapped[str]
+    storage_key: Mapped[str] = mapped_column(unique=True)
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+    content_type: Mapped[str]
+    height_px: Mapped[int | None]
+    width_px: Mapped[int | None]
+    created_at: Mapped[datetime] = _created_at()
+
+
+class Batch(Base):
+    """Many jobs submitted as one."""
+
+    __tablename__ = "batch"
+    __table_args__ = (
+        CheckConstraint("status IN ('running', 'completed', 'canceled', 'failed', 'expired')", name="status_known"),
+        Index("ix_batch_tenant", "tenant_id", "created_at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    status: Mapped[str]
+    input_file_id: Mapped[str | None] = mapped_column(ForeignKey("file.id"))
+    request_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
+    created_at: Mapped[datetime] = _created_at()
+    completed_at: Mapped[datetime | None]
+
+
+class Job(Base):
+    """What a customer asked for. `version` grows by one at every change."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        _one_of("status", JobStatus),
+        _one_of("priority", Priority),
+        CheckConstraint("num_images BETWEEN 1 AND 10", name="num_images_in_range"),
+        CheckConstraint("(completed_at IS NULL) = (status IN ('queued', 'running'))", name="completed_iff_final"),
+        CheckConstraint("status <> 'failed' OR error IS NOT NULL", name="failure_has_reason"),
+        Index("ix_job_tenant", "tenant_id", "created_at", "id"),
+        Index("ix_job_tenant_status", "tenant_id", "status", "created_at", "id"),
+        Index("ix_job_deadline", "deadline", postgresql_where=text("deadline IS NOT NULL AND status IN ('queued', 'running')")),
+        Index("ix_job_live", "priority", "created_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_job_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    batch_id: Mapped[str | None] = mapped_column(ForeignKey("batch.id"))
+    status: Mapped[str]
+    priority: Mapped[str]
+    version: Mapped[int] = mapped_column(server_default="1")
+    input: Mapped[dict[str, Any]]
+    """The request as it was sent."""
+    params: Mapped[dict[str, Any]]
+    """The request with every default and seed filled in; what the engines follow."""
+    model: Mapped[dict[str, Any]]
+    """`{name, revision}` of the checkpoint that the defaults came from."""
+    num_images: Mapped[int]
+    webhook: Mapped[dict[str, Any] | None]
+    """`{url, events}` of the per-job callback."""
+    request_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
+    custom_id: Mapped[str | None]
+    deadline: Mapped[datetime | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = _created_at()
+    started_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+
+
+class WorkColumns:
+    """What a unit of work carries, whichever stage does it."""
+
+    state: Mapped[str]
+    lane: Mapped[int]
+    """Index of the priority in `Priority`: smaller is released first."""
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    """The fencing token: +1 at every claim. A result is written only by the attempt that runs now."""
+    num_lost: Mapped[int] = mapped_column(server_default="0")
+    """Leases that ran out: work that kills its worker."""
+    num_errors: Mapped[int] = mapped_column(server_default="0")
+    """Attempts that ended in a retryable error."""
+    worker_id: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    released_at: Mapped[datetime | None]
+    not_before: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    cost_s: Mapped[float | None]
+    """Predicted seconds of a worker; unknown until workers have reported their speed."""
+    error: Mapped[dict[str, Any] | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = _created_at()
+
+    storage_key: Mapped[str | None]
+    """The artifact in S3, written under the winning attempt's own key."""
+    sha256: Mapped[str | None]
+    size_bytes: Mapped[int | None]
+
+
+def _work_constraints(table: str) -> tuple[CheckConstraint | Index, ...]:
+    return (
+        _one_of("state", WorkState),
+        CheckConstraint("lane BETWEEN 0 AND 2", name="lane_known"),
+        CheckConstraint("(state = 'running') = (lease_until IS NOT NULL)", name="lease_iff_running"),
+        CheckConstraint("(state = 'released') = (released_at IS NOT NULL)", name="released_at_iff_released"),
+        CheckConstraint("state <> 'done' OR (storage_key IS NOT NULL AND sha256 IS NOT NULL AND size_bytes > 0)", name="done_has_artifact"),
+        CheckConstraint("state <> 'failed' OR error IS NOT NULL", name="failure_has_reason"),
+        Index(f"ix_{table}_ready", "lane", "created_at", "id", postgresql_where=text("state = 'ready'")),
+        Index(f"ix_{table}_released", "lane", "released_at", postgresql_where=text("state = 'released'")),
+        Index(f"ix_{table}_lease", "lease_until", postgresql_where=text("state = 'running'")),
+    )
+
+
+class Grid(WorkColumns, Base):
+    """One AR run. Requests with the same `key` share it, running or done."""
+
+    __tablename__ = "grid"
+    __table_args__ = (
+        *_work_constraints("grid"),
+        CheckConstraint("token_h > 0 AND token_w > 0", name="size_positive"),
+        Index("uq_grid_key", "tenant_id", "key", unique=True, postgresql_where=text("state NOT IN ('failed', 'canceled')")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    key: Mapped[str]
+    """SHA-256 of everything that decides the tokens."""
+    prompt: Mapped[str]
+    token_h: Mapped[int]
+    token_w: Mapped[int]
+    seed: Mapped[int]
+    temperature: Mapped[float]
+    top_p: Mapped[float]
+    source_file_ids: Mapped[list[str]]
+    model_revision: Mapped[str]
+
+
+class Image(WorkColumns, Base):
+    """One decoder run: image `index` of a job."""
+
+    __tablename__ = "image"
+    __table_args__ = (
+        *_work_constraints("image"),
+        UniqueConstraint("job_id", "index"),
+        CheckConstraint("height_px > 0 AND width_px > 0", name="size_positive"),
+        CheckConstraint("steps > 0", name="steps_positive"),
+        CheckConstraint("format IN ('png', 'jpeg', 'webp')", name="format_known"),
+        Index("ix_image_grid", "grid_id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"))
+    index: Mapped[int]
+    grid_id: Mapped[str] = mapped_column(ForeignKey("grid.id"))
+    seed: Mapped[int]
+    steps: Mapped[int]
+    guidance_scale: Mapped[float]
+    height_px: Mapped[int]
+    width_px: Mapped[int]
+    format: Mapped[str]
+    quality: Mapped[int | None]
+
+
+class Event(Base):
+    """Something that happened to a job; append-only, gap-free by `seq` within its tenant."""
+
+    __tablename__ = "event"
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "seq"),
+        Index("ix_event_job", "job_id", "seq"),
+        # Exactly one end per job is a constraint, not a hope.
+        Index(
+            "uq_event_end",
+            "job_id",
+            unique=True,
+            postgresql_where=text("type IN ('job.succeeded', 'job.failed', 'job.canceled', 'job.expired')"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    seq: Mapped[int]
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"))
+    type: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    """The job as it was at that moment, without presigned URLs."""
+    created_at: Mapped[datetime] = _created_at()
+
+
+class WebhookEndpoint(Base):
+    """A URL that a tenant registered for its events."""
+
+    __tablename__ = "webhook_endpoint"
+    __table_args__ = (CheckConstraint("status IN ('enabled', 'disabled')", name="status_known"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), index=True)
+    url: Mapped[str]
+    secret: Mapped[bytes]
+    events: Mapped[list[str]]
+    status: Mapped[str]
+    created_at: Mapped[datetime] = _created_at()
+
+
+class WebhookDelivery(Base):
+    """One event on its way to one URL; written in the transaction that wrote the event."""
+
+    __tablename__ = "webhook_delivery"
+    __table_args__ = (
+        CheckConstraint("state IN ('pending', 'delivered', 'exhausted')", name="state_known"),
+        UniqueConstraint("event_id", "url"),
+        Index("ix_webhook_delivery_due", "next_at", postgresql_where=text("state = 'pending'")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    event_id: Mapped[str] = mapped_column(ForeignKey("event.id"))
+    endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("webhook_endpoint.id"))
+    url: Mapped[str]
+    host: Mapped[str]
+    """Host and port of the URL: so many deliveries at once go to one host, and no more."""
+    state: Mapped[str] = mapped_column(server_default="pending")
+    body: Mapped[bytes | None]
+    """Made at the first attempt and sent unchanged ever after."""
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    next_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    lease_until: Mapped[datetime | None]
+    """Held by a sender until then."""
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None]
+    last_reply: Mapped[bytes | None]
+    last_latency_ms: Mapped[int | None]
+    created_at: Mapped[datetime] = _created_at()
+    delivered_at: Mapped[datetime | None]
+
+
+class IdempotencyKey(Base):
+    """A key that a customer sent with a POST, and the job it made."""
+
+    __tablename__ = "idempotency_key"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
+    route: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    """SHA-256 of the request's meaning; another one with the same key is refused."""
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"))
+    created_at: Mapped[datetime] = _created_at()
+
+
+class Worker(Base):
+    """A GPU worker that reported in: what it loaded, and when it was last seen."""
+
+    __tablename__ = "worker"
+    __table_args__ = (_one_of("stage", Stage), Index("ix_worker_seen", "stage", "seen_at"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    stage: Mapped[str]
+    host: Mapped[str]
+    pid: Mapped[int]
+    slots: Mapped[int]
+    model: Mapped[dict[str, Any]]
+    """`ModelInfo` of its checkpoint."""
+    started_at: Mapped[datetime] = _created_at()
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    stopped_at: Mapped[datetime | None]
+
+
+class Usage(Base):
+    """What a finished unit of work cost; append-only."""
+
+    __tablename__ = "usage"
+    __table_args__ = (_one_of("stage", Stage), Index("ix_usage_tenant", "tenant_id", "created_at"), Index("ix_usage_work", "work_id"))
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    stage: Mapped[str]
+    work_id: Mapped[str]
+    units: Mapped[int]
+    """AR: tokens sampled. Decoder: denoising steps."""
+    seconds: Mapped[float]
+    """Wall time of the winning attempt."""
+    created_at: Mapped[datetime] = _created_at()
