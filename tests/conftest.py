@@ -5,15 +5,83 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from infra.embedded.find import postgres_programs, redis_program, weed_program
+from infra.embedded.memory import Memory
+from infra.embedded.postgres import PostgresServer
+from infra.embedded.redis import RedisServer
+from infra.embedded.s3 import S3Server
+
 # Before torch is imported: one thread is faster than two for nets this small, and xdist runs several tests at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test that asks the hub for something is a broken test.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+_MEMORY_DISK = Path("/dev/shm")  # noqa: S108 - a disk in memory, where a folder with a name of its own is made
+_ROOM_BYTES = 2 << 30
+"""A server fills a gigabyte in a long run; containers often have a memory disk of 64 MiB."""
+
+
+@pytest.fixture(scope="session")
+def throwaway() -> Iterator[Path]:
+    """A folder for servers, in memory where there is room, deleted at the end. One per xdist worker."""
+    in_memory = _MEMORY_DISK.is_dir() and os.access(_MEMORY_DISK, os.W_OK) and shutil.disk_usage(_MEMORY_DISK).free > _ROOM_BYTES
+    with tempfile.TemporaryDirectory(prefix="glmq-test-", dir=_MEMORY_DISK if in_memory else None) as name:
+        folder = Path(name)
+        # Root's Postgres runs as nobody, who must be able to pass.
+        folder.chmod(0o711)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def postgres_server(throwaway: Path) -> Iterator[PostgresServer]:
+    """A running Postgres; its data is not synced to disk."""
+    server = PostgresServer(
+        throwaway / "postgres", Memory(throwaway / "postgres.json"), throwaway / "postgres.log", postgres_programs(), durable=False
+    )
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """URL of an empty database that all tests of one xdist worker share; most want `database_url`."""
+    return postgres_server.url()
+
+
+@pytest.fixture
+def database_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """URL of a fresh, empty database, dropped afterwards."""
+    name = f"test_{uuid.uuid4().hex}"
+    yield postgres_server.create_database(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def redis_url(throwaway: Path) -> Iterator[str]:
+    """URL of a running Redis that all tests of one xdist worker share."""
+    server = RedisServer(throwaway / "redis", Memory(throwaway / "redis.json"), throwaway / "redis.log", redis_program(), durable=False)
+    server.start()
+    yield server.url()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3(throwaway: Path) -> Iterator[S3Server]:
+    """A running S3 with `endpoint`, `access_key` and `secret_key`, no bucket yet; shared by all tests of one xdist worker."""
+    server = S3Server(throwaway / "s3", Memory(throwaway / "s3.json"), throwaway / "s3.log", weed_program(), durable=False)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")
