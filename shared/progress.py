@@ -1,0 +1,89 @@
+"""
+What lives in Redis and may vanish at any moment: progress, stop flags, hot token grids.
+
+Every call survives a dead Redis: it answers "nothing", and for a second after a failure it does not even ask. Whoever
+needs the truth reads Postgres or S3.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import redis
+import structlog
+
+Result = TypeVar("Result")
+
+_PROGRESS_S = 600
+_STOP_S = 600
+_HOT_GRID_S = 900
+"""A decoder normally reads a grid within seconds; after this it costs a read from S3."""
+_PAUSE_S = 1.0
+
+log = structlog.get_logger()
+
+
+class LiveState:
+    """One Redis. Thread-safe."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis: Any = redis.Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2, health_check_interval=10)
+        self._down_until = 0.0
+
+    def write_progress(self, progress: Mapping[str, tuple[str, int, int]]) -> None:
+        """Publish phase, done and total by work id."""
+
+        def work() -> None:
+            pipe = self._redis.pipeline(transaction=False)
+            for work_id, state in progress.items():
+                pipe.set(f"glmq:progress:{work_id}", json.dumps(state), ex=_PROGRESS_S)
+            pipe.execute()
+
+        self._try(work, None)
+
+    def read_progress(self, work_ids: list[str]) -> dict[str, tuple[str, int, int]]:
+        """What was last published; ids without anything are left out."""
+        values: list[bytes | None] = self._try(lambda: self._redis.mget([f"glmq:progress:{work_id}" for work_id in work_ids]), [])
+        return {work_id: tuple(json.loads(value)) for work_id, value in zip(work_ids, values, strict=False) if value}
+
+    def flag_stop(self, work_ids: Iterable[str]) -> None:
+        """Tell workers to drop this work soon; without Redis they hear of it at their next heartbeat."""
+
+        def work() -> None:
+            pipe = self._redis.pipeline(transaction=False)
+            for work_id in work_ids:
+                pipe.set(f"glmq:stop:{work_id}", "1", ex=_STOP_S)
+            pipe.execute()
+
+        self._try(work, None)
+
+    def read_stops(self, work_ids: list[str]) -> set[str]:
+        """Which of this work is flagged to stop."""
+        values: list[bytes | None] = self._try(lambda: self._redis.mget([f"glmq:stop:{work_id}" for work_id in work_ids]), [])
+        return {work_id for work_id, value in zip(work_ids, values, strict=False) if value}
+
+    def put_grid(self, sha256: str, data: bytes) -> None:
+        """Keep a token grid at hand, under the hash of its bytes."""
+        self._try(lambda: self._redis.set(f"glmq:grid:{sha256}", data, ex=_HOT_GRID_S), None)
+
+    def get_grid(self, sha256: str) -> bytes | None:
+        """A token grid that is still hot."""
+        found: bytes | None = self._try(lambda: self._redis.get(f"glmq:grid:{sha256}"), None)
+        return found
+
+    def is_up(self) -> bool:
+        """Does Redis answer?"""
+        return bool(self._try(lambda: self._redis.ping(), False))
+
+    def _try(self, work: Callable[[], Result], otherwise: Result) -> Result:
+        if time.monotonic() < self._down_until:
+            return otherwise
+        try:
+            return work()
+        except redis.RedisError as error:
+            self._down_until = time.monotonic() + _PAUSE_S
+            log.warning("redis_away", error=type(error).__name__)
+            return otherwise
