@@ -1,0 +1,88 @@
+"""Files for customers."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from services.decoder_worker.rendition import ImageFormat, render
+
+_FORMATS: tuple[ImageFormat, ...] = ("png", "jpeg", "webp")
+
+
+def _picture(height: int, width: int) -> Image.Image:
+    """A red left half, a blue right half, and some noise so that no codec has it easy."""
+    pixels = np.random.default_rng(1).integers(0, 40, (height, width, 3), dtype=np.uint8)
+    pixels[:, : width // 2, 0] += 200
+    pixels[:, width // 2 :, 2] += 200
+    return Image.fromarray(pixels)
+
+
+def _opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def test_png_keeps_every_pixel() -> None:
+    """A PNG of unchanged size decodes to exactly the 8-bit pixels of the engine."""
+    picture = _picture(96, 128)
+    assert np.array_equal(np.array(_opened(render(picture, 96, 128, "png", None))), np.array(picture))
+
+
+@pytest.mark.parametrize("format", _FORMATS)
+@pytest.mark.parametrize(("height", "width"), [(96, 128), (90, 128), (96, 100), (65, 97), (1, 1), (200, 40), (300, 400)])
+def test_size_is_exactly_as_asked(format: ImageFormat, height: int, width: int) -> None:
+    """Smaller, larger, other aspect, a single pixel: the file has the size that was asked, in the format that was asked."""
+    image = _opened(render(_picture(96, 128), height, width, format, None))
+    assert (image.height, image.width, image.format, image.mode) == (height, width, format.upper(), "RGB")
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 40), (40, 128)])
+def test_the_crop_is_centred(height: int, width: int) -> None:
+    """Cut to either aspect, the border between red and blue stays in the middle."""
+    image = np.array(_opened(render(_picture(96, 128), height, width, "png", None))).astype(int)
+    is_red = image[..., 0] > image[..., 2]
+    assert is_red[:, : width // 2 - 1].all()
+    assert not is_red[:, width // 2 + 1 :].any()
+
+
+@pytest.mark.parametrize("format", _FORMATS)
+def test_srgb_and_nothing_else_is_embedded(format: ImageFormat) -> None:
+    """The file carries an sRGB profile; comments, EXIF and foreign profiles of the picture do not get into it."""
+    picture = _picture(64, 64)
+    picture.info = {"comment": b"secret", "exif": b"Exif\x00\x00secret", "icc_profile": b"secret", "dpi": (11, 11), "xmp": b"secret"}
+    data = render(picture, 64, 64, format, None)
+    assert b"secret" not in data
+    image = _opened(data)
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+    assert "sRGB" in ImageCms.getProfileDescription(profile)
+    assert not image.getexif()
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        assert set(image.info) == {"icc_profile"}
+    assert picture.info["comment"] == b"secret", "the engine's picture is left alone"
+
+
+@pytest.mark.parametrize("format", _FORMATS)
+def test_equal_pixels_give_equal_files(format: ImageFormat) -> None:
+    """The same picture encoded twice gives the same bytes, so hashes can be compared."""
+    first, second = (render(_picture(64, 64), 60, 64, format, None) for _ in range(2))
+    assert first == second
+    profile = _opened(first).info["icc_profile"]
+    assert profile[24:36] == bytes(12), "the profile names no time of creation"
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_quality_buys_bytes(format: ImageFormat) -> None:
+    """A higher quality gives a larger file, and none given means a high one."""
+    sizes = [len(render(_picture(128, 128), 128, 128, format, quality)) for quality in (1, 50, None, 100)]
+    assert sizes == sorted(sizes)
+
+
+def test_jpeg_keeps_colour_at_full_resolution() -> None:
+    """Chroma is not subsampled: coloured letters keep their edges."""
+    image = _opened(render(_picture(64, 64), 64, 64, "jpeg", None))
+    assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]  # JPEG only
