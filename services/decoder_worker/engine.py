@@ -205,7 +205,7 @@ def _source_prior_token_ids(model: DecoderModel, source: SourceInput) -> Tensor:
     grid = TokenGrid(source.image.height // TOKEN_PX, source.image.width // TOKEN_PX)
     if source.image.mode != "RGB" or (grid.height_px, grid.width_px) != (source.image.height, source.image.width):
         found = f"{source.image.height}x{source.image.width} {source.image.mode}"
-        raise TokenGridError("ar_incomplete_grid", f"a source image must be RGB with sides of whole tokens (32 pixels), not {found}")
+        raise TokenGridError("artifact_mismatch", f"a source image must be RGB with sides of whole tokens (32 pixels), not {found}")
     return _prior_token_ids(model, source.token_ids, grid)
 
 

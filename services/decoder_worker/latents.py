@@ -43,10 +43,10 @@ def check_token_ids(rows: list[list[int]], grid: TokenGrid, codebook_size: int) 
     widths = {len(row) for row in rows}
     if len(rows) != grid.token_h or widths != {grid.token_w}:
         found = f"{len(rows)}x{'/'.join(str(width) for width in sorted(widths)) or 0}"
-        raise TokenGridError("ar_incomplete_grid", f"the token grid is {found}, the size needs {grid.token_h}x{grid.token_w}")
+        raise TokenGridError("artifact_mismatch", f"the token grid is {found}, the size needs {grid.token_h}x{grid.token_w}")
     for token_id in (token_id for row in rows for token_id in row):
         if not 0 <= token_id < codebook_size:
-            raise TokenGridError("ar_incomplete_grid", f"token id {token_id} is not in the codebook of {codebook_size}")
+            raise TokenGridError("artifact_mismatch", f"token id {token_id} is not in the codebook of {codebook_size}")
     return torch.tensor(rows, dtype=torch.int64).view(1, -1)
 
 
@@ -63,6 +63,6 @@ def upsample_prior_tokens(token_ids: Tensor, grid: TokenGrid) -> Tensor:
     Source: diffusers pipeline_glm_image.py, _upsample_token_ids.
     """
     if token_ids.shape[1] != grid.num_tokens:
-        raise TokenGridError("ar_incomplete_grid", f"{token_ids.shape[1]} token ids for a grid of {grid.num_tokens}")
+        raise TokenGridError("artifact_mismatch", f"{token_ids.shape[1]} token ids for a grid of {grid.num_tokens}")
     rows = token_ids.view(-1, grid.token_h, grid.token_w)
     return rows.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).flatten(1)
