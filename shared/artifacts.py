@@ -81,7 +81,7 @@ class TokenGridArtifact:
                 codebook_size=codebook_size,
                 model_revision=str(made_from["model_revision"]),
             )
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, SafetensorError) as error:
             raise TokenGridError("artifact_broken", f"not a token grid: {error}") from error
 
     def check(self, token_h: int, token_w: int, num_sources: int, codebook_size: int, model_revision: str) -> None:

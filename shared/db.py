@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
+
+from shared.errors import GlmqError
 
 Result = TypeVar("Result")
 
 # A deadlock or a serialization failure says that nothing was written and the same transaction may succeed now.
 _RETRYABLE = frozenset({"40P01", "40001"})
 _MAX_TRIES = 5
+
+
+class DatabaseDownError(GlmqError):
+    """Postgres is away, too slow, or has no connection left. Nothing was written, or it is not known; every function may be repeated."""
 
 
 def engine_url(url: str) -> URL:
@@ -50,16 +57,75 @@ class Database:
         Run `work` in one transaction and commit; a deadlock's victim is run again.
 
         `work` may therefore run more than once: it touches the database and nothing else.
+
+        Raises:
+            DatabaseDownError
         """
         for left in range(_MAX_TRIES - 1, -1, -1):
             try:
                 with Session(self.engine, expire_on_commit=False) as session, session.begin():
                     return work(session)
+            except PoolTimeoutError as error:
+                raise DatabaseDownError("no free connection") from error
             except DBAPIError as error:
-                if left == 0 or getattr(error.orig, "sqlstate", None) not in _RETRYABLE:
-                    raise
+                if left and getattr(error.orig, "sqlstate", None) in _RETRYABLE:
+                    continue
+                # InternalError too: psycopg files the idle-in-transaction timeout under it.
+                if isinstance(error, OperationalError | InterfaceError | InternalError):
+                    raise DatabaseDownError(type(error.orig).__name__) from error
+                raise
         raise AssertionError("unreachable")
+
+    def is_up(self) -> bool:
+        """Does Postgres answer?"""
+        try:
+            self.run(lambda session: session.execute(text("SELECT 1")))
+        except DatabaseDownError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+
+
+class LeaderLock:
+    """
+    One process among many is the leader: it holds an advisory lock on a connection of its own.
+
+    Postgres frees the lock when the connection ends, however it ends, so a standby takes over within a moment.
+    """
+
+    def __init__(self, db: Database, key: int) -> None:
+        self._db = db
+        self._key = key
+        self._connection: Connection | None = None
+
+    def is_held(self) -> bool:
+        """
+        Are we the leader now? Tries to become it if not.
+
+        Raises:
+            DatabaseDownError
+        """
+        try:
+            if self._connection is None:
+                self._connection = self._db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                taken: bool = self._connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}).scalar_one()
+                if not taken:
+                    self.drop()
+                return taken
+            # The lock lives as long as this connection does.
+            self._connection.execute(text("SELECT 1"))
+        except (DBAPIError, PoolTimeoutError) as error:
+            self.drop()
+            raise DatabaseDownError(type(error).__name__) from error
+        return True
+
+    def drop(self) -> None:
+        """Give the lock up, if we have it."""
+        if self._connection is not None:
+            # Invalidate: a connection given back to the pool would keep the lock.
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = None

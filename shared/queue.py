@@ -6,14 +6,22 @@ A message carries one id and nothing else, and is safe to lose, double or delay:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
+from celery.signals import worker_shutting_down
+from kombu.exceptions import OperationalError
 
+from shared.errors import GlmqError
 from shared.states import Stage
 
 TASK_NAMES = {Stage.AR: "ar.generate_grid", Stage.DECODER: "decoder.render_image"}
 QUEUES = {Stage.AR: "ar", Stage.DECODER: "decoder"}
+
+
+class BrokerDownError(GlmqError):
+    """The broker is away. Nothing is lost: idle workers ask Postgres for released work."""
 
 
 def make_celery(redis_url: str) -> Any:
@@ -57,8 +65,34 @@ def send_work(app: Any, stage: Stage, work_ids: list[str]) -> None:
     Publish ids of released work on one connection.
 
     Raises:
-        kombu.exceptions.OperationalError: the broker is away. Nothing is lost: idle workers ask Postgres.
+        BrokerDownError
     """
-    with app.producer_or_acquire() as producer:
-        for work_id in work_ids:
-            app.send_task(TASK_NAMES[stage], args=[work_id], queue=QUEUES[stage], producer=producer)
+    try:
+        with app.producer_or_acquire() as producer:
+            for work_id in work_ids:
+                app.send_task(TASK_NAMES[stage], args=[work_id], queue=QUEUES[stage], producer=producer)
+    except (OperationalError, OSError) as error:
+        raise BrokerDownError(type(error).__name__) from error
+
+
+def consume(app: Any, stage: Stage, slots: int, handle: Callable[[str], object], on_shutdown: Callable[[], None]) -> None:
+    """
+    Run a Celery worker in this thread until SIGTERM or SIGINT; `handle` is called in one of `slots` threads.
+
+    The threads pool, because forked children cannot share CUDA, a loaded model or database connections.
+
+    Args:
+        on_shutdown: called once, in the signal handler; must only set flags.
+    """
+    app.task(name=TASK_NAMES[stage])(handle)
+    worker_shutting_down.connect(lambda **_: on_shutdown(), weak=False)
+    worker = app.Worker(
+        pool="threads",
+        concurrency=slots,
+        queues=[QUEUES[stage]],
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    worker.start()

@@ -56,6 +56,9 @@ class WorkerSettings(CoreSettings):
         default=30, ge=2, le=3600, description="Seconds after the last heartbeat until the work is given to another worker."
     )
     heartbeat_s: float = Field(default=5, gt=0, le=600, description="Seconds between two heartbeats of a lease; at most a third of it.")
+    stall_s: float = Field(
+        default=600, gt=0, description="Seconds without one token or step until the process ends itself, taking its engine for hung."
+    )
     poll_s: float = Field(default=2, gt=0, le=60, description="Seconds between two looks for released work whose message was lost.")
     shutdown_s: float = Field(default=8, gt=0, le=600, description="Seconds from SIGTERM until the process ends in any case.")
 

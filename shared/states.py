@@ -93,6 +93,9 @@ JOB_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.EXPIRED: frozenset(),
 }
 
+NEW_WORK = frozenset({WorkState.WAITING, WorkState.READY})
+"""How work may begin: an image whose grid is already done is ready at once."""
+
 LIVE_WORK = frozenset({WorkState.WAITING, WorkState.READY, WorkState.RELEASED, WorkState.RUNNING})
 """Work that may still change; the rest is final (but see DONE)."""
 

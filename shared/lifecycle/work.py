@@ -88,9 +88,9 @@ class ClaimedImage:
     grid_artifact: StoredArtifact
 
 
-def release(db: Database, stage: Stage, limit: int) -> list[str]:
+def release(db: Database, stage: Stage, window: int) -> list[str]:
     """
-    Mark the next `limit` units as released, most urgent lane first, oldest first within it.
+    Mark the next units as released, most urgent lane first, oldest first within it, until `window` are released or running.
 
     Returns:
         Their ids, to be sent to Celery after this transaction: a message must never be ahead of its row.
@@ -98,25 +98,20 @@ def release(db: Database, stage: Stage, limit: int) -> list[str]:
     row = WORK[stage]
 
     def work(session: Session) -> list[str]:
+        outstanding = select(func.count()).where(row.state.in_([WorkState.RELEASED, WorkState.RUNNING])).scalar_subquery()
         picked = (
             select(row.id)
             .where(row.state == WorkState.READY, row.not_before <= _now())
             .order_by(row.lane, row.created_at, row.id)
-            .limit(limit)
+            .limit(func.greatest(0, window - outstanding))
             .with_for_update(skip_locked=True)
         )
         ids = list(session.scalars(picked))
-        session.execute(update(row).where(row.id.in_(ids)).values(state=WorkState.RELEASED, released_at=_now()))
+        if ids:
+            session.execute(update(row).where(row.id.in_(ids)).values(state=WorkState.RELEASED, released_at=_now()))
         return ids
 
     return db.run(work)
-
-
-def count_outstanding(db: Database, stage: Stage) -> int:
-    """Units that are released or running."""
-    row = WORK[stage]
-    query = select(func.count()).where(row.state.in_([WorkState.RELEASED, WorkState.RUNNING]))
-    return db.run(lambda session: session.scalar(query) or 0)
 
 
 def claim_grid(db: Database, worker_id: str, lease_s: float, grid_id: str | None = None) -> ClaimedGrid | None:

@@ -1,0 +1,206 @@
+"""
+The process around an engine: registers the worker, takes work from Celery and from Postgres, ends attempts, shuts down.
+
+Knows leases and rows; what the work is, it is told as a `Handler`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import structlog
+
+from shared.db import Database, DatabaseDownError
+from shared.errors import PermanentWorkError, StaleAttemptError, TransientWorkError, WorkError, WorkStoppedError
+from shared.ids import new_id
+from shared.lease import HeldWork, LeaseKeeper, StopReason
+from shared.lifecycle import finish, work, workers
+from shared.progress import LiveState
+from shared.queue import consume, make_celery
+from shared.settings import WorkerSettings
+from shared.states import Stage
+from shared.storage import StorageDownError
+
+_BEAT_S = 3.0
+_WRITE_FOR_S = 60.0
+"""How long the end of an attempt is retried while Postgres is away. Longer than a failover; the fence makes a late write harmless."""
+
+log = structlog.get_logger()
+
+
+class Claim(Protocol):
+    """A claimed unit: `ClaimedGrid` or `ClaimedImage`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
+
+
+ClaimT = TypeVar("ClaimT", bound=Claim)
+
+
+@dataclass(frozen=True)
+class Handler(Generic[ClaimT]):
+    """What a stage does with its work."""
+
+    stage: Stage
+    claim: Callable[[str, str | None], ClaimT | None]
+    """Worker id and unit id, or None for any released unit."""
+    run: Callable[[ClaimT, HeldWork], Callable[[], None]]
+    """Do the work and store its artifact; returns the write that finishes the unit, which may be repeated."""
+
+
+class WorkerProcess(Generic[ClaimT]):
+    """One worker process of one stage."""
+
+    def __init__(self, settings: WorkerSettings, db: Database, live: LiveState, handler: Handler[ClaimT], model: dict[str, Any]) -> None:
+        self._settings = settings
+        self._db = db
+        self._handler = handler
+        self._model = model
+        self._id = new_id("wrk")
+        self._keeper = LeaseKeeper(db, live, handler.stage, settings)
+        self._slots = threading.Semaphore(settings.slots)
+        self._stopping = threading.Event()
+
+    def serve(self) -> None:
+        """Work until SIGTERM or SIGINT, then hand back what is held and return."""
+        self._keeper.start()
+        self._register()
+        for target in (self._beat, self._poll, self._end_in_time):
+            threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True).start()
+        log.info("worker_ready", worker_id=self._id, stage=self._handler.stage, slots=self._settings.slots)
+        app = make_celery(self._settings.redis_url.get_secret_value())
+        consume(app, self._handler.stage, self._settings.slots, self._take_released, self._begin_shutdown)
+        self._begin_shutdown()
+        # All slots are free once every attempt has ended and handed its work back.
+        for _ in range(self._settings.slots):
+            self._slots.acquire()
+        self._keeper.close()
+        try:
+            workers.stop_worker(self._db, self._id)
+        except DatabaseDownError as error:
+            log.warning("farewell_failed", error=str(error))
+        log.info("worker_stopped", worker_id=self._id)
+
+    def _begin_shutdown(self) -> None:
+        self._stopping.set()
+        self._keeper.stop_all(StopReason.SHUTDOWN)
+
+    def _take_released(self, work_id: str) -> None:
+        while not self._slots.acquire(timeout=0.2):
+            if self._stopping.is_set():
+                return
+        try:
+            self._attempt(work_id)
+        finally:
+            self._slots.release()
+
+    def _poll(self) -> None:
+        """Take released work whose message was lost, or all of it while Redis is off."""
+        while not self._stopping.wait(self._settings.poll_s):
+            while not self._stopping.is_set() and self._slots.acquire(blocking=False):
+                try:
+                    if not self._attempt(None):
+                        break
+                finally:
+                    self._slots.release()
+
+    def _attempt(self, work_id: str | None) -> bool:
+        """Claim and do one unit. False: there was none."""
+        if self._stopping.is_set():
+            return False
+        try:
+            claim = self._handler.claim(self._id, work_id)
+        except DatabaseDownError as error:
+            log.warning("claim_failed", error=str(error))
+            return False
+        if claim is None:
+            return False
+        held = self._keeper.hold(claim.id, claim.attempt)
+        if self._stopping.is_set():
+            held.stop(StopReason.SHUTDOWN)
+        bound = log.bind(work_id=claim.id, stage=self._handler.stage, attempt=claim.attempt, job_id=getattr(claim, "job_id", None))
+        started = time.monotonic()
+        try:
+            self._end(claim, held, bound)
+        finally:
+            self._keeper.drop(held)
+        bound.info("attempt_ended", seconds=round(time.monotonic() - started, 3), stop_reason=held.stop_reason)
+        return True
+
+    def _end(self, claim: ClaimT, held: HeldWork, bound: Any) -> None:
+        """Run a claimed unit and write down how it went."""
+        try:
+            self._write(self._handler.run(claim, held))
+        except WorkStoppedError:
+            if held.stop_reason == StopReason.SHUTDOWN:
+                self._write(lambda: work.hand_back(self._db, self._handler.stage, claim.id, claim.attempt))
+        except StaleAttemptError as error:
+            bound.warning("stale_attempt", error=str(error))
+        except DatabaseDownError as error:
+            # The lease will end and the rescue will return the unit.
+            bound.error("result_not_written", error=str(error))
+        except Exception as error:  # whatever went wrong with one unit, the worker lives on
+            self._fail(claim, error, bound)
+
+    def _fail(self, claim: ClaimT, error: Exception, bound: Any) -> None:
+        if isinstance(error, StorageDownError):
+            reason: WorkError = TransientWorkError("upload_failed", "the object store did not answer")
+        elif isinstance(error, WorkError):
+            reason = error
+        else:
+            bound.exception("attempt_crashed")
+            reason = TransientWorkError("internal", f"unexpected {type(error).__name__}")
+        bound.warning("attempt_failed", code=reason.code, error=str(error))
+        retryable = not isinstance(reason, PermanentWorkError)
+        try:
+            self._write(lambda: finish.fail(self._db, self._handler.stage, claim.id, claim.attempt, reason, retryable))
+        except (StaleAttemptError, DatabaseDownError) as again:
+            bound.warning("failure_not_written", error=str(again))
+
+    def _write(self, write: Callable[[], object]) -> None:
+        """Do a lifecycle write, again and again while Postgres is away."""
+        give_up_at = time.monotonic() + _WRITE_FOR_S
+        while True:
+            try:
+                write()
+            except DatabaseDownError:
+                if time.monotonic() > give_up_at or self._stopping.wait(0.5):
+                    raise
+            else:
+                return
+
+    def _register(self) -> None:
+        """Say that we live, and wait for a database that does not answer yet."""
+        while not self._say_alive() and not self._stopping.wait(1):
+            pass
+
+    def _beat(self) -> None:
+        while not self._stopping.wait(_BEAT_S):
+            self._say_alive()
+
+    def _say_alive(self) -> bool:
+        try:
+            workers.beat_worker(
+                self._db, self._id, self._handler.stage, socket.gethostname(), os.getpid(), self._settings.slots, self._model
+            )
+        except DatabaseDownError as error:
+            log.warning("worker_beat_failed", error=str(error))
+            return False
+        return True
+
+    def _end_in_time(self) -> None:
+        """Celery may wait for a broker that is away; a stopped engine may wait for a kernel. The process ends all the same."""
+        self._stopping.wait()
+        time.sleep(self._settings.shutdown_s)
+        log.error("shutdown_forced", worker_id=self._id)
+        os.kill(os.getpid(), signal.SIGKILL)
