@@ -118,6 +118,8 @@ def end_leftover(mark: ProcessMark, stop_signal: int = signal.SIGTERM, patience_
         if time.monotonic() > deadline:
             _signal_group(mark.pid, signal.SIGKILL)
         time.sleep(_POLL_S)
+    # It died a moment ago: what remains of its group still holds the id, and an empty group's id is not used again so soon.
+    _signal_group(mark.pid, signal.SIGKILL)
     return True
 
 

@@ -5,6 +5,7 @@ A private S3: SeaweedFS in one process, loopback only, every interface of it beh
 from __future__ import annotations
 
 import http.client
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,8 +63,13 @@ class S3Server(EmbeddedServer):
         }
 
     def healthy(self) -> bool:
-        # Without credentials loaded SeaweedFS serves everybody; 403 says that it does not.
-        return self._status("/healthz") == http.HTTPStatus.OK and self._status("/") == http.HTTPStatus.FORBIDDEN
+        # Without credentials loaded SeaweedFS serves everybody; 403 says that it does not. The gateway is up before the volumes
+        # have told the master of themselves, and until then finds no object.
+        return (
+            self._get(self.port, "/healthz")[0] == http.HTTPStatus.OK
+            and self._get(self.port, "/")[0] == http.HTTPStatus.FORBIDDEN
+            and self._num_volume_slots() > 0
+        )
 
     def stop(self) -> None:
         super().stop()
@@ -75,6 +81,7 @@ class S3Server(EmbeddedServer):
         self._write_token_keys()
 
     def launch(self) -> Launch:
+        self._remove_sockets()
         options = [
             f"-dir={self.folder}",
             f"-ip={LOOPBACK}",
@@ -102,13 +109,20 @@ class S3Server(EmbeddedServer):
         tables = [f'[jwt.{part}]\nkey = "{self._memory.recall(self.name, f"{part} key", new_password)}"\n' for part in parts]
         write_private(self.folder / "security.toml", "".join(tables) + "[access]\nui = false\n")
 
-    def _status(self, path: str) -> int | None:
-        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=_TIMEOUT_S)
+    def _num_volume_slots(self) -> int:
+        """How many volumes the volume servers known to the master can hold."""
+        status, body = self._get(self.ports["master_port"], "/dir/status")
+        return int(json.loads(body)["Topology"]["Max"]) if status == http.HTTPStatus.OK else 0
+
+    @staticmethod
+    def _get(port: int, path: str) -> tuple[int | None, bytes]:
+        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_TIMEOUT_S)
         try:
             connection.request("GET", path)
-            return connection.getresponse().status
+            answer = connection.getresponse()
+            return answer.status, answer.read()
         except (OSError, http.client.HTTPException):
-            return None
+            return None, b""
         finally:
             connection.close()
 
