@@ -16,7 +16,7 @@ from torch import Tensor
 
 from services.ar_worker.weights import ArModel
 from shared.errors import PermanentWorkError
-from shared.grid import PATCH_PX, TokenGrid
+from shared.grid import TOKEN_PX, TokenGrid
 from shared.prompt_rules import find_control_token
 
 GridShape = tuple[int, int]
@@ -55,11 +55,11 @@ def build_prompt(model: ArModel, prompt: str, grid: TokenGrid, sources: tuple[Im
     input_ids = inputs["input_ids"]
     source_grids = inputs["image_grid_thw"][: len(sources)]
     for source, (_, token_h, token_w) in zip(sources, source_grids.tolist(), strict=True):
-        # The decoder cuts the same image into patches by its own rule; where the two differ, it would fail an hour later.
-        if (2 * token_h, 2 * token_w) != (source.height // PATCH_PX, source.width // PATCH_PX):
+        # The decoder cuts the same image into patches by its own rule, which agrees only where no rounding happens in either.
+        if (token_h * TOKEN_PX, token_w * TOKEN_PX) != (source.height, source.width):
             raise PermanentWorkError(
                 "invalid_image",
-                f"a source image of {source.width}x{source.height} px was not normalised: the two stages read it differently",
+                f"a source image of {source.height}x{source.width} px (HxW) was not normalised: the two stages would read it differently",
             )
     num_draft_tokens = grid.num_draft_tokens(len(sources))
     length = input_ids.shape[1] + num_draft_tokens + grid.num_tokens
