@@ -14,6 +14,8 @@ from PIL import Image, ImageCms, ImageOps
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 
+CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
 _DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
 """High: the model's subject is lettering, and rings around letters are the first thing compression shows."""
 

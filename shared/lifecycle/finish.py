@@ -95,9 +95,12 @@ def fail(db: Database, stage: Stage, work_id: str, attempt: int, error: WorkErro
     db.run(work)
 
 
-def redraw_grid(db: Database, image_id: str, attempt: int) -> None:
+def redraw_grid(db: Database, image_id: str, attempt: int, grid_sha256: str, reason: str) -> None:
     """
     The finished grid of a running image is gone from every store, or broken: draw it again. The image waits for it.
+
+    Args:
+        grid_sha256: the artifact that could not be used; a newer one is left alone.
 
     Raises:
         StaleAttemptError: this attempt does not hold the image any more.
@@ -110,10 +113,13 @@ def redraw_grid(db: Database, image_id: str, attempt: int) -> None:
         grid = session.get_one(Grid, image.grid_id, with_for_update=True)
         image.num_errors += 1
         if image.num_errors >= MAX_ERRORS:
-            end_work(session, image, {"code": "artifact_lost", "message": "the token grid was lost again and again"})
+            end_work(session, image, {"code": "artifact_lost", "message": f"the token grid could not be used: {reason}"})
+            return
+        image.worker_id = image.lease_until = None
+        if grid.state == WorkState.DONE and grid.sha256 != grid_sha256:
+            image.state = WorkState.READY
             return
         image.state = WorkState.WAITING
-        image.worker_id = image.lease_until = None
         if grid.state == WorkState.DONE:
             grid.state = WorkState.READY
             grid.storage_key = grid.sha256 = grid.size_bytes = grid.finished_at = None

@@ -1,0 +1,5 @@
+"""`python -m services.ar_worker`."""
+
+from services.ar_worker.worker import main
+
+main()

@@ -1,0 +1,46 @@
+"""Process entry of the AR worker: settings, weights, engine, and the worker process around them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+
+import torch
+
+from services.ar_worker.engine import ArEngine
+from services.ar_worker.tasks import GridTasks
+from services.ar_worker.weights import load_ar_model
+from shared.checkpoint import read_model_info, resolve_checkpoint
+from shared.db import Database
+from shared.errors import StartupError
+from shared.logs import configure_logs
+from shared.progress import LiveState
+from shared.settings import WorkerSettings, read_settings
+from shared.states import Stage
+from shared.storage import Storage
+from shared.worker import Handler, WorkerProcess
+
+
+def main() -> None:
+    """Run until SIGTERM. A wrong version, setting or checkpoint ends the process with one clear line."""
+    try:
+        serve(read_settings(WorkerSettings))
+    except StartupError as error:
+        sys.exit(f"ar worker: {error}")
+
+
+def serve(settings: WorkerSettings) -> None:
+    """Load the AR half and work."""
+    configure_logs(settings, "ar_worker")
+    torch.set_num_threads(settings.torch_threads)
+    path = resolve_checkpoint(settings.checkpoint, "ar")
+    model = read_model_info(path)
+    if settings.model_revision:
+        model = replace(model, revision=settings.model_revision)
+    engine = ArEngine(load_ar_model(path, settings.device, settings.dtype))
+    engine.start()
+    db = Database(settings.database_url.get_secret_value(), settings.db_pool_size)
+    live = LiveState(settings.redis_url.get_secret_value())
+    tasks = GridTasks(db, Storage(settings), live, engine, model, settings.lease_s)
+    WorkerProcess(settings, db, live, Handler(Stage.AR, tasks.claim, tasks.generate_grid), asdict(model)).serve()
+    engine.close()

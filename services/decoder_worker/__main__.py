@@ -1,0 +1,5 @@
+"""`python -m services.decoder_worker`."""
+
+from services.decoder_worker.worker import main
+
+main()

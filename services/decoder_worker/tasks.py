@@ -1,0 +1,91 @@
+"""One image: claim, read the grid and the sources, run the engine, encode, store, finish. Knows jobs' rows and no tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import cast
+
+from services.decoder_worker.engine import DecoderEngine, ImageRequest, SourceInput
+from services.decoder_worker.rendition import CONTENT_TYPES, ImageFormat, render
+from shared.artifacts import TokenGridArtifact
+from shared.checkpoint import ModelInfo
+from shared.db import Database
+from shared.errors import TokenGridError, TransientWorkError
+from shared.grid import TokenGrid
+from shared.lease import HeldWork
+from shared.lifecycle import finish, work
+from shared.progress import LiveState
+from shared.source_store import load_source
+from shared.storage import Storage, StorageMissingError
+
+
+class ImageTasks:
+    """What a decoder worker does with an image."""
+
+    def __init__(self, db: Database, storage: Storage, live: LiveState, engine: DecoderEngine, model: ModelInfo, lease_s: float) -> None:
+        self._db = db
+        self._storage = storage
+        self._live = live
+        self._engine = engine
+        self._model = model
+        self._lease_s = lease_s
+
+    def claim(self, worker_id: str, image_id: str | None) -> work.ClaimedImage | None:
+        """Claim this image, or any that is released."""
+        return work.claim_image(self._db, worker_id, self._lease_s, image_id)
+
+    def render_image(self, claim: work.ClaimedImage, held: HeldWork) -> Callable[[], None]:
+        """
+        Draw, encode and store; returns the write that finishes the image.
+
+        Raises:
+            WorkError, StorageDownError: the attempt failed.
+            WorkStoppedError: `held` was told to stop.
+        """
+        if claim.model_revision != self._model.revision:
+            # Retried: while workers are being replaced, another one may have the right checkpoint.
+            raise TransientWorkError("model_mismatch", f"drawn for model {claim.model_revision}, this worker has {self._model.revision}")
+        try:
+            grid = self._read_grid(claim)
+            sources = tuple(
+                SourceInput(load_source(self._storage, source), token_ids)
+                for source, token_ids in zip(claim.sources, grid.source_token_ids, strict=True)
+            )
+            request = ImageRequest(
+                prompt=claim.prompt,
+                grid=TokenGrid(claim.token_h, claim.token_w),
+                token_ids=grid.token_ids,
+                seed=claim.seed,
+                steps=claim.steps,
+                guidance_scale=claim.guidance_scale,
+                sources=sources,
+            )
+            result = self._engine.submit(request, held.on_progress, held.should_stop).result()
+        except (TokenGridError, StorageMissingError) as error:
+            # The grid cannot be used: gone, broken, or not what the row says. Another AR run makes a new one.
+            reason = str(error)
+            return lambda: finish.redraw_grid(self._db, claim.id, claim.attempt, claim.grid_artifact.sha256, reason)
+        held.on_progress("upload", 0, 1)
+        # A check of the table allows these formats only.
+        image_format = cast(ImageFormat, claim.format)
+        data = render(result.to_pil(), claim.height_px, claim.width_px, image_format, claim.quality)
+        artifact = work.StoredArtifact(
+            storage_key=f"t/{claim.tenant_id}/images/{claim.id}/{claim.attempt}.{claim.format}",
+            sha256=hashlib.sha256(data).hexdigest(),
+            size_bytes=len(data),
+        )
+        self._storage.put(artifact.storage_key, data, CONTENT_TYPES[image_format])
+        return lambda: finish.finish_image(self._db, claim.id, claim.attempt, artifact)
+
+    def _read_grid(self, claim: work.ClaimedImage) -> TokenGridArtifact:
+        """The grid from Redis while it is hot, else from S3; believed only if every byte and every number fits."""
+        wanted = claim.grid_artifact
+        data = self._live.get_grid(wanted.sha256)
+        if data is None or hashlib.sha256(data).hexdigest() != wanted.sha256:
+            data = self._storage.get(wanted.storage_key)
+        if hashlib.sha256(data).hexdigest() != wanted.sha256:
+            raise TokenGridError("artifact_broken", f"{wanted.storage_key} is not what was stored")
+        grid = TokenGridArtifact.from_bytes(data)
+        grid.check(claim.token_h, claim.token_w, len(claim.sources), self._model.codebook_size, self._model.revision)
+        return grid

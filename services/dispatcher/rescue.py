@@ -1,0 +1,26 @@
+"""Rescue: work of dead workers goes back to the queue, jobs past their deadline end."""
+
+from __future__ import annotations
+
+import structlog
+
+from shared.db import Database
+from shared.lifecycle import jobs, work
+from shared.progress import LiveState
+from shared.states import Stage
+
+log = structlog.get_logger()
+
+
+def rescue_all(db: Database, live: LiveState) -> None:
+    """
+    One look at everything that may be lost or late.
+
+    Raises:
+        DatabaseDownError
+    """
+    for stage in Stage:
+        if count := work.rescue(db, stage):
+            log.warning("work_rescued", stage=stage, units=count)
+    if stopped := jobs.expire(db):
+        live.flag_stop(stopped)
