@@ -99,7 +99,7 @@ def fetch(url: str, policy: EgressPolicy, max_bytes: int, timeout_s: float, para
         except (OSError, http.client.HTTPException) as error:
             raise _failed(param, f"{parsed.netloc} cannot be reached, or broke off.") from error
         if answer.status in _REDIRECTS and answer.location:
-            url = urljoin(str(parsed), answer.location)
+            url = _next_url(parsed, answer.location, param)
         elif answer.status != http.HTTPStatus.OK:
             raise _failed(param, f"{parsed.netloc} answered with status {answer.status}.")
         elif len(answer.body) > max_bytes:
@@ -119,6 +119,13 @@ class _Answer:
 
 def _failed(param: str, what: str) -> RequestError:
     return RequestError("input_fetch_failed", f"{param}: {what}", param)
+
+
+def _next_url(parsed: ParsedUrl, location: str, param: str) -> str:
+    try:
+        return urljoin(str(parsed), location)
+    except ValueError:
+        raise _failed(param, f"{parsed.netloc} redirects to what is not a URL.") from None
 
 
 def _resolve(policy: EgressPolicy, parsed: ParsedUrl, param: str, deadline: _Deadline) -> list[Address]:
