@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import transformers
-from packaging.version import Version
 from transformers import GlmImageForConditionalGeneration, GlmImageProcessor
 
 from services.ar_worker.sampling import SamplingRules
@@ -56,7 +55,8 @@ def check_versions(transformers_version: str = transformers.__version__) -> None
     Raises:
         StartupError: with the command that installs the proved version.
     """
-    if not Version("5.0") <= Version(transformers_version) < Version("5.18.dev0"):
+    major, minor = (int(part) for part in transformers_version.split(".")[:2])
+    if not (5, 0) <= (major, minor) <= (5, 17):
         raise StartupError(
             f"transformers {transformers_version} does not fit the AR worker: 5.0 to 5.17 do, {_PROVED_TRANSFORMERS} is proved."
             f" Run: pip install transformers=={_PROVED_TRANSFORMERS}"

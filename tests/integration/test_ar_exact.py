@@ -23,10 +23,11 @@ from shared.grid import TokenGrid
 SQUARE, WIDE, TALL = (128, 128), (64, 224), (256, 96)
 
 
-def load_reference(checkpoint: Path) -> Any:
+def load_reference(checkpoint: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The reference pipeline, its AR half only."""
     without = dict.fromkeys(("transformer", "vae", "text_encoder", "tokenizer", "scheduler"))
-    return GlmImagePipeline.from_pretrained(checkpoint, local_files_only=True, **without)
+    # Not by .to() afterwards, which would round the rotary frequencies as well.
+    return GlmImagePipeline.from_pretrained(checkpoint, local_files_only=True, torch_dtype=dtype, **without)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,15 @@ def test_every_temperature_and_top_p_equals_the_reference(engine: ArEngine, refe
     wanted = request("A cat", SQUARE, seed=5, temperature=temperature, top_p=top_p)
 
     assert write(engine, wanted) == write_by_reference(reference, wanted)
+
+
+def test_bfloat16_tokens_equal_the_reference(miniature: Path) -> None:
+    """In the dtype of a GPU too, the engine does the very same arithmetic."""
+    reference, engine = load_reference(miniature, torch.bfloat16), ArEngine(load_ar_model(miniature, "cpu", "bfloat16"))
+    engine.start()
+    for wanted in (request("A cat", WIDE), request("A cat", TALL, sources=(picture(0, 96, 64), picture(1, 64, 64)))):
+        assert write(engine, wanted) == write_by_reference(reference, wanted)
+    engine.close()
 
 
 def test_inputs_change_the_tokens(engine: ArEngine) -> None:
