@@ -36,6 +36,8 @@ class Database:
         self.engine = create_engine(
             engine_url(url),
             pool_size=pool_size,
+            # Prompts and hashes are parameters; an error's text goes into logs.
+            hide_parameters=True,
             max_overflow=0,
             pool_timeout=5,
             pool_pre_ping=True,
@@ -63,7 +65,8 @@ class Database:
         """
         for left in range(_MAX_TRIES - 1, -1, -1):
             try:
-                with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                # No autoflush: a row half changed must not be written by the next read.
+                with Session(self.engine, expire_on_commit=False, autoflush=False) as session, session.begin():
                     return work(session)
             except PoolTimeoutError as error:
                 raise DatabaseDownError("no free connection") from error

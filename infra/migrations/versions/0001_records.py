@@ -35,15 +35,16 @@ _MOVES = {
 _CHECK_MOVE = """
 CREATE FUNCTION check_move() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    machine text := TG_ARGV[0];
-    col text := TG_ARGV[1];
-    origin text := CASE TG_OP WHEN 'INSERT' THEN 'new' ELSE to_jsonb(OLD) ->> col END;
-    target text := to_jsonb(NEW) ->> col;
+    machine_name text := TG_ARGV[0];
+    column_name text := TG_ARGV[1];
+    old_state text := CASE TG_OP WHEN 'INSERT' THEN 'new' ELSE to_jsonb(OLD) ->> column_name END;
+    new_state text := to_jsonb(NEW) ->> column_name;
 BEGIN
-    IF origin <> target AND NOT EXISTS (
-        SELECT FROM allowed_move m WHERE m.machine = check_move.machine AND m.origin = check_move.origin AND m.target = check_move.target
+    IF old_state <> new_state AND NOT EXISTS (
+        SELECT FROM allowed_move WHERE machine = machine_name AND origin = old_state AND target = new_state
     ) THEN
-        RAISE EXCEPTION '% %: move from % to % is not allowed', TG_TABLE_NAME, NEW.id, origin, target USING ERRCODE = 'check_violation';
+        RAISE EXCEPTION '% %: move from % to % is not allowed', TG_TABLE_NAME, NEW.id, old_state, new_state
+            USING ERRCODE = 'check_violation';
     END IF;
     RETURN NEW;
 END $$

@@ -1,0 +1,43 @@
+"""Fixtures of the tests against real servers: a migrated database per test, its tenant, and a way to submit."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from infra.embedded.postgres import PostgresServer
+from infra.migrate import migrate_database
+from shared.db import Database
+from shared.lifecycle.tenants import ensure_tenant
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: PostgresServer) -> str:
+    """Name of a migrated, empty database; a copy of it costs a tenth of a migration."""
+    name = f"template_{uuid.uuid4().hex}"
+    migrate_database(postgres_server.create_database(name))
+    return name
+
+
+@pytest.fixture
+def ledger_url(postgres_server: PostgresServer, migrated_template: str) -> Iterator[str]:
+    """URL of a fresh database with all tables."""
+    name = f"test_{uuid.uuid4().hex}"
+    yield postgres_server.create_database(name, template=migrated_template)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def db(ledger_url: str) -> Iterator[Database]:
+    """A pool on a fresh database with all tables."""
+    database = Database(ledger_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def tenant_id(db: Database) -> str:
+    """A tenant."""
+    return ensure_tenant(db, "acme", b"sealed")

@@ -1,0 +1,446 @@
+"""The life of jobs in a real Postgres: every move, every fence, every race."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from shared.db import Database
+from shared.errors import PermanentWorkError, RequestError, StaleAttemptError, TransientWorkError
+from shared.lifecycle import finish, jobs, work
+from shared.lifecycle.submit import Idempotency, NewJob, submit
+from shared.states import JOB_MOVES, NEW_WORK, WORK_MOVES, JobStatus, Priority, Stage
+
+LEASE_S = 30.0
+ARTIFACT = work.StoredArtifact("t/key", "ab" * 32, 100)
+
+
+@pytest.fixture
+def new_job(tenant_id: str) -> NewJob:
+    """A request for one square picture."""
+    return NewJob(
+        tenant_id=tenant_id,
+        input={"prompt": "A cat"},
+        prompt="A cat",
+        height_px=64,
+        width_px=96,
+        num_images=1,
+        seed=1,
+        layout_seed=1,
+        same_layout=False,
+        steps=4,
+        guidance_scale=1.5,
+        temperature=0.9,
+        top_p=0.75,
+        format="png",
+        quality=None,
+        sources=(),
+        model_name="m",
+        model_revision="r1",
+        webhook={"url": "https://example.com/hook", "events": ["job.succeeded", "job.failed", "job.canceled"]},
+    )
+
+
+def execute(db: Database, statement: str, **values: Any) -> None:
+    db.run(lambda session: session.execute(text(statement), values))
+
+
+def query(db: Database, statement: str, **values: Any) -> list[tuple[Any, ...]]:
+    return db.run(lambda session: [tuple(row) for row in session.execute(text(statement), values)])
+
+
+def events(db: Database, job_id: str) -> list[str]:
+    return [row[0] for row in query(db, "SELECT type FROM event WHERE job_id = :id ORDER BY seq", id=job_id)]
+
+
+def document(db: Database, new: NewJob, job_id: str) -> dict[str, Any]:
+    found = jobs.get_job(db, new.tenant_id, job_id, lambda ids: {})
+    assert found is not None
+    return found
+
+
+def claim_grid(db: Database) -> work.ClaimedGrid:
+    work.release(db, Stage.AR, 10)
+    claimed = work.claim_grid(db, "w1", LEASE_S)
+    assert claimed is not None
+    return claimed
+
+
+def claim_image(db: Database) -> work.ClaimedImage:
+    work.release(db, Stage.DECODER, 10)
+    claimed = work.claim_image(db, "w2", LEASE_S)
+    assert claimed is not None
+    return claimed
+
+
+def finish_one_grid(db: Database) -> None:
+    grid = claim_grid(db)
+    finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
+
+
+def finish_one_image(db: Database) -> None:
+    image = claim_image(db)
+    finish.finish_image(db, image.id, image.attempt, ARTIFACT)
+
+
+def test_job_runs_from_submit_to_success(db: Database, new_job: NewJob) -> None:
+    """A job passes every state, tells it by gap-free events, and leaves one webhook delivery."""
+    job_id, replayed = submit(db, new_job)
+    assert not replayed
+    assert document(db, new_job, job_id)["status"] == "queued"
+    finish_one_grid(db)
+    assert document(db, new_job, job_id)["status"] == "running"
+    finish_one_image(db)
+    done = document(db, new_job, job_id)
+    assert done["status"] == "succeeded"
+    assert done["outputs"][0]["storage_key"] == ARTIFACT.storage_key
+    assert done["usage"] == {"ar_tokens": 13 * 19 + 6, "decoder_steps": 4, "images": 1}
+    assert done["progress"] == {"phase": "upload", "done": 1, "total": 1}
+    assert events(db, job_id) == ["job.queued", "job.started", "job.tokens_ready", "job.succeeded"]
+    assert query(db, "SELECT seq FROM event ORDER BY seq") == [(1,), (2,), (3,), (4,)]
+    assert query(db, "SELECT url, host, state FROM webhook_delivery") == [("https://example.com/hook", "example.com", "pending")]
+    assert query(db, "SELECT stage, units FROM usage ORDER BY id") == [("ar", 10), ("decoder", 4)]
+
+
+def test_images_of_a_job_have_their_own_seeds(db: Database, new_job: NewJob) -> None:
+    """Image i uses seed + i in both stages, wrapping at the largest seed; `same_layout` shares one grid."""
+    job_id, _ = submit(db, replace(new_job, num_images=3, seed=2**63 - 2, layout_seed=5))
+    outputs = document(db, new_job, job_id)["outputs"]
+    assert [output["seed"] for output in outputs] == [2**63 - 2, 2**63 - 1, 0]
+    assert [output["layout_seed"] for output in outputs] == [5, 6, 7]
+    job_id, _ = submit(db, replace(new_job, num_images=3, same_layout=True, layout_seed=99))
+    assert [output["layout_seed"] for output in document(db, new_job, job_id)["outputs"]] == [99, 99, 99]
+    assert query(db, "SELECT count(*) FROM grid WHERE seed = 99") == [(1,)]
+
+
+def test_equal_requests_share_one_grid(db: Database, new_job: NewJob) -> None:
+    """A grid is drawn once for equal requests of a tenant, whether it is running or done; another seed makes another grid."""
+    submit(db, new_job)
+    submit(db, replace(new_job, steps=9))
+    grid = claim_grid(db)
+    submit(db, replace(new_job, guidance_scale=3.0))
+    finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
+    submit(db, replace(new_job, format="webp"))
+    submit(db, replace(new_job, layout_seed=2))
+    assert query(db, "SELECT count(*), count(*) FILTER (WHERE state = 'done') FROM grid") == [(2, 1)]
+    assert query(db, "SELECT state, count(*) FROM image GROUP BY 1 ORDER BY 1") == [("ready", 4), ("waiting", 1)]
+
+
+def test_urgent_request_pulls_a_shared_grid_into_its_lane(db: Database, new_job: NewJob) -> None:
+    """A bulk grid that an interactive job wants too is released with the interactive ones."""
+    submit(db, replace(new_job, priority=Priority.BULK))
+    submit(db, replace(new_job, prompt="other"))
+    submit(db, replace(new_job, priority=Priority.INTERACTIVE))
+    first = work.release(db, Stage.AR, 1)
+    assert query(db, "SELECT prompt FROM grid WHERE id = :id", id=first[0]) == [("A cat",)]
+
+
+def test_release_keeps_the_window(db: Database, new_job: NewJob) -> None:
+    """Never more than `window` units are released or running."""
+    for seed in range(5):
+        submit(db, replace(new_job, layout_seed=seed))
+    assert len(work.release(db, Stage.AR, 3)) == 3
+    assert work.release(db, Stage.AR, 3) == []
+    claimed = work.claim_grid(db, "w", LEASE_S)
+    assert claimed is not None
+    assert work.release(db, Stage.AR, 3) == []
+    finish.finish_grid(db, claimed.id, claimed.attempt, ARTIFACT, 10)
+    assert len(work.release(db, Stage.AR, 3)) == 1
+
+
+def test_doubled_message_claims_nothing(db: Database, new_job: NewJob) -> None:
+    """Of many workers with the same message one gets the work."""
+    submit(db, new_job)
+    (grid_id,) = work.release(db, Stage.AR, 1)
+    got: list[object] = []
+    threads = [threading.Thread(target=lambda: got.append(work.claim_grid(db, "w", LEASE_S, grid_id))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(claim is not None for claim in got) == 1
+
+
+def test_late_worker_is_fenced(db: Database, new_job: NewJob) -> None:
+    """A worker whose lease was rescued writes nothing; its successor does, under a higher attempt."""
+    submit(db, new_job)
+    late = claim_grid(db)
+    execute(db, "UPDATE grid SET lease_until = clock_timestamp() - interval '1 s'")
+    assert work.rescue(db, Stage.AR) == 1
+    assert work.heartbeat(db, Stage.AR, {late.id: late.attempt}, LEASE_S) == set()
+    with pytest.raises(StaleAttemptError):
+        finish.finish_grid(db, late.id, late.attempt, ARTIFACT, 10)
+    execute(db, "UPDATE grid SET not_before = clock_timestamp()")
+    successor = claim_grid(db)
+    assert successor.attempt == late.attempt + 1
+    for write in (
+        lambda: finish.finish_grid(db, late.id, late.attempt, replace(ARTIFACT, storage_key="late"), 10),
+        lambda: finish.fail(db, Stage.AR, late.id, late.attempt, TransientWorkError("x", "x"), retryable=True),
+    ):
+        with pytest.raises(StaleAttemptError):
+            write()
+    assert not work.hand_back(db, Stage.AR, late.id, late.attempt)
+    finish.finish_grid(db, successor.id, successor.attempt, ARTIFACT, 10)
+    assert query(db, "SELECT state, storage_key FROM grid") == [("done", ARTIFACT.storage_key)]
+
+
+def test_finish_may_be_repeated(db: Database, new_job: NewJob) -> None:
+    """A worker that does not know whether its commit arrived may write it again."""
+    job_id, _ = submit(db, new_job)
+    grid = claim_grid(db)
+    for _ in range(2):
+        finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
+    image = claim_image(db)
+    for _ in range(2):
+        finish.finish_image(db, image.id, image.attempt, ARTIFACT)
+    assert events(db, job_id).count("job.succeeded") == 1
+    assert query(db, "SELECT count(*) FROM usage") == [(2,)]
+
+
+def test_work_that_kills_its_workers_fails(db: Database, new_job: NewJob) -> None:
+    """After three lost leases a unit fails with `worker_lost`, and its job with it."""
+    job_id, _ = submit(db, new_job)
+    for _ in range(work.MAX_LOST):
+        execute(db, "UPDATE grid SET not_before = clock_timestamp()")
+        claim_grid(db)
+        execute(db, "UPDATE grid SET lease_until = clock_timestamp() - interval '1 s'")
+        work.rescue(db, Stage.AR)
+    failed = document(db, new_job, job_id)
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "worker_lost")
+    assert failed["outputs"][0]["status"] == "failed"
+
+
+def test_unclaimed_release_comes_back(db: Database, new_job: NewJob) -> None:
+    """A release whose message was lost and that nobody claimed is released again."""
+    submit(db, new_job)
+    assert len(work.release(db, Stage.AR, 1)) == 1
+    execute(db, "UPDATE grid SET released_at = clock_timestamp() - interval '31 s'")
+    assert work.rescue(db, Stage.AR) == 1
+    execute(db, "UPDATE grid SET not_before = clock_timestamp()")
+    assert len(work.release(db, Stage.AR, 1)) == 1
+
+
+def test_retryable_error_waits_and_then_fails(db: Database, new_job: NewJob) -> None:
+    """A retryable error is retried with growing delay, a bounded number of times."""
+    job_id, _ = submit(db, new_job)
+    for number in range(1, finish.MAX_ERRORS + 1):
+        execute(db, "UPDATE grid SET not_before = clock_timestamp()")
+        grid = claim_grid(db)
+        finish.fail(db, Stage.AR, grid.id, grid.attempt, TransientWorkError("ar_oom", "no memory"), retryable=True)
+        if number < finish.MAX_ERRORS:
+            (delay,) = query(db, "SELECT extract(epoch FROM not_before - clock_timestamp()) FROM grid")[0]
+            assert 0.7 * 2 ** (number - 1) < delay < 1.3 * 2 ** (number - 1)
+    failed = document(db, new_job, job_id)
+    assert failed["error"] == {"code": "ar_oom", "message": "no memory"}
+
+
+def test_permanent_error_fails_every_job_that_waits(db: Database, new_job: NewJob) -> None:
+    """Two jobs that share a grid both fail when it cannot be drawn, and a third one asks for a new grid."""
+    both = [submit(db, new_job)[0] for _ in range(2)]
+    grid = claim_grid(db)
+    finish.fail(db, Stage.AR, grid.id, grid.attempt, PermanentWorkError("unprocessable_prompt", "no"), retryable=False)
+    assert [document(db, new_job, job_id)["status"] for job_id in both] == ["failed", "failed"]
+    third, _ = submit(db, new_job)
+    assert document(db, new_job, third)["status"] == "queued"
+    assert claim_grid(db).id != grid.id
+
+
+def test_one_failed_image_fails_the_job_and_drops_the_rest(db: Database, new_job: NewJob) -> None:
+    """When an image fails for good, the job fails, and grids that nobody else wants are canceled."""
+    job_id, _ = submit(db, replace(new_job, num_images=3))
+    finish_one_grid(db)
+    image = claim_image(db)
+    finish.fail(db, Stage.DECODER, image.id, image.attempt, PermanentWorkError("decoder_oom", "no"), retryable=False)
+    assert document(db, new_job, job_id)["status"] == "failed"
+    assert query(db, "SELECT state, count(*) FROM grid GROUP BY 1 ORDER BY 1") == [("canceled", 2), ("done", 1)]
+    assert work.release(db, Stage.AR, 10) == []
+
+
+def test_cancel_ends_now_and_spares_what_others_want(db: Database, new_job: NewJob) -> None:
+    """A canceled job ends at once; a grid that another job waits for goes on, and running work of its own is named."""
+    first, _ = submit(db, new_job)
+    second, _ = submit(db, new_job)
+    grid = claim_grid(db)
+    assert jobs.cancel(db, new_job.tenant_id, first) == []
+    assert document(db, new_job, first)["status"] == "canceled"
+    assert work.heartbeat(db, Stage.AR, {grid.id: grid.attempt}, LEASE_S) == {grid.id}
+    assert jobs.cancel(db, new_job.tenant_id, second) == [grid.id]
+    assert work.heartbeat(db, Stage.AR, {grid.id: grid.attempt}, LEASE_S) == set()
+    with pytest.raises(StaleAttemptError):
+        finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
+    with pytest.raises(RequestError, match="canceled"):
+        jobs.cancel(db, new_job.tenant_id, first)
+    assert jobs.cancel(db, "ten_other", first) is None
+
+
+def test_cancel_and_finish_race_has_one_winner(db: Database, new_job: NewJob) -> None:
+    """Whatever comes first wins, and the job has exactly one end."""
+    for round_ in range(10):
+        job_id, _ = submit(db, replace(new_job, seed=round_, layout_seed=round_))
+        finish_one_grid(db)
+        image = claim_image(db)
+        outcomes: list[str] = []
+
+        def run(name: str, write: Callable[[], object], outcomes: list[str] = outcomes) -> None:
+            try:
+                write()
+                outcomes.append(name)
+            except (StaleAttemptError, RequestError):
+                pass
+
+        writes = [
+            ("succeeded", lambda image=image: finish.finish_image(db, image.id, image.attempt, ARTIFACT)),
+            ("canceled", lambda job_id=job_id: jobs.cancel(db, new_job.tenant_id, job_id)),
+        ]
+        threads = [threading.Thread(target=run, args=pair) for pair in writes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert outcomes == [document(db, new_job, job_id)["status"]]
+
+
+def test_images_that_end_together_end_the_job_once(db: Database, new_job: NewJob) -> None:
+    """The last of several images that finish at the same moment ends the job."""
+    job_id, _ = submit(db, replace(new_job, num_images=6, same_layout=True))
+    finish_one_grid(db)
+    claims = [claim_image(db) for _ in range(6)]
+    threads = [threading.Thread(target=finish.finish_image, args=(db, claim.id, claim.attempt, ARTIFACT)) for claim in claims]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert document(db, new_job, job_id)["status"] == "succeeded"
+    assert events(db, job_id)[-1] == "job.succeeded"
+
+
+def test_deadline_ends_a_job(db: Database, new_job: NewJob) -> None:
+    """A job whose deadline has passed expires; one without a deadline does not."""
+    late, _ = submit(db, replace(new_job, deadline=datetime.now(UTC) - timedelta(seconds=1)))
+    other, _ = submit(db, new_job)
+    jobs.expire(db)
+    assert document(db, new_job, late)["status"] == "expired"
+    assert document(db, new_job, other)["status"] == "queued"
+
+
+def test_hand_back_is_ready_at_once(db: Database, new_job: NewJob) -> None:
+    """Work that a worker hands back at shutdown can be claimed again right away and counts as no failure."""
+    submit(db, new_job)
+    first = claim_grid(db)
+    assert work.hand_back(db, Stage.AR, first.id, first.attempt)
+    assert claim_grid(db).attempt == first.attempt + 1
+    assert query(db, "SELECT num_lost, num_errors FROM grid") == [(0, 0)]
+
+
+def test_lost_grid_is_drawn_again(db: Database, new_job: NewJob) -> None:
+    """An image whose grid is gone waits for a new one; so do other images of that grid; a newer grid is left alone."""
+    job_id, _ = submit(db, replace(new_job, num_images=2, same_layout=True))
+    finish_one_grid(db)
+    first = claim_image(db)
+    finish.redraw_grid(db, first.id, first.attempt, ARTIFACT.sha256, "gone")
+    assert query(db, "SELECT state FROM image ORDER BY index") == [("waiting",), ("waiting",)]
+    again = claim_grid(db)
+    finish.finish_grid(db, again.id, again.attempt, replace(ARTIFACT, sha256="cd" * 32), 10)
+    second = claim_image(db)
+    finish.redraw_grid(db, second.id, second.attempt, ARTIFACT.sha256, "gone")
+    assert query(db, "SELECT state FROM grid") == [("done",)]
+    for _ in range(2):
+        finish_one_image(db)
+    assert document(db, new_job, job_id)["status"] == "succeeded"
+
+
+def test_idempotency_key_makes_one_job(db: Database, new_job: NewJob) -> None:
+    """Many requests at once with one key make one job; the key with another request is refused."""
+    key = Idempotency("POST /v1/jobs", "k1", "f1")
+    got: list[tuple[str, bool]] = []
+    threads = [threading.Thread(target=lambda: got.append(submit(db, new_job, key))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({job_id for job_id, _ in got}) == 1
+    assert sorted(replayed for _, replayed in got) == [False] + [True] * 7
+    assert query(db, "SELECT count(*) FROM job") == [(1,)]
+    with pytest.raises(RequestError) as refused:
+        submit(db, new_job, replace(key, fingerprint="f2"))
+    assert refused.value.code == "idempotency_mismatch"
+
+
+def test_tenants_do_not_see_each_other(db: Database, new_job: NewJob) -> None:
+    """Reads of another tenant's job find nothing."""
+    job_id, _ = submit(db, new_job)
+    assert jobs.get_job(db, "ten_other", job_id, lambda ids: {}) is None
+    assert jobs.get_result(db, "ten_other", job_id, 0) is None
+    assert jobs.list_jobs(db, "ten_other", jobs.JobFilter(), 10, None, True, lambda ids: {}) == ([], False)
+
+
+def test_list_pages_without_gaps(db: Database, new_job: NewJob) -> None:
+    """Pages follow one another in both directions without a job twice or missing."""
+    made = [submit(db, replace(new_job, layout_seed=seed, custom_id=str(seed % 2)))[0] for seed in range(7)]
+    for newest_first in (True, False):
+        seen: list[str] = []
+        more = True
+        while more:
+            page, more = jobs.list_jobs(
+                db, new_job.tenant_id, jobs.JobFilter(), 3, seen[-1] if seen else None, newest_first, lambda ids: {}
+            )
+            seen += [job["id"] for job in page]
+        assert seen == (made[::-1] if newest_first else made)
+    odd, _ = jobs.list_jobs(db, new_job.tenant_id, jobs.JobFilter(custom_id="1"), 10, None, False, lambda ids: {})
+    assert [job["id"] for job in odd] == made[1::2]
+    queued, _ = jobs.list_jobs(db, new_job.tenant_id, jobs.JobFilter((JobStatus.SUCCEEDED,)), 10, None, False, lambda ids: {})
+    assert queued == []
+
+
+def test_progress_is_that_of_the_image_furthest_behind(db: Database, new_job: NewJob) -> None:
+    """Live progress shows while work runs; a finished stage counts as done."""
+    job_id, _ = submit(db, new_job)
+    grid = claim_grid(db)
+
+    def progress(live: dict[str, tuple[str, int, int]]) -> dict[str, Any]:
+        found = jobs.get_job(db, new_job.tenant_id, job_id, lambda ids: {work_id: live[work_id] for work_id in ids if work_id in live})
+        assert found is not None
+        return dict(found["progress"])
+
+    assert progress({}) == {"phase": "draft", "done": 0, "total": 247}
+    assert progress({grid.id: ("grid", 2, 6)}) == {"phase": "grid", "done": 2, "total": 6}
+    finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
+    assert progress({grid.id: ("grid", 2, 6)}) == {"phase": "denoise", "done": 0, "total": 4}
+    image = claim_image(db)
+    assert progress({image.id: ("denoise", 3, 4)}) == {"phase": "denoise", "done": 3, "total": 4}
+
+
+def test_database_allows_the_same_moves(db: Database) -> None:
+    """The moves that Postgres checks are those of shared/states.py."""
+    expected = {("work", "new", state) for state in NEW_WORK} | {("job", "new", JobStatus.QUEUED)}
+    expected |= {("work", origin, target) for origin, targets in WORK_MOVES.items() for target in targets}
+    expected |= {("job", origin, target) for origin, targets in JOB_MOVES.items() for target in targets}
+    assert set(query(db, "SELECT machine, origin, target FROM allowed_move")) == expected
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE grid SET state = 'done'",
+        "UPDATE image SET state = 'running'",
+        "UPDATE job SET status = 'succeeded', version = version + 1",
+        "UPDATE job SET status = 'nonsense', version = version + 1",
+        "UPDATE job SET custom_id = 'x'",
+        "UPDATE event SET type = 'job.failed'",
+        "UPDATE job SET status = 'failed', version = version + 1, completed_at = now()",
+        "UPDATE image SET grid_id = 'tok_none'",
+        "INSERT INTO event (id, tenant_id, seq, job_id, type, data) SELECT 'evt_x', tenant_id, 1, id, 'job.queued', '{}' FROM job",
+    ],
+)
+def test_database_refuses_wrong_writes(db: Database, new_job: NewJob, statement: str) -> None:
+    """A write past the lifecycle that breaks an invariant fails in Postgres itself."""
+    submit(db, new_job)
+    with pytest.raises(IntegrityError):
+        execute(db, statement)
