@@ -27,7 +27,7 @@ def load_reference(checkpoint: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The reference pipeline, its AR half only."""
     without = dict.fromkeys(("transformer", "vae", "text_encoder", "tokenizer", "scheduler"))
     # Not by .to() afterwards, which would round the rotary frequencies as well.
-    return GlmImagePipeline.from_pretrained(checkpoint, local_files_only=True, torch_dtype=dtype, **without)
+    return GlmImagePipeline.from_pretrained(checkpoint, local_files_only=True, dtype=dtype, **without)
 
 
 @pytest.fixture(scope="module")
