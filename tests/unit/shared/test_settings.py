@@ -1,0 +1,50 @@
+"""Settings are read once and refused with their name."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.errors import StartupError
+from shared.settings import WorkerSettings, read_settings
+
+COMPLETE = {
+    "GLMQ_DATABASE_URL": "postgresql://u:p@127.0.0.1/d",
+    "GLMQ_REDIS_URL": "redis://127.0.0.1",
+    "GLMQ_S3_ENDPOINT": "http://127.0.0.1:1",
+    "GLMQ_S3_ACCESS_KEY": "k",
+    "GLMQ_S3_SECRET_KEY": "hidden-secret",
+    "GLMQ_SECRET_KEY": "hidden-key",
+    "GLMQ_CHECKPOINT": "folder",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A complete environment, and nothing else of ours."""
+    for name, value in COMPLETE.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_complete_settings_are_read(environment: pytest.MonkeyPatch) -> None:
+    """Defaults fill the rest; secrets are not shown."""
+    settings = read_settings(WorkerSettings)
+    assert settings.lease_s == 30
+    assert "hidden" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("GLMQ_LEASE_S", "soon"), ("GLMQ_SLOTS", "0"), ("GLMQ_DTYPE", "float16"), ("GLMQ_LOG_LEVEL", "loud")]
+)
+def test_wrong_setting_is_named(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """The variable is named, its value is not repeated."""
+    environment.setenv(name, value)
+    with pytest.raises(StartupError, match=name):
+        read_settings(WorkerSettings)
+
+
+def test_missing_setting_is_named(environment: pytest.MonkeyPatch) -> None:
+    """A variable that is needed and not there is named."""
+    environment.delenv("GLMQ_CHECKPOINT")
+    with pytest.raises(StartupError, match="GLMQ_CHECKPOINT"):
+        read_settings(WorkerSettings)
