@@ -11,7 +11,9 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from urllib.parse import quote, urlsplit
@@ -112,6 +114,25 @@ class EgressPolicy:
         for address in found:
             self._check(address, host, port, param)
         return list(dict.fromkeys(found))
+
+    def resolve_aside(self, host: str, port: int, param: str) -> Future[list[Address]]:
+        """
+        `resolve` in a thread of its own, for callers with a time limit: the operating system's look-up knows none.
+
+        The thread is a daemon, so that a dead name server does not hold up the end of the process either.
+        """
+        found: Future[list[Address]] = Future()
+        # Running, it cannot be canceled, so the late result of a caller who gave up has a place to go.
+        found.set_running_or_notify_cancel()
+
+        def look_up() -> None:
+            try:
+                found.set_result(self.resolve(host, port, param))
+            except BaseException as error:
+                found.set_exception(error)
+
+        threading.Thread(target=look_up, name=f"resolve {host}", daemon=True).start()
+        return found
 
     def _check(self, address: Address, host: str, port: int, param: str) -> None:
         # The text names the host, not the address it leads to: inside names are none of the customer's business.

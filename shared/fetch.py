@@ -14,9 +14,7 @@ import http.client
 import io
 import socket
 import ssl
-import threading
 import time
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urljoin
@@ -91,7 +89,8 @@ def fetch(url: str, policy: EgressPolicy, max_bytes: int, timeout_s: float, para
     for _ in range(_MAX_REDIRECTS + 1):
         parsed = policy.check_url(url, param)
         try:
-            answer = _get(parsed, _resolve(policy, parsed, param, deadline), deadline, max_bytes, tls or _system_tls())
+            addresses = policy.resolve_aside(parsed.host, parsed.port, param).result(deadline.remaining_s())
+            answer = _get(parsed, addresses, deadline, max_bytes, tls or _system_tls())
         except TimeoutError:
             raise _failed(param, f"{parsed.netloc} did not answer within {timeout_s:g} s.") from None
         except ssl.SSLCertVerificationError as error:
@@ -126,20 +125,6 @@ def _next_url(parsed: ParsedUrl, location: str, param: str) -> str:
         return urljoin(str(parsed), location)
     except ValueError:
         raise _failed(param, f"{parsed.netloc} redirects to what is not a URL.") from None
-
-
-def _resolve(policy: EgressPolicy, parsed: ParsedUrl, param: str, deadline: _Deadline) -> list[Address]:
-    """In a thread of its own, since the operating system's look-up knows no time limit."""
-    found: Future[list[Address]] = Future()
-
-    def look_up() -> None:
-        try:
-            found.set_result(policy.resolve(parsed.host, parsed.port, param))
-        except BaseException as error:
-            found.set_exception(error)
-
-    threading.Thread(target=look_up, name="resolve", daemon=True).start()
-    return found.result(deadline.remaining_s())
 
 
 def _get(parsed: ParsedUrl, addresses: list[Address], deadline: _Deadline, max_bytes: int, tls: ssl.SSLContext) -> _Answer:

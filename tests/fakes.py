@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from services.webhook_sender.letter import Letter
+from services.webhook_sender.schedule import Answer
+from shared.errors import StartupError
+from shared.lifecycle.deliveries import Delivery, Outcome
 
 
 class FakeResolver:
@@ -37,6 +46,7 @@ class ScriptedServer:
 
     def __init__(self, script: Script, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[str] = []
+        self.num_connections = 0
         self._script = script
         self._tls = tls
         self._listener = socket.create_server((host, 0))
@@ -56,6 +66,7 @@ class ScriptedServer:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
+                self.num_connections += 1
                 threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
@@ -71,3 +82,87 @@ class ScriptedServer:
                 request += received
             self.requests.append(request.decode())
             self._script(connection, request.split(b"\r\n")[0].decode())
+
+
+class FakeOutbox:
+    """
+    Deliveries in memory, claimed by the ledger's rules: in order, never more than `max_per_host` to one host.
+
+    Args:
+        broken: how many of the next calls fail, as they do while the database restarts.
+    """
+
+    def __init__(self, due: list[Delivery], max_per_host: int = 4, broken: int = 0) -> None:
+        self.due = list(due)
+        self.bodies: dict[str, bytes] = {}
+        self.outcomes: list[tuple[str, int, Outcome]] = []
+        self.released: list[str] = []
+        self.broken = broken
+        self._max_per_host = max_per_host
+        self._lock = threading.Lock()
+
+    def claim(self, limit: int, in_flight: Mapping[str, int]) -> list[Delivery]:
+        with self._lock:
+            self._fail_if_broken()
+            count = Counter(in_flight)
+            claimed: list[Delivery] = []
+            for delivery in list(self.due):
+                if len(claimed) < limit and count[delivery.host] < self._max_per_host:
+                    count[delivery.host] += 1
+                    self.due.remove(delivery)
+                    claimed.append(replace(delivery, attempt=delivery.attempt + 1, body=self.bodies.get(delivery.id)))
+            return claimed
+
+    def keep_body(self, delivery: Delivery, body: bytes) -> None:
+        with self._lock:
+            self._fail_if_broken()
+            self.bodies[delivery.id] = body
+
+    def finish(self, delivery: Delivery, outcome: Outcome) -> bool:
+        with self._lock:
+            self._fail_if_broken()
+            self.outcomes.append((delivery.id, delivery.attempt, outcome))
+            return True
+
+    def release(self, delivery: Delivery) -> None:
+        with self._lock:
+            self.released.append(delivery.id)
+
+    def _fail_if_broken(self) -> None:
+        if self.broken:
+            self.broken -= 1
+            raise OSError("the database restarts")
+
+
+class FakeWriter:
+    """Writes the event's id as the body; broken, it cannot open the secret."""
+
+    def __init__(self, is_broken: bool = False) -> None:
+        self._is_broken = is_broken
+
+    def write(self, delivery: Delivery) -> Letter:
+        if self._is_broken:
+            raise StartupError("sealed under another key")
+        return Letter(delivery.event_id.encode(), ("whsec_AAAA",))
+
+
+class FakePoster:
+    """Answers by host after a wait; remembers who was posted to, and how many at once."""
+
+    def __init__(self, answers: Mapping[str, tuple[float, Answer]]) -> None:
+        self.posted: list[str] = []
+        self.most_at_once: Counter[str] = Counter()
+        self._answers = answers
+        self._at_once: Counter[str] = Counter()
+
+    async def deliver(self, url: str, event_id: str, body: bytes, secrets: tuple[str, ...], timestamp: int, attempt: int) -> Answer:
+        host = urlsplit(url).netloc
+        wait_s, answer = self._answers[host]
+        self._at_once[host] += 1
+        self.most_at_once[host] = max(self.most_at_once[host], self._at_once[host])
+        try:
+            await asyncio.sleep(wait_s)
+        finally:
+            self._at_once[host] -= 1
+        self.posted.append(event_id)
+        return answer

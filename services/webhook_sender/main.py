@@ -1,0 +1,62 @@
+"""Entry of the webhook sender: settings, wiring, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+from services.webhook_sender.deliver import Deliverer
+from services.webhook_sender.letter import LetterWriter
+from services.webhook_sender.outbox import LedgerOutbox
+from services.webhook_sender.sender import Sender
+from services.webhook_sender.settings import WebhookSenderSettings
+from shared.db import Database
+from shared.egress import EgressPolicy
+from shared.errors import StartupError
+from shared.logs import configure_logs
+from shared.sealing import Sealer
+from shared.settings import read_settings
+from shared.storage import Storage
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    try:
+        settings = read_settings(WebhookSenderSettings)
+        configure_logs(settings, "webhook_sender")
+        policy = EgressPolicy(settings.egress_allow)
+        sealer = Sealer(settings.secret_key.get_secret_value())
+    except StartupError as error:
+        sys.exit(f"webhook sender: {error}")
+    asyncio.run(_run(settings, policy, sealer))
+
+
+async def _run(settings: WebhookSenderSettings, policy: EgressPolicy, sealer: Sealer) -> None:
+    db = Database(settings.database_url.get_secret_value(), settings.db_pool_size)
+    outbox = LedgerOutbox(db, settings.webhook_lease_s, settings.webhook_per_host)
+    writer = LetterWriter(outbox, Storage(settings), sealer, settings)
+    loop = asyncio.get_running_loop()
+    # As many threads as connections: a thread more would only wait for one.
+    loop.set_default_executor(ThreadPoolExecutor(settings.db_pool_size, "ledger"))
+    async with Deliverer(policy, settings.webhook_timeout_s, settings.webhook_connect_s) as poster:
+        sender = Sender(outbox, writer, poster, settings)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop, sender, settings.shutdown_s)
+        structlog.get_logger().info("started")
+        await sender.run()
+    db.close()
+    structlog.get_logger().info("stopped")
+
+
+def _stop(sender: Sender, shutdown_s: float) -> None:
+    sender.stop()
+    # For a database that hangs in a thread, which nothing can interrupt; the leases make a sudden end harmless.
+    last_resort = threading.Timer(shutdown_s, os._exit, (1,))
+    last_resort.daemon = True
+    last_resort.start()

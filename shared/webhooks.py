@@ -1,0 +1,84 @@
+"""
+What a webhook says and how it is signed: the event body, and Standard Webhooks signatures. Pure.
+
+Knows neither who receives it nor how it travels. Spec: github.com/standard-webhooks, version 1.0.0; sections d6 of API.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+API_VERSION = "2026-11-01"
+
+MAX_BODY_BYTES = 20_000
+"""The spec asks for less than 20 kB, which many receivers' frameworks take as their limit too."""
+
+_SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix of secrets, not one
+_SECRET_BYTES = 32
+
+_THIN_KEYS = ("id", "object", "status", "version", "custom_id", "urls")
+
+
+def new_secret() -> str:
+    """A secret as receivers' libraries take it: `whsec_` and 32 random bytes in base64."""
+    return _SECRET_PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
+
+
+def sign(signing_secrets: Sequence[str], event_id: str, timestamp: int, body: bytes) -> str:
+    """
+    The value of the `webhook-signature` header.
+
+    Args:
+        signing_secrets: every secret that a receiver may hold now; during a rotation the new one and the old one.
+        timestamp: of the attempt, in seconds; receivers refuse what is five minutes off.
+        body: the exact bytes that are sent.
+    Raises:
+        ValueError: a secret has not the form of `new_secret`.
+    """
+    signed = f"{event_id}.{timestamp}.".encode() + body
+    signatures = (hmac.digest(_key(secret), signed, hashlib.sha256) for secret in signing_secrets)
+    return " ".join(f"v1,{base64.b64encode(signature).decode()}" for signature in signatures)
+
+
+def event_body(event_id: str, event_type: str, created_at: datetime, seq: int, data: Mapping[str, Any]) -> bytes:
+    """
+    The event as minified JSON.
+
+    `created_at` stands there twice: in the form Standard Webhooks knows, and in the seconds OpenAI's clients read.
+
+    Args:
+        data: the job. If it makes the body too large, as 8,000 Chinese characters do, only its ids and links are sent.
+    """
+    event = {
+        "id": event_id,
+        "object": "event",
+        "type": event_type,
+        "timestamp": created_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "created_at": int(created_at.timestamp()),
+        "seq": seq,
+        "api_version": API_VERSION,
+    }
+    body = _minified({**event, "data": data})
+    if len(body) < MAX_BODY_BYTES:
+        return body
+    return _minified({**event, "data": {key: data[key] for key in _THIN_KEYS if key in data}})
+
+
+def _minified(value: Mapping[str, Any]) -> bytes:
+    # Half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes a question mark.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _key(secret: str) -> bytes:
+    try:
+        return base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
+    except binascii.Error:
+        raise ValueError("a webhook secret is not base64") from None

@@ -1,0 +1,98 @@
+"""What glmq signs, the public library verifies; what it says fits the wire contract."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from shared.webhooks import MAX_BODY_BYTES, event_body, new_secret, sign
+
+NOW = datetime.now(UTC)
+JOB = {
+    "id": "job_1",
+    "object": "job",
+    "status": "succeeded",
+    "version": 3,
+    "input": {"prompt": 'a sign "开 OPEN"'},
+    "urls": {"self": "/v1"},
+}
+
+
+def body(data: dict[str, Any] = JOB) -> bytes:
+    return event_body("evt_1", "job.succeeded", NOW, 8812, data)
+
+
+def headers(signature: str, event_id: str = "evt_1", timestamp: int = int(NOW.timestamp())) -> dict[str, str]:
+    return {"webhook-id": event_id, "webhook-timestamp": str(timestamp), "webhook-signature": signature}
+
+
+def test_a_secret_has_the_form_receivers_expect() -> None:
+    """`whsec_` and 32 random bytes in plain base64, a new one each time."""
+    secret = new_secret()
+    assert secret.startswith("whsec_")
+    assert len(base64.b64decode(secret[6:], validate=True)) == 32
+    assert "_" not in secret[6:]
+    assert new_secret() != secret
+
+
+def test_the_public_library_verifies_the_signature() -> None:
+    """A receiver with standardwebhooks reads the event, non-ASCII prompts included."""
+    secret = new_secret()
+    signed = headers(sign([secret], "evt_1", int(NOW.timestamp()), body()))
+    assert Webhook(secret).verify(body(), signed)["data"] == JOB
+
+
+def test_old_and_new_secret_verify_during_a_rotation() -> None:
+    """With two secrets, holders of either accept, and holders of a third do not."""
+    old, new = new_secret(), new_secret()
+    signed = headers(sign([new, old], "evt_1", int(NOW.timestamp()), body()))
+    for secret in (old, new):
+        Webhook(secret).verify(body(), signed)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(new_secret()).verify(body(), signed)
+
+
+def test_one_changed_bit_is_noticed() -> None:
+    """Id, timestamp and every part of the body are under the signature."""
+    secret, at = new_secret(), int(NOW.timestamp())
+    signature = sign([secret], "evt_1", at, body())
+    changed = [(headers(signature, event_id="evt_0"), body()), (headers(signature, timestamp=at ^ 1), body())]
+    # The lowest bit of ASCII, which keeps it ASCII; other bytes would not even be UTF-8.
+    places = [place for place in range(0, len(body()), 7) if body()[place] < 128]
+    changed += [(headers(signature), body()[:place] + bytes([body()[place] ^ 1]) + body()[place + 1 :]) for place in places]
+    for changed_headers, changed_body in changed:
+        with pytest.raises(WebhookVerificationError):
+            Webhook(secret).verify(changed_body, changed_headers)
+
+
+def test_a_secret_that_is_none_is_refused() -> None:
+    """A mangled secret raises rather than sign with something else."""
+    with pytest.raises(ValueError, match="base64"):
+        sign(["whsec_not base64!"], "evt_1", 1, b"")
+
+
+def test_the_body_is_the_contracts() -> None:
+    """Minified, with the time in both forms that clients read."""
+    at = datetime(2026, 11, 22, 13, 0, 0, 123456, tzinfo=timezone(timedelta(hours=1)))
+    made = event_body("evt_1", "job.succeeded", at, 7, {"id": "job_1"})
+    assert made == (
+        b'{"id":"evt_1","object":"event","type":"job.succeeded","timestamp":"2026-11-22T12:00:00.123Z","created_at":1795348800,'
+        b'"seq":7,"api_version":"2026-11-01","data":{"id":"job_1"}}'
+    )
+
+
+def test_a_large_job_is_sent_thin() -> None:
+    """A prompt beyond 20 kB does not make a body beyond 20 kB: ids, status and links remain."""
+    made = body({**JOB, "input": {"prompt": "画" * 8000}})
+    assert len(made) < MAX_BODY_BYTES
+    assert json.loads(made)["data"] == {key: JOB[key] for key in ("id", "object", "status", "version", "urls")}
+
+
+def test_half_a_surrogate_pair_does_no_harm() -> None:
+    """JSON can spell what UTF-8 cannot; the body is still made."""
+    assert json.loads(body({"id": "job_1", "prompt": "\ud800"}))["data"]["prompt"] == "?"
