@@ -6,10 +6,12 @@ A message carries one id and nothing else, and is safe to lose, double or delay:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from celery.signals import worker_shutting_down
 from kombu.exceptions import OperationalError
 
@@ -85,6 +87,8 @@ def consume(app: Any, stage: Stage, slots: int, handle: Callable[[str], object],
         on_shutdown: called once, in the signal handler; must only set flags.
     """
     app.task(name=TASK_NAMES[stage])(handle)
+    # Celery warns a worker that runs as root because of pickled messages; ours accept JSON only.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     worker_shutting_down.connect(lambda **_: on_shutdown(), weak=False)
     worker = app.Worker(
         pool="threads",

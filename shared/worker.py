@@ -29,6 +29,10 @@ from shared.states import Stage
 from shared.storage import StorageDownError
 
 _BEAT_S = 3.0
+_EAGER_S = 0.05
+_EAGER_FOR_S = 1.5
+"""Celery listens again only up to a second after all slots were busy; until then we look in Postgres often."""
+
 _WRITE_FOR_S = 60.0
 """How long the end of an attempt is retried while Postgres is away. Longer than a failover; the fence makes a late write harmless."""
 
@@ -70,6 +74,8 @@ class WorkerProcess(Generic[ClaimT]):
         self._keeper = LeaseKeeper(db, live, handler.stage, settings)
         self._slots = threading.Semaphore(settings.slots)
         self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._eager_until = 0.0
 
     def serve(self) -> None:
         """Work until SIGTERM or SIGINT, then hand back what is held and return."""
@@ -93,26 +99,34 @@ class WorkerProcess(Generic[ClaimT]):
 
     def _begin_shutdown(self) -> None:
         self._stopping.set()
+        self._ended.set()
         self._keeper.stop_all(StopReason.SHUTDOWN)
 
     def _take_released(self, work_id: str) -> None:
         while not self._slots.acquire(timeout=0.2):
             if self._stopping.is_set():
                 return
-        try:
-            self._attempt(work_id)
-        finally:
-            self._slots.release()
+        self._use_slot(work_id)
 
     def _poll(self) -> None:
         """Take released work whose message was lost, or all of it while Redis is off."""
-        while not self._stopping.wait(self._settings.poll_s):
-            while not self._stopping.is_set() and self._slots.acquire(blocking=False):
-                try:
-                    if not self._attempt(None):
-                        break
-                finally:
-                    self._slots.release()
+        while not self._stopping.is_set():
+            self._ended.wait(_EAGER_S if time.monotonic() < self._eager_until else self._settings.poll_s)
+            self._ended.clear()
+            if self._slots.acquire(blocking=False):
+                self._use_slot(None)
+
+    def _use_slot(self, work_id: str | None) -> None:
+        """Do this unit, then whatever else is released; the slot is ours, and is free afterwards."""
+        try:
+            worked = self._attempt(work_id)
+            while self._attempt(None):
+                worked = True
+        finally:
+            self._slots.release()
+        if worked:
+            self._eager_until = time.monotonic() + _EAGER_FOR_S
+            self._ended.set()
 
     def _attempt(self, work_id: str | None) -> bool:
         """Claim and do one unit. False: there was none."""
