@@ -1,0 +1,61 @@
+"""`glmq demo`: what glmq does, shown with a real stack, two jobs and a webhook receiver, as a stranger's first look."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cli.client import ApiError, Client, Job, failure
+from cli.data_folder import StackState
+from cli.progress import JobProgress
+from cli.receiver import WebhookReceiver
+
+RECEIVER_NETWORK = "127.0.0.1/32"
+"""The demo's receiver is on loopback, which webhooks may reach only where the operator says so."""
+
+_TEXT_PROMPT = 'A poster on a deep blue ground with the words "GLMQ" and "HELLO" in large letters'
+_EDIT_PROMPT = 'The same poster on a warm red ground, with the word "AGAIN"'
+_SEED = 7
+_WEBHOOK_TIMEOUT_S = 30.0
+
+
+def run_demo(state: StackState, folder: Path, console: Console) -> None:
+    """
+    Draw an image, draw another from it, and receive a signed webhook for each.
+
+    Args:
+        folder: gets the images.
+    Raises:
+        ApiError: anything went otherwise than shown.
+    """
+    folder.mkdir(exist_ok=True)
+    client = Client(state.exports["GLMQ_URL"], state.exports["GLMQ_API_KEY"])
+    with client, WebhookReceiver(client.webhook_secret()) as receiver:
+        request: dict[str, Any] = {"prompt": _TEXT_PROMPT, "seed": _SEED}
+        first = _draw(client, receiver, console, "text to image", request, folder / "text-to-image.png")
+        request = {"prompt": _EDIT_PROMPT, "seed": _SEED, "images": [{"job_id": first["id"], "index": 0}]}
+        _draw(client, receiver, console, "image to image", request, folder / "image-to-image.png")
+
+
+def _draw(client: Client, receiver: WebhookReceiver, console: Console, title: str, request: dict[str, Any], file: Path) -> Job:
+    console.print(f"\n[bold]{title}[/bold]: {request['prompt']}", highlight=False)
+    started = time.monotonic()
+    job = client.submit({**request, "webhook": {"url": receiver.url, "events": ["job.succeeded", "job.failed"]}})
+    console.print(f"  POST /v1/jobs → {job['id']}", highlight=False)
+    with JobProgress(console, title) as progress:
+        job = client.wait(job, progress.show)
+    if job["status"] != "succeeded":
+        raise ApiError(failure(job))
+    output = job["outputs"][0]
+    file.write_bytes(client.download(output))
+    seconds = time.monotonic() - started
+    console.print(f"  {output['width']}x{output['height']} {output['format']} in {seconds:.1f} s → {file}", highlight=False)
+    event = receiver.await_event(job["id"], "job.succeeded", _WEBHOOK_TIMEOUT_S)
+    if event is None:
+        refused = f"; {receiver.num_refused} with a wrong signature were refused" if receiver.num_refused else ""
+        raise ApiError(f"no webhook about {job['id']} came within {_WEBHOOK_TIMEOUT_S:.0f} s{refused}")
+    console.print(f"  webhook {event['id']} {event['type']}: signature verified", highlight=False)
+    return job
