@@ -1,0 +1,83 @@
+"""`python -m services.api`: gunicorn with threads around `create_app`. Knows sockets and signals; knows no route."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+from typing import Any
+
+from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  # gunicorn publishes no types
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]  # the same
+
+from services.api.app import create_app
+from services.api.settings import ApiSettings
+from shared.errors import StartupError
+from shared.logs import configure_logs
+from shared.settings import read_settings
+
+_STOP_S = 6
+"""Requests get this long to end after SIGTERM; the process is gone within 8 s."""
+
+
+class _StructuredLog(Logger):  # type: ignore[misc]  # untyped, as said above
+    """gunicorn's messages go where all other lines go. Its access log is off: `envelope.py` writes one line per request."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log.setLevel(logging.INFO)
+        self.error_log.handlers = []
+        self.error_log.propagate = True
+
+    def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
+        pass
+
+
+class _Server(BaseApplication):  # type: ignore[misc]  # the same
+    """gunicorn, configured by our settings and by nothing else."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self._settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        options = {
+            "bind": f"{self._settings.api_host}:{self._settings.api_port}",
+            "worker_class": "gthread",
+            "workers": self._settings.api_workers,
+            "threads": self._settings.api_threads,
+            "graceful_timeout": _STOP_S,
+            "logger_class": _StructuredLog,
+            "proc_name": "glmq-api",
+            "when_ready": lambda arbiter: _limit_silence(arbiter.LISTENERS, self._settings.api_read_timeout_s),
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        # After the fork: connection pools and threads do not survive one.
+        return create_app(self._settings)
+
+
+def _limit_silence(listeners: list[Any], seconds: int) -> None:
+    """
+    Close connections that go silent in the middle of a request.
+
+    gunicorn reads requests with blocking sockets and no timeout, so a few clients that send half a header would hold every
+    thread for ever. Accepted sockets inherit the listener's kernel timeout.
+    """
+    for listener in listeners:
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    try:
+        settings = read_settings(ApiSettings)
+    except StartupError as error:
+        raise SystemExit(f"glmq api: {error}") from None
+    configure_logs(settings, "api")
+    _Server(settings).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""What clients receive, for the OpenAPI document. The bodies come from `shared/job_document.py`; a test holds the two together."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from shared.states import JobStatus, Priority, Stage, WorkState
+
+
+class Progress(BaseModel):
+    """How far the image is that is furthest behind. Only grows, unless work had to be done again."""
+
+    phase: Literal["draft", "grid", "denoise", "vae", "upload"]
+    done: int
+    total: int
+
+
+class JobError(BaseModel):
+    """Why a job failed or expired."""
+
+    code: str
+    message: str
+
+
+class Output(BaseModel):
+    """One image of a job."""
+
+    id: str
+    index: int
+    status: JobStatus
+    url: str | None = Field(description="Presigned anew at every read, and good for an hour. Null until the image is stored.")
+    width: int
+    height: int
+    generated_width: int = Field(description="What the model drew, before it was fitted to the size that was asked.")
+    generated_height: int
+    format: Literal["png", "jpeg", "webp"]
+    bytes: int | None
+    sha256: str | None
+    seed: int
+    layout_seed: int
+
+
+class Attempt(BaseModel):
+    """One try of one stage."""
+
+    stage: Stage
+    index: int | None = Field(description="Of the image; null for a layout, which several images may share.")
+    attempt: int
+    state: WorkState
+    started_at: str | None
+    finished_at: str | None
+    error: JobError | None
+
+
+class JobModel(BaseModel):
+    """The checkpoint that the job was accepted for."""
+
+    name: str
+    revision: str
+
+
+class Usage(BaseModel):
+    """What was really run."""
+
+    ar_tokens: int
+    decoder_steps: int
+    images: int
+
+
+class JobUrls(BaseModel):
+    """Where to go from here."""
+
+    self: str
+    cancel: str
+    images: str
+
+
+class JobAnswer(BaseModel):
+    """A job."""
+
+    id: str
+    object: Literal["job"]
+    status: JobStatus
+    stage: Stage | None
+    progress: Progress
+    model: JobModel
+    input: dict[str, Any] = Field(description="The request as it was sent.")
+    params: dict[str, Any] = Field(description="The request with every default and seed filled in.")
+    seed: int
+    outputs: list[Output]
+    error: JobError | None
+    usage: Usage
+    attempts: list[Attempt]
+    metadata: dict[str, str]
+    custom_id: str | None
+    batch_id: str | None
+    priority: Priority
+    deadline: str | None
+    created_at: str
+    started_at: str | None
+    completed_at: str | None
+    version: int = Field(description="Grows with every change; of two states of a job, the one with the greater version is newer.")
+    urls: JobUrls
+
+
+class JobListAnswer(BaseModel):
+    """A page of jobs."""
+
+    object: Literal["list"]
+    data: list[JobAnswer]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class ImageListAnswer(BaseModel):
+    """The images of a job."""
+
+    object: Literal["list"]
+    data: list[Output]
+
+
+class ModelAnswer(BaseModel):
+    """A model that is loaded."""
+
+    id: str
+    object: Literal["model"]
+    owned_by: str
+    revision: str
+    defaults: dict[str, Any]
+    limits: dict[str, Any]
+
+
+class ModelListAnswer(BaseModel):
+    """The loaded models: one, or none while no AR worker has reported."""
+
+    object: Literal["list"]
+    data: list[ModelAnswer]
+
+
+class SecretAnswer(BaseModel):
+    """A secret in the form that Standard Webhooks libraries take."""
+
+    key: str
+
+
+class HealthAnswer(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class ReadyAnswer(BaseModel):
+    """What works: `ok` or `down` for each store, and how many workers were seen lately."""
+
+    status: Literal["ready", "not_ready"]
+    checks: dict[str, str | int | None]
+
+
+class FieldProblem(BaseModel):
+    """One wrong field: a JSON pointer into the body, or the name of a query argument or header."""
+
+    pointer: str | None = None
+    parameter: str | None = None
+    header: str | None = None
+    code: str
+    detail: str
+
+
+class ErrorMember(BaseModel):
+    """The same once more, where OpenAI's clients look for it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ProblemAnswer(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    param: str | None = Field(description="The first wrong field.")
+    retryable: bool = Field(description="May the same request succeed later?")
+    request_id: str
+    errors: list[FieldProblem]
+    error: ErrorMember

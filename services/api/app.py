@@ -1,0 +1,47 @@
+"""`create_app`: the one place the API is wired."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from apiflask import APIFlask
+
+from services.api import envelope, openapi, problems
+from services.api.health import health_blueprint
+from services.api.jobs import jobs_blueprint
+from services.api.model_list import models_blueprint
+from services.api.parts import make_parts
+from services.api.request_body import MAX_JSON_BYTES
+from services.api.schemas import MAX_SOURCES
+from services.api.settings import ApiSettings
+from services.api.webhook_secrets import webhook_secrets_blueprint
+from shared.egress import Resolver, system_resolver
+
+
+def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> APIFlask:
+    """
+    Make the WSGI application and its clients.
+
+    Args:
+        resolver: finds the addresses of host names that customers name.
+    Raises:
+        StartupError: a setting has a value that cannot be used.
+    """
+    app = APIFlask("glmq", title="glmq", version=version("glmq"), docs_path=None, json_errors=False, static_folder=None)  # type: ignore[arg-type]  # Flask takes None: we serve no files
+    app.config.update(
+        MAX_CONTENT_LENGTH=settings.max_body_bytes,
+        MAX_FORM_MEMORY_SIZE=MAX_JSON_BYTES,
+        # Room for one more of each, so that our own words say what is wrong.
+        MAX_FORM_PARTS=2 * (MAX_SOURCES + 1),
+    )
+    # For readers: id and status first, as in the documents.
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask declares only the provider's base class
+    # A doubled slash is a mistake to be told of, not a redirect built from the Host header.
+    app.url_map.merge_slashes = False
+    parts = make_parts(settings, resolver)
+    openapi.install(app)
+    envelope.install(app)
+    problems.install(app, parts)
+    for blueprint in (jobs_blueprint(parts), models_blueprint(parts), webhook_secrets_blueprint(parts), health_blueprint(parts)):
+        app.register_blueprint(blueprint)
+    return app

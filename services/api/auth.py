@@ -1,0 +1,40 @@
+"""Who is asking, and may they? Knows the Authorization header and scopes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import structlog
+from flask import Request
+
+from shared.api_keys import ApiKeyText
+from shared.db import Database
+from shared.errors import RequestError
+from shared.lifecycle.tenants import Caller, find_caller
+
+Scope = Literal["read", "submit", "admin"]
+
+_IMPLIED = {"read": frozenset({"read"}), "submit": frozenset({"read", "submit"}), "admin": frozenset({"read", "submit", "admin"})}
+"""What each scope of a key allows."""
+
+
+def authenticate(db: Database, request: Request, needed: Scope) -> Caller:
+    """
+    The holder of the request's API key.
+
+    Raises:
+        RequestError: `unauthorized` without a valid key, `forbidden_scope` if the key may not do this.
+    """
+    header = request.headers.get("Authorization", "")
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer":
+        raise RequestError("unauthorized", "send an API key: Authorization: Bearer glmq_…")
+    key = ApiKeyText.parse(token.strip())
+    caller = None if key is None else find_caller(db, key)
+    if caller is None:
+        # One answer for malformed, unknown, wrong and revoked: a guesser learns nothing.
+        raise RequestError("unauthorized", "this API key is not valid")
+    if not any(needed in _IMPLIED[scope] for scope in caller.scopes):
+        raise RequestError("forbidden_scope", f"this API key lacks the scope {needed}")
+    structlog.contextvars.bind_contextvars(tenant_id=caller.tenant_id)
+    return caller

@@ -1,0 +1,53 @@
+"""A job's webhook, checked before it is stored. Knows URLs and events; sends nothing."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+from services.api.schemas import Webhook
+from shared.egress import EgressPolicy
+from shared.errors import RequestError
+from shared.lifecycle.events import DEFAULT_WEBHOOK_EVENTS, JOB_EVENTS
+
+_RESOLVE_S = 3.0
+"""Guess: a name that takes longer is left to the sender, which checks it again at every attempt."""
+
+
+def check_webhook(policy: EgressPolicy, webhook: Webhook, param: str) -> dict[str, Any]:
+    """
+    The webhook as the job's row keeps it: `{url, events}`, with every event named.
+
+    A name that has no address yet is accepted: a receiver may be set up after the job.
+
+    Raises:
+        RequestError: not a plain http or https URL.
+        ForbiddenAddressError: it leads to an address that is not public.
+    """
+    parsed = policy.check_url(webhook.url, param)
+    found: Future[None] = Future()
+
+    def look_up() -> None:
+        try:
+            policy.resolve(parsed.host, parsed.port, param)
+            found.set_result(None)
+        except BaseException as error:  # handed to the waiting thread, whatever it is
+            found.set_exception(error)
+
+    # In a thread of its own, since the operating system's look-up knows no time limit.
+    threading.Thread(target=look_up, name="resolve-webhook", daemon=True).start()
+    try:
+        found.result(_RESOLVE_S)
+    except TimeoutError:
+        pass
+    except RequestError as error:
+        if error.code != "input_fetch_failed":
+            raise
+    return {"url": str(parsed), "events": _event_names(webhook.events)}
+
+
+def _event_names(asked: list[str] | None) -> list[str]:
+    if asked is None:
+        return list(DEFAULT_WEBHOOK_EVENTS)
+    return [name for name in JOB_EVENTS if name in asked or "job.*" in asked]

@@ -1,0 +1,136 @@
+"""
+What is wrong with which field of a request, in words for its sender. Knows Pydantic's errors; knows no HTTP.
+
+A path is the way through the request as it was sent: `("images", 0, "url")`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from shared.errors import RequestError
+
+Path = tuple[str | int, ...]
+
+_MAX_ECHO = 40
+"""Characters of a wrong value that an error repeats."""
+_MAX_ERRORS = 20
+"""Enough to mend a request; a hostile one could have a million."""
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """
+    One wrong field.
+
+    Args:
+        reason: a word for programs, such as `missing`.
+        detail: a sentence for people; names the field and the value.
+        problem: entry of the problem catalogue.
+    """
+
+    path: Path
+    reason: str
+    detail: str
+    problem: str = "invalid_request"
+
+    @property
+    def param(self) -> str:
+        return _dotted(self.path)
+
+
+class InvalidFieldsError(RequestError):
+    """Some fields are wrong; the first one gives the answer its code, detail and param."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        first = errors[0]
+        more = f" (and {len(errors) - 1} more, see errors)" if len(errors) > 1 else ""
+        super().__init__(first.problem, first.detail + more, first.param or None)
+        self.errors = tuple(errors[:_MAX_ERRORS])
+
+
+class ErrorCollector:
+    """Gathers what several checks of one request refuse, so that its sender hears of everything at once."""
+
+    def __init__(self) -> None:
+        self._errors: list[FieldError] = []
+
+    def add(self, path: Path, reason: str, detail: str, problem: str = "invalid_request") -> None:
+        self._errors.append(FieldError(path, reason, f"{_dotted(path)}: {detail}", problem))
+
+    @contextmanager
+    def collecting(self, path: Path) -> Iterator[None]:
+        """Note a RequestError of the block as an error of the field at `path`."""
+        try:
+            yield
+        except RequestError as error:
+            named = error.detail if error.detail.startswith(_dotted(path)) else f"{_dotted(path)}: {error.detail}"
+            self._errors.append(FieldError(path, error.code, named, error.code))
+
+    def raise_any(self) -> None:
+        """
+        Raises:
+            InvalidFieldsError: something was collected.
+        """
+        if self._errors:
+            raise InvalidFieldsError(self._errors)
+
+
+def from_pydantic(error: ValidationError, model: type[BaseModel], sent: object) -> InvalidFieldsError:
+    """Say what Pydantic found, in terms of what was sent."""
+    found = error.errors(include_url=False, include_context=False)
+    return InvalidFieldsError([_field_error(item["type"], item["msg"], item["input"], item["loc"], model, sent) for item in found])
+
+
+def _field_error(kind: str, message: str, value: object, loc: Path, model: type[BaseModel], sent: object) -> FieldError:
+    path = _sent_path(loc, sent)
+    name = _dotted(path)
+    if kind == "extra_forbidden":
+        return FieldError(path, "unknown_field", f"unknown field {name}{_suggestion(str(path[-1]), model) if len(path) == 1 else ''}")
+    echo = "" if kind == "missing" else _echo(value)
+    return FieldError(path, kind, f"{name}: {message[:1].lower()}{message[1:]}{echo}")
+
+
+def _sent_path(loc: Path, sent: object) -> Path:
+    """
+    The part of a Pydantic location that exists in what was sent, and the first step beyond it.
+
+    Pydantic's locations go on where a customer's short form ends: a webhook sent as a plain URL is checked as `webhook.url`.
+    """
+    path: Path = ()
+    for step in loc:
+        if isinstance(sent, dict):
+            path, sent = (*path, step), sent.get(step)
+        elif isinstance(sent, list) and isinstance(step, int) and step < len(sent):
+            path, sent = (*path, step), sent[step]
+        else:
+            break
+    return path
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(_short(str(step)) for step in path)
+
+
+def _suggestion(name: str, model: type[BaseModel]) -> str:
+    close = difflib.get_close_matches(name[:_MAX_ECHO], list(model.model_fields), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _echo(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return f" (got {str(value).lower().replace('none', 'null')})"
+    # Long text is not repeated: it may be a whole prompt.
+    if isinstance(value, int | float | str) and len(repr(value)) <= _MAX_ECHO:
+        return f" (got {value!r})"
+    return ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_ECHO else text[: _MAX_ECHO - 1] + "…"

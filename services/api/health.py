@@ -1,0 +1,58 @@
+"""Is the process alive, and can it do its work? For supervisors and load balancers; needs no key."""
+
+from __future__ import annotations
+
+from apiflask import APIBlueprint
+from flask import Response, jsonify
+
+from services.api.answers import HealthAnswer, ReadyAnswer
+from services.api.parts import Parts
+from shared.db import DatabaseDownError
+from shared.lifecycle.workers import count_workers
+from shared.states import Stage
+
+
+def health_blueprint(parts: Parts) -> APIBlueprint:
+    """`/healthz` and `/readyz`."""
+    health = APIBlueprint("health", __name__)
+
+    @health.get("/healthz")
+    @health.output(HealthAnswer, description="The process answers.")
+    @health.doc(summary="Is the process alive?")
+    def is_alive() -> Response:
+        return jsonify({"status": "ok"})
+
+    @health.get("/readyz")
+    @health.output(ReadyAnswer, description="Jobs can be submitted.")
+    @health.doc(summary="Can jobs be submitted?", responses=[503])
+    def is_ready() -> tuple[Response, int]:
+        checks = check(parts)
+        # Not Redis and not the number of workers: jobs are accepted and kept without either.
+        ready = checks["database"] == "ok" and checks["s3"] == "ok" and checks["model"] == "ok"
+        return jsonify({"status": "ready" if ready else "not_ready", "checks": checks}), 200 if ready else 503
+
+    return health
+
+
+def check(parts: Parts) -> dict[str, str | int | None]:
+    """
+    What works.
+
+    `model` is `ok` once an AR worker has said what it loaded; the counts are of workers seen lately, null without a database.
+    """
+    checks: dict[str, str | int | None] = {
+        "database": "ok",
+        "redis": _word(parts.live.is_up()),
+        "s3": _word(parts.storage.is_up()),
+    }
+    try:
+        checks["ar_workers"] = count_workers(parts.db, Stage.AR)
+        checks["decoder_workers"] = count_workers(parts.db, Stage.DECODER)
+        checks["model"] = _word(parts.model.find() is not None)
+    except DatabaseDownError:
+        checks.update(database="down", ar_workers=None, decoder_workers=None, model="down")
+    return checks
+
+
+def _word(works: bool) -> str:
+    return "ok" if works else "down"

@@ -1,0 +1,212 @@
+"""
+Jobs over HTTP: submit, read, list, cancel, and the way to their images.
+
+`submit_job` and `find_job` are what other dialects translate to; everything below them is routes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from apiflask import APIBlueprint
+from flask import Response, jsonify, redirect, request
+from pydantic import ValidationError
+
+from services.api.answers import ImageListAnswer, JobAnswer, JobListAnswer
+from services.api.auth import authenticate
+from services.api.callbacks import check_webhook
+from services.api.field_errors import ErrorCollector, from_pydantic
+from services.api.idempotency import fingerprint, parse_key
+from services.api.new_job import check_request, new_job, requested_size
+from services.api.parts import Parts
+from services.api.request_body import RequestBody, read_body, read_query
+from services.api.schemas import ImageQuery, JobRequest, ListQuery
+from services.api.sources import SourceReader
+from shared.errors import RequestError
+from shared.ids import is_id
+from shared.job_document import finish_document
+from shared.lifecycle.jobs import JobFilter, cancel, get_job, get_result, list_jobs
+from shared.lifecycle.submit import Idempotency, submit
+from shared.lifecycle.tenants import Caller
+from shared.states import TERMINAL_JOB
+from shared.storage import PRESIGN_S
+
+SUBMIT_ROUTE = "POST /v1/jobs"
+_RANDOM_SEEDS = 2**53 - 10
+"""JavaScript reads whole numbers exactly up to 2^53; image 9 adds 9."""
+_POLL_S = 1
+"""Guess: what a client may wait between two looks."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that is in the ledger; a replay if the same Idempotency-Key brought it there before."""
+
+    job_id: str
+    is_replay: bool
+
+
+def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key: str | None) -> Submitted:
+    """
+    Check a request, bring its reference images, and store the job. Nothing is stored if any part is wrong.
+
+    Raises:
+        RequestError: names every wrong field; or `idempotency_mismatch`.
+        NoModelError, BusyError, DatabaseDownError, StorageDownError
+    """
+    try:
+        asked = JobRequest.model_validate(body.fields)
+    except ValidationError as error:
+        raise from_pydantic(error, JobRequest, body.fields) from None
+    info = parts.model.get()
+    errors = ErrorCollector()
+    check_request(asked, info, len(body.uploads), errors)
+    webhook = None
+    if asked.webhook is not None:
+        path = ("webhook",) if isinstance(body.fields["webhook"], str) else ("webhook", "url")
+        with errors.collecting(path):
+            webhook = check_webhook(parts.policy, asked.webhook, ".".join(path))
+    errors.raise_any()
+    reader = SourceReader(parts, caller.tenant_id, info)
+    ready = reader.prepare(asked.images, body.uploads)
+    size = requested_size(asked, info, [(source.height_px, source.width_px) for source in ready])
+    sources = reader.store(ready)
+    job = new_job(asked, info, caller.tenant_id, body.fields, size, sources, webhook, secrets.randbelow(_RANDOM_SEEDS))
+    once = None if idempotency_key is None else Idempotency(SUBMIT_ROUTE, idempotency_key, fingerprint(SUBMIT_ROUTE, body))
+    job_id, is_replay = submit(parts.db, job, once)
+    return Submitted(job_id, is_replay)
+
+
+def find_job(parts: Parts, caller: Caller, job_id: str) -> dict[str, Any]:
+    """
+    The job's document, with storage keys instead of URLs.
+
+    Raises:
+        RequestError: `not_found`: malformed, unknown and foreign ids are not told apart.
+    """
+    document = get_job(parts.db, caller.tenant_id, job_id, parts.live.read_progress) if is_id(job_id, "job") else None
+    if document is None:
+        raise RequestError("not_found", "there is no such job")
+    return document
+
+
+def jobs_blueprint(parts: Parts) -> APIBlueprint:
+    """The routes under `/v1/jobs`."""
+    jobs = APIBlueprint("jobs", __name__)
+
+    @jobs.post("/v1/jobs")
+    @jobs.output(JobAnswer, status_code=202, description="The job is accepted.")
+    @jobs.doc(summary="Submit a job", security="ApiKey", responses=[200, 400, 401, 403, 413, 415, 422, 503])
+    def submit_one() -> Response:
+        caller = authenticate(parts.db, request, "submit")
+        key = parse_key(request.headers.get("Idempotency-Key"))
+        submitted = submit_job(parts, caller, read_body(request), key)
+        response = _job_response(parts, find_job(parts, caller, submitted.job_id))
+        response.status_code = 200 if submitted.is_replay else 202
+        response.headers["Location"] = f"/v1/jobs/{submitted.job_id}"
+        if submitted.is_replay:
+            response.headers["Idempotency-Replayed"] = "true"
+        return response
+
+    @jobs.get("/v1/jobs/<job_id>")
+    @jobs.output(JobAnswer, description="The job.")
+    @jobs.doc(summary="Get a job", security="ApiKey", responses=[304, 401, 403, 404, 503])
+    def get_one(job_id: str) -> Response:
+        caller = authenticate(parts.db, request, "read")
+        document = find_job(parts, caller, job_id)
+        response = _job_response(parts, document)
+        response.set_etag(_etag(document), weak=True)
+        response.make_conditional(request)
+        return response
+
+    @jobs.get("/v1/jobs")
+    @jobs.output(JobListAnswer, description="A page of jobs.")
+    @jobs.doc(summary="List jobs", security="ApiKey", responses=[400, 401, 403, 503])
+    def list_page() -> Response:
+        caller = authenticate(parts.db, request, "read")
+        query = read_query(request.args, ListQuery)
+        if query.after is not None and not is_id(query.after, "job"):
+            raise RequestError("invalid_request", "after: should be the id of a job", "after")
+        documents, has_more = list_jobs(
+            parts.db, caller.tenant_id, _filter(query), query.limit, query.after, query.order == "desc", parts.live.read_progress
+        )
+        data = [_public(parts, document) for document in documents]
+        first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+        response = jsonify({"object": "list", "data": data, "has_more": has_more, "first_id": first_id, "last_id": last_id})
+        if has_more:
+            kept = [(name, value) for name, value in request.args.items(multi=True) if name != "after"]
+            following = urlencode([*kept, ("after", last_id)])
+            response.headers["Link"] = f'<{parts.base_url()}/v1/jobs?{following}>; rel="next"'
+        return response
+
+    @jobs.post("/v1/jobs/<job_id>/cancel")
+    @jobs.output(JobAnswer, description="The job is canceled.")
+    @jobs.doc(summary="Cancel a job", security="ApiKey", responses=[401, 403, 404, 409, 503])
+    def cancel_one(job_id: str) -> Response:
+        caller = authenticate(parts.db, request, "submit")
+        stopped = cancel(parts.db, caller.tenant_id, job_id) if is_id(job_id, "job") else None
+        # After commit, or a worker could be told to drop work that is still wanted. Without Redis it hears at its next heartbeat.
+        if stopped:
+            parts.live.flag_stop(stopped)
+        return _job_response(parts, find_job(parts, caller, job_id))
+
+    @jobs.get("/v1/jobs/<job_id>/images")
+    @jobs.output(ImageListAnswer, description="The job's images, finished or not.")
+    @jobs.doc(summary="List the images of a job", security="ApiKey", responses=[401, 403, 404, 503])
+    def list_images(job_id: str) -> Response:
+        caller = authenticate(parts.db, request, "read")
+        return jsonify({"object": "list", "data": _public(parts, find_job(parts, caller, job_id))["outputs"]})
+
+    @jobs.get("/v1/jobs/<job_id>/images/<index>")
+    @jobs.doc(summary="Get an image", security="ApiKey", responses=[302, 400, 401, 403, 404, 503])
+    def get_image(job_id: str, index: str) -> Any:
+        caller = authenticate(parts.db, request, "read")
+        download = read_query(request.args, ImageQuery).download == "1"
+        document = find_job(parts, caller, job_id)
+        if not re.fullmatch("[0-9]", index, re.ASCII) or int(index) >= len(document["outputs"]):
+            raise RequestError("not_found", f"the job has {len(document['outputs'])} images, counted from 0")
+        result = get_result(parts.db, caller.tenant_id, job_id, int(index))
+        if result is None:
+            raise RequestError("not_found", f"image {index} is not there yet: the job is {document['status']}")
+        name = f"{job_id}-{index}.{result.format}" if download else None
+        return redirect(parts.storage.presign(result.artifact.storage_key, download_name=name))
+
+    return jobs
+
+
+def _public(parts: Parts, document: dict[str, Any]) -> dict[str, Any]:
+    return finish_document(document, parts.base_url(), parts.storage.presign)
+
+
+def _job_response(parts: Parts, document: dict[str, Any]) -> Response:
+    response = jsonify(_public(parts, document))
+    if document["status"] not in TERMINAL_JOB:
+        response.headers["Retry-After"] = str(_POLL_S)
+    return response
+
+
+def _etag(document: dict[str, Any]) -> str:
+    """
+    Changes with the job, its progress, and twice in the life of its presigned URLs.
+
+    The version alone would not do: progress does not move it, and a client that trusts a 304 would keep URLs that have ended.
+    """
+    state = json.dumps([document, time.time() // (PRESIGN_S / 2)], sort_keys=True)
+    return f"{document['version']}-{hashlib.sha256(state.encode()).hexdigest()[:16]}"
+
+
+def _filter(query: ListQuery) -> JobFilter:
+    return JobFilter(
+        statuses=tuple(query.status),
+        custom_id=query.custom_id,
+        metadata=tuple(query.metadata.items()),
+        created_after=query.created_after,
+        created_before=query.created_before,
+    )

@@ -1,0 +1,50 @@
+"""`GET /v1/models`: what is loaded, with the limits and defaults that requests are held to."""
+
+from __future__ import annotations
+
+from apiflask import APIBlueprint
+from flask import Response, jsonify, request
+
+from services.api.answers import ModelListAnswer
+from services.api.auth import authenticate
+from services.api.parts import Parts
+from shared.checkpoint import ModelInfo
+
+
+def models_blueprint(parts: Parts) -> APIBlueprint:
+    """A list of one, or of none while no AR worker has reported."""
+    models = APIBlueprint("models", __name__)
+
+    @models.get("/v1/models")
+    @models.output(ModelListAnswer, description="The loaded models.")
+    @models.doc(summary="List the loaded models", security="ApiKey", responses=[401, 403, 503])
+    def list_models() -> Response:
+        authenticate(parts.db, request, "read")
+        info = parts.model.find()
+        return jsonify({"object": "list", "data": [] if info is None else [describe(info)]})
+
+    return models
+
+
+def describe(info: ModelInfo) -> dict[str, object]:
+    """The model as customers see it."""
+    return {
+        "id": info.name,
+        "object": "model",
+        "owned_by": "glmq",
+        "revision": info.revision,
+        "defaults": {
+            "size": f"{info.default_width_px}x{info.default_height_px}",
+            "steps": info.steps,
+            "guidance_scale": info.guidance_scale,
+            "temperature": info.temperature,
+            "top_p": info.top_p,
+        },
+        "limits": {
+            "min_side": info.min_px,
+            "max_side": info.max_px,
+            "source_min_side": info.source_min_px,
+            "source_max_side": info.source_max_px,
+            "source_max_aspect": info.max_source_aspect,
+        },
+    }

@@ -1,0 +1,110 @@
+"""A request and a checkpoint -> the job to submit: every default, size and seed filled in. Pure; draws no random number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from services.api.field_errors import ErrorCollector
+from services.api.schemas import MAX_SOURCES, JobRequest
+from shared.checkpoint import ModelInfo
+from shared.lifecycle.submit import NewJob, SourceFile
+from shared.prompt_rules import find_control_token
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def check_request(request: JobRequest, info: ModelInfo, num_uploads: int, errors: ErrorCollector) -> None:
+    """Collect what is wrong with a well-formed request in the light of the checkpoint and of its own other fields."""
+    token = find_control_token(request.prompt)
+    if token is not None:
+        errors.add(
+            ("prompt",),
+            "control_token",
+            f"may not contain {token[:80]}, which the model reads as a command and not as text",
+            "unprocessable_prompt",
+        )
+    if len(request.images) + num_uploads > MAX_SOURCES:
+        errors.add(("images",), "too_long", f"at most {MAX_SOURCES} reference images, uploads included")
+    if request.format_options.quality is not None and request.format == "png":
+        errors.add(("format_options", "quality"), "not_applicable", "png has no quality; it is lossless")
+    _check_size(request, info, errors)
+
+
+def requested_size(request: JobRequest, info: ModelInfo, sources: Sequence[Size]) -> Size:
+    """
+    The size of the result.
+
+    Args:
+        request: checked.
+        sources: sizes of the normalised reference images.
+    """
+    if request.height is not None and request.width is not None:
+        return request.height, request.width
+    if request.size == "auto" and sources:
+        height_px, width_px = sources[0]
+        return min(max(height_px, info.min_px), info.max_px), min(max(width_px, info.min_px), info.max_px)
+    if request.size is None or request.size == "auto":
+        return info.default_height_px, info.default_width_px
+    width, _, height = request.size.partition("x")
+    return int(height), int(width)
+
+
+def new_job(
+    request: JobRequest,
+    info: ModelInfo,
+    tenant_id: str,
+    sent: dict[str, Any],
+    size: Size,
+    sources: tuple[SourceFile, ...],
+    webhook: dict[str, Any] | None,
+    random_seed: int,
+) -> NewJob:
+    """
+    The job of a checked request.
+
+    Args:
+        sent: the request as the client wrote it; echoed as `input`.
+        random_seed: used if the request names none.
+    """
+    seed = random_seed if request.seed is None else request.seed
+    return NewJob(
+        tenant_id=tenant_id,
+        input=sent,
+        prompt=request.prompt,
+        height_px=size[0],
+        width_px=size[1],
+        num_images=request.n,
+        seed=seed,
+        layout_seed=seed if request.layout_seed is None else request.layout_seed,
+        same_layout=request.same_layout,
+        steps=info.steps if request.steps is None else request.steps,
+        guidance_scale=info.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        temperature=info.temperature if request.temperature is None else request.temperature,
+        top_p=info.top_p if request.top_p is None else request.top_p,
+        format=request.format,
+        quality=request.format_options.quality,
+        sources=sources,
+        model_name=info.name,
+        model_revision=info.revision,
+        priority=request.priority,
+        webhook=webhook,
+        metadata=dict(request.metadata),
+        custom_id=request.custom_id,
+        deadline=request.deadline,
+    )
+
+
+def _check_size(request: JobRequest, info: ModelInfo, errors: ErrorCollector) -> None:
+    if request.size is not None and (request.width is not None or request.height is not None):
+        errors.add(("size",), "exclusive", "give either size, or width and height, not both")
+    elif (request.width is None) != (request.height is None):
+        missing = "width" if request.width is None else "height"
+        errors.add((missing,), "missing", "width and height come together")
+    sides: list[tuple[str, int]] = [(name, side) for name in ("width", "height") if (side := getattr(request, name)) is not None]
+    if request.size is not None and request.size != "auto":
+        sides += [("size", int(side)) for side in request.size.split("x")]
+    for name, side in sides:
+        if not info.min_px <= side <= info.max_px:
+            errors.add((name,), "out_of_range", f"each side should have {info.min_px} to {info.max_px} pixels (got {side})")

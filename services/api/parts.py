@@ -1,0 +1,50 @@
+"""What the API is made of besides Flask: made once by `create_app`, handed to every blueprint."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from flask import request
+
+from services.api.loaded_model import LoadedModel
+from services.api.settings import ApiSettings
+from shared.db import Database
+from shared.egress import EgressPolicy, Resolver, system_resolver
+from shared.progress import LiveState
+from shared.sealing import Sealer
+from shared.storage import Storage
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Thread-safe, each of them."""
+
+    settings: ApiSettings
+    db: Database
+    storage: Storage
+    live: LiveState
+    policy: EgressPolicy
+    sealer: Sealer
+    model: LoadedModel
+    fetch_slots: threading.Semaphore
+    """Requests that may wait for foreign servers at once; the other threads stay free for everybody else."""
+
+    def base_url(self) -> str:
+        """What absolute links of an answer begin with: the public URL, or the host that the client asked."""
+        return (self.settings.public_url or request.host_url).rstrip("/")
+
+
+def make_parts(settings: ApiSettings, resolver: Resolver = system_resolver) -> Parts:
+    """Make every client. Opens no connection yet, so the API starts while its stores are still starting."""
+    db = Database(settings.database_url.get_secret_value(), settings.db_pool_size)
+    return Parts(
+        settings=settings,
+        db=db,
+        storage=Storage(settings),
+        live=LiveState(settings.redis_url.get_secret_value()),
+        policy=EgressPolicy(settings.egress_allow, resolver),
+        sealer=Sealer(settings.secret_key.get_secret_value()),
+        model=LoadedModel(db),
+        fetch_slots=threading.Semaphore(settings.api_threads // 2),
+    )

@@ -1,0 +1,202 @@
+"""
+Exception -> RFC 9457. No other file knows both.
+
+The catalogue is the one list of what can go wrong at the door; a code that is not in it does not leave the house.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from enum import Enum
+from typing import Any
+from urllib.parse import quote
+
+import structlog
+from apiflask import APIBlueprint, APIFlask
+from flask import Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from services.api.field_errors import InvalidFieldsError, Path
+from services.api.loaded_model import NoModelError
+from services.api.parts import Parts
+from services.api.sources import BusyError
+from shared.db import DatabaseDownError
+from shared.errors import RequestError
+from shared.storage import StorageDownError
+
+MEDIA_TYPE = "application/problem+json"
+_RETRY_AFTER_S = 5
+_AWAY = (DatabaseDownError, StorageDownError, NoModelError, BusyError)
+
+log = structlog.get_logger()
+
+
+class Problem(Enum):
+    """Every problem: its status, its title, and whether the same request may succeed later. The name in lower case is the code."""
+
+    INVALID_REQUEST = 400, "The request is not valid", False
+    INVALID_IMAGE = 400, "The image cannot be used", False
+    FORBIDDEN_ADDRESS = 400, "The URL leads to an address that is not allowed", False
+    UNAUTHORIZED = 401, "A valid API key is needed", False
+    FORBIDDEN_SCOPE = 403, "The API key may not do this", False
+    NOT_FOUND = 404, "There is nothing here", False
+    METHOD_NOT_ALLOWED = 405, "The method is not allowed here", False
+    ALREADY_TERMINAL = 409, "The job has ended", False
+    PAYLOAD_TOO_LARGE = 413, "Too large", False
+    UNSUPPORTED_MEDIA = 415, "The media type is not supported", False
+    IDEMPOTENCY_MISMATCH = 422, "The Idempotency-Key belongs to another request", False
+    UNPROCESSABLE_PROMPT = 422, "The prompt cannot be used", False
+    INPUT_FETCH_FAILED = 422, "An input could not be fetched", True
+    INTERNAL = 500, "Something went wrong here", False
+    ENGINE_UNAVAILABLE = 503, "The service is not available now", True
+
+    def __init__(self, status: int, title: str, retryable: bool) -> None:
+        self.status = status
+        self.title = title
+        self.retryable = retryable
+
+    @property
+    def code(self) -> str:
+        return self.name.lower()
+
+    @property
+    def path(self) -> str:
+        """Where the type's URI leads."""
+        return f"/problems/{self.code.replace('_', '-')}"
+
+    @classmethod
+    def of(cls, code: str) -> Problem:
+        return cls[code.upper()] if code.upper() in cls.__members__ else cls.INTERNAL
+
+    def describe(self, base_url: str) -> dict[str, Any]:
+        """The entry as the catalogue shows it."""
+        return {
+            "type": base_url + self.path,
+            "title": self.title,
+            "status": self.status,
+            "code": self.code,
+            "retryable": self.retryable,
+        }
+
+
+def install(app: APIFlask, parts: Parts) -> None:
+    """Answer every exception of the app with a problem, and show the catalogue where the types' URIs lead."""
+
+    @app.errorhandler(Exception)
+    def answer(error: Exception) -> Response:
+        return problem_response(error, parts.base_url())
+
+    catalogue = APIBlueprint("problems", __name__)
+
+    @catalogue.get("/problems")
+    @catalogue.doc(summary="List every problem")
+    def list_problems() -> Response:
+        return jsonify({"object": "list", "data": [problem.describe(parts.base_url()) for problem in Problem]})
+
+    @catalogue.get("/problems/<slug>")
+    @catalogue.doc(summary="Describe a problem", responses=[404])
+    def get_problem(slug: str) -> Response:
+        found = [problem for problem in Problem if problem.path == f"/problems/{slug}"]
+        if not found:
+            raise RequestError("not_found", "there is no such problem")
+        return jsonify(found[0].describe(parts.base_url()))
+
+    app.register_blueprint(catalogue)
+
+
+def problem_response(error: Exception, base_url: str) -> Response:
+    """The answer to an exception. Unexpected ones are logged, and say nothing of themselves to the client."""
+    headers: dict[str, str] = {}
+    if isinstance(error, RequestError):
+        problem, detail = Problem.of(error.code), error.detail
+    elif isinstance(error, HTTPException):
+        problem, detail = _of_http(error)
+        allow = dict(error.get_headers()).get("Allow")
+        headers = {"Allow": allow} if allow else {}
+    elif isinstance(error, _AWAY):
+        problem, detail = Problem.ENGINE_UNAVAILABLE, _away_detail(error)
+        log.warning("unavailable", error=type(error).__name__, why=str(error))
+    else:
+        problem, detail = Problem.INTERNAL, "an unexpected error; it was logged under the request_id"
+        # Frames only: the text of an error may quote a row, and so a prompt or a secret.
+        log.error("unexpected_error", error=type(error).__name__, frames=traceback.format_tb(error.__traceback__))
+    if problem is Problem.ENGINE_UNAVAILABLE:
+        headers["Retry-After"] = str(_RETRY_AFTER_S)
+    if problem is Problem.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="glmq"'
+    response = jsonify(_body(problem, detail, error, base_url))
+    response.status_code = problem.status
+    response.mimetype = MEDIA_TYPE
+    response.headers.update(headers)
+    return response
+
+
+def _of_http(error: HTTPException) -> tuple[Problem, str]:
+    """What Flask and Werkzeug raise by themselves."""
+    match error.code:
+        case 404:
+            return Problem.NOT_FOUND, f"no such route: {request.path[:200]}"
+        case 405:
+            return Problem.METHOD_NOT_ALLOWED, f"{request.method[:20]} is not allowed here"
+        case 413:
+            return Problem.PAYLOAD_TOO_LARGE, "the request body is too large, or has too many parts"
+        case 415:
+            return Problem.UNSUPPORTED_MEDIA, "the media type is not supported"
+        case code if code is not None and 400 <= code < 500:
+            return Problem.INVALID_REQUEST, "the request is malformed or was cut short"
+        case _:
+            return Problem.INTERNAL, "an unexpected error"
+
+
+def _away_detail(error: Exception) -> str:
+    match error:
+        case DatabaseDownError():
+            return "the database does not answer; nothing was stored, or a repeated request with the same Idempotency-Key will tell"
+        case StorageDownError():
+            return "the object store does not answer"
+        case _:
+            return str(error)
+
+
+def _body(problem: Problem, detail: str, error: Exception, base_url: str) -> dict[str, Any]:
+    param = error.param if isinstance(error, RequestError) and problem is not Problem.INTERNAL else None
+    return {
+        **problem.describe(base_url),
+        "detail": detail,
+        "instance": f"{quote(request.path)}#{g.request_id}",
+        "param": param,
+        "request_id": g.request_id,
+        "errors": _field_errors(error, param),
+        # What OpenAI's and Replicate's clients read.
+        "error": {"message": detail, "type": _openai_type(problem.status), "param": param, "code": problem.code},
+    }
+
+
+def _field_errors(error: Exception, param: str | None) -> list[dict[str, Any]]:
+    if isinstance(error, InvalidFieldsError):
+        return [{**_place(field.path), "code": field.reason, "detail": field.detail} for field in error.errors]
+    if isinstance(error, RequestError) and param is not None:
+        path: Path = tuple(param.split("."))
+        return [{**_place(path), "code": error.code, "detail": error.detail}]
+    return []
+
+
+def _place(path: Path) -> dict[str, str]:
+    """Where the wrong value stood: a JSON pointer (RFC 6901) into the body, or the name of a header or query argument."""
+    if path == ("Idempotency-Key",):
+        return {"header": "Idempotency-Key"}
+    if request.method == "GET":
+        return {"parameter": ".".join(map(str, path))}
+    steps = [re.sub("[~/]", lambda found: {"~": "~0", "/": "~1"}[found[0]], str(step)) for step in path]
+    return {"pointer": "#" + "".join(f"/{quote(step, safe='~')}" for step in steps)}
+
+
+def _openai_type(status: int) -> str:
+    match status:
+        case 401:
+            return "authentication_error"
+        case 403:
+            return "permission_error"
+        case _:
+            return "invalid_request_error" if status < 500 else "server_error"

@@ -1,0 +1,112 @@
+"""The body and the query of a request, read with limits into plain values. Knows HTTP; knows no field."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from flask import Request
+from pydantic import BaseModel, ValidationError
+from werkzeug.datastructures import FileStorage, MultiDict
+
+from services.api.field_errors import from_pydantic
+from services.api.strict_json import check_text, parse_object
+from shared.errors import RequestError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MAX_JSON_BYTES = 1 << 20
+"""The largest legal job, all of it in \\u escapes, has a fifth of this."""
+
+_IMAGE_PARTS = ("image", "image[]")
+_METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+_LISTS = ("status",)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file of a multipart body. `param` names it in errors: `image.0` is the first one sent."""
+
+    param: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class RequestBody:
+    """What a client sent: the JSON, and the files beside it."""
+
+    fields: dict[str, Any]
+    uploads: tuple[Upload, ...] = ()
+
+
+def read_body(request: Request) -> RequestBody:
+    """
+    Read a JSON body, or a multipart one with a part `request` (the JSON) and parts `image`.
+
+    Raises:
+        RequestError: `unsupported_media`, `payload_too_large` or `invalid_request`.
+        RequestEntityTooLarge, ClientDisconnected: from Werkzeug.
+    """
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise RequestError("unsupported_media", "the body must not be compressed", None)
+    if request.mimetype == "multipart/form-data":
+        return _read_multipart(request)
+    if request.mimetype != "application/json":
+        sent = f" (got {request.mimetype[:60]})" if request.mimetype else " (none was sent)"
+        raise RequestError("unsupported_media", f"Content-Type must be application/json or multipart/form-data{sent}")
+    return RequestBody(_parse(request.stream.read(MAX_JSON_BYTES + 1)))
+
+
+def read_query(arguments: MultiDict[str, str], model: type[Model]) -> Model:
+    """
+    Read a query string as `model`; `metadata[key]=value` makes a dict, `status` a list.
+
+    Raises:
+        RequestError: an unknown, doubled or wrong argument.
+    """
+    fields: dict[str, Any] = {}
+    for name, values in arguments.lists():
+        if name in _LISTS:
+            fields[name] = [part for value in values for part in value.split(",")]
+            continue
+        if len(values) > 1:
+            raise RequestError("invalid_request", f"{name[:60]} was given {len(values)} times", name[:60])
+        key = _METADATA.fullmatch(name)
+        if key:
+            fields.setdefault("metadata", {})[key[1]] = values[0]
+        else:
+            # A bare `metadata=` is a string where a dict belongs, and refused as that.
+            fields[name] = values[0]
+    check_text(fields)
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise from_pydantic(error, model, fields) from None
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_JSON_BYTES:
+        raise RequestError("payload_too_large", f"the JSON has more than {MAX_JSON_BYTES} bytes")
+    return parse_object(data)
+
+
+def _read_multipart(request: Request) -> RequestBody:
+    form, files = request.form, request.files
+    unknown = [name for name in [*form, *files] if name not in ("request", *_IMAGE_PARTS)]
+    if unknown:
+        name = unknown[0][:60]
+        raise RequestError("invalid_request", f"unknown part {name}; a multipart body has the parts request and image", name)
+    if any(name in form for name in _IMAGE_PARTS):
+        raise RequestError("invalid_request", "image: must be sent as a file, with a file name", "image")
+    # As a field or as a file: `curl -F request=@job.json` sends a file.
+    documents = [value.encode() for value in form.getlist("request")]
+    documents += [file.stream.read(MAX_JSON_BYTES + 1) for file in files.getlist("request")]
+    if len(documents) != 1:
+        raise RequestError("invalid_request", f"a multipart body has one part request, with the JSON (got {len(documents)})", "request")
+    return RequestBody(_parse(documents[0]), tuple(_uploads(files)))
+
+
+def _uploads(files: MultiDict[str, FileStorage]) -> list[Upload]:
+    sent = [file for name, file in files.items(multi=True) if name in _IMAGE_PARTS]
+    return [Upload(f"image.{index}", file.stream.read()) for index, file in enumerate(sent)]

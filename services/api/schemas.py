@@ -1,0 +1,187 @@
+"""
+What clients may send: the fields, their types and ranges, as Pydantic models that the OpenAPI document is made from too.
+
+Strict: no number in quotes, no unknown field. What needs the checkpoint or the network to judge is judged elsewhere
+(`new_job.py`, `sources.py`, `callbacks.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from services.api.times import parse_rfc3339
+from shared.lifecycle.events import JOB_EVENTS
+from shared.lifecycle.submit import NUM_SEEDS
+from shared.states import JobStatus, Priority
+
+MAX_PROMPT_CHARS = 8000
+MAX_SOURCES = 16
+_MAX_METADATA = 16
+_SIZE = re.compile(r"auto|[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", re.ASCII)
+
+
+def _refuse(reason: str, detail: str) -> PydanticCustomError:
+    # In braces Pydantic would look for values to fill in.
+    return PydanticCustomError(reason, "{detail}", {"detail": detail})
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise _refuse("blank", "should say what to draw")
+    return text
+
+
+def _is_size(text: str) -> str:
+    if not _SIZE.fullmatch(text):
+        raise _refuse("size_format", 'should be "auto" or width x height in pixels, such as "1024x768"')
+    return text
+
+
+def _moment(value: object) -> object:
+    if not isinstance(value, str):
+        raise _refuse("datetime_type", "should be a string with a time, such as 2026-11-22T18:30:00Z")
+    try:
+        return parse_rfc3339(value)
+    except ValueError as error:
+        raise _refuse("datetime_format", str(error)) from None
+
+
+def _in_future(moment: datetime) -> datetime:
+    if moment <= datetime.now(UTC):
+        raise _refuse("datetime_past", "should be in the future")
+    return moment
+
+
+def _is_event(name: str) -> str:
+    if name != "job.*" and name not in JOB_EVENTS:
+        raise _refuse("unknown_event", f"should be job.* or one of {', '.join(JOB_EVENTS)}")
+    return name
+
+
+def _spread_url(value: object) -> object:
+    """A plain URL is short for `{"url": …}`."""
+    return {"url": value} if isinstance(value, str) else value
+
+
+def _or_plain_url(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = [{"type": "string", "format": "uri"}, *schema["anyOf"]]
+
+
+def _digits(value: object) -> object:
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value, re.ASCII) else value
+
+
+Moment = Annotated[datetime, BeforeValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
+Seed = Annotated[int, Field(ge=0, lt=NUM_SEEDS)]
+CustomId = Annotated[str, Field(min_length=1, max_length=128)]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+EventName = Annotated[str, AfterValidator(_is_event), WithJsonSchema({"type": "string", "enum": ["job.*", *JOB_EVENTS]})]
+
+
+class _Sent(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SourceReference(_Sent):
+    """A reference image: by URL, as a file of yours, or as image `index` of an earlier job of yours."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["url"]}, {"required": ["file_id"]}, {"required": ["job_id"]}]})
+
+    url: str | None = Field(default=None, description="An http or https URL of a PNG, JPEG or WebP.")
+    file_id: str | None = Field(default=None, description="Id of a source image that an earlier request stored.")
+    job_id: str | None = Field(default=None, description="Id of an earlier job.")
+    index: int = Field(default=0, ge=0, le=9, description="Which image of that job.")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        given = [name for name in ("url", "file_id", "job_id") if getattr(self, name) is not None]
+        if len(given) != 1 or ("index" in self.model_fields_set and given != ["job_id"]):
+            raise _refuse("source_form", "should have either url, or file_id, or job_id with index")
+        return self
+
+
+class FormatOptions(_Sent):
+    """How the picture is encoded."""
+
+    quality: int | None = Field(default=None, ge=1, le=100, description="For jpeg and webp. More is better and larger.")
+
+
+class Webhook(_Sent):
+    """Where to tell of the job's events, signed by the secret of `GET /v1/webhooks/default/secret`."""
+
+    url: str = Field(min_length=1, max_length=4096, json_schema_extra={"format": "uri"})
+    events: list[EventName] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=len(JOB_EVENTS) + 1,
+        description="Events to tell of. Default: the end of the job, whichever it is.",
+    )
+
+
+class JobRequest(_Sent):
+    """What to draw, and how."""
+
+    prompt: Annotated[str, AfterValidator(_not_blank)] = Field(
+        min_length=1, max_length=MAX_PROMPT_CHARS, description="What to draw. Text in quotation marks is drawn as text."
+    )
+    size: Annotated[str, AfterValidator(_is_size)] | None = Field(
+        default=None,
+        description='Exact size, "WIDTHxHEIGHT". "auto": the size of the first reference image, or the model\'s default without one. '
+        "Absent: the model's default.",
+        json_schema_extra={"pattern": f"^({_SIZE.pattern})$"},
+    )
+    width: int | None = Field(default=None, ge=1, description="With `height`, instead of `size`.")
+    height: int | None = Field(default=None, ge=1, description="With `width`, instead of `size`.")
+    images: list[SourceReference] = Field(default=[], max_length=MAX_SOURCES, description="Reference images, in order (image-to-image).")
+    n: int = Field(default=1, ge=1, le=10, description="How many images; image i uses `seed + i`.")
+    seed: Seed | None = Field(default=None, description="Absent: random. Always echoed.")
+    layout_seed: Seed | None = Field(default=None, description="Seed of the layout (AR) stage. Absent: `seed`.")
+    same_layout: bool = Field(default=False, description="Give all n images one layout.")
+    steps: int | None = Field(default=None, ge=1, le=200, description="Denoising steps. Absent: the model's default.")
+    guidance_scale: float | None = Field(
+        default=None,
+        ge=1,
+        le=20,
+        description="How closely the decoder follows the prompt; 1 is off, and twice as fast. Absent: the model's.",
+    )
+    # Below 0.01 float32 cannot hold logits over temperature.
+    temperature: float | None = Field(default=None, ge=0.01, le=2, description="Of the layout stage. Absent: the model's default.")
+    top_p: float | None = Field(default=None, gt=0, le=1, description="Of the layout stage. Absent: the model's default.")
+    format: Literal["png", "jpeg", "webp"] = Field(default="png", description="File format of the results.")
+    format_options: FormatOptions = Field(default=FormatOptions(), description="How the file is encoded.")
+    # Not strict: an enum is what we make of the text.
+    priority: Priority = Field(default=Priority.STANDARD, strict=False, description="Lane of the queue.")
+    deadline: Annotated[Moment, AfterValidator(_in_future)] | None = Field(
+        default=None, description="The job expires if it has not succeeded by then."
+    )
+    webhook: Annotated[Webhook | None, BeforeValidator(_spread_url)] = Field(default=None, json_schema_extra=_or_plain_url)
+    metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=_MAX_METADATA, description="Yours; echoed everywhere.")
+    custom_id: CustomId | None = Field(default=None, description="Yours; echoed everywhere.")
+
+
+class ListQuery(_Sent):
+    """How to list jobs: all given conditions together."""
+
+    limit: Annotated[int, BeforeValidator(_digits)] = Field(default=20, ge=1, le=100, description="Jobs on a page.")
+    after: str | None = Field(default=None, max_length=64, description="Id of the last job of the page before.")
+    order: Literal["asc", "desc"] = Field(default="desc", description="By time of creation.")
+    # Not strict: an enum is what we make of the text.
+    status: list[Annotated[JobStatus, Field(strict=False)]] = Field(
+        default=[], description="Any of these; repeat it, or separate by commas."
+    )
+    custom_id: CustomId | None = None
+    metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=_MAX_METADATA, description="As `metadata[key]=value`.")
+    created_after: Moment | None = None
+    created_before: Moment | None = None
+
+
+class ImageQuery(_Sent):
+    """How to hand out an image."""
+
+    download: Literal["0", "1"] = Field(default="0", description="1: browsers save it instead of showing it.")

@@ -1,0 +1,23 @@
+"""Settings of the API."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from shared.settings import CoreSettings
+
+
+class ApiSettings(CoreSettings):
+    """Where the API listens, how much it does at once, and what it refuses for size or slowness."""
+
+    api_host: str = Field(default="127.0.0.1", description="Address the API listens on.")
+    api_port: int = Field(default=8080, ge=1, le=65535, description="Port the API listens on.")
+    api_workers: int = Field(default=1, ge=1, le=64, description="API processes.")
+    api_threads: int = Field(default=16, ge=2, le=512, description="Requests that one API process answers at once.")
+    api_read_timeout_s: int = Field(
+        default=20, ge=1, le=600, description="Seconds of silence in the middle of a request after which its connection is closed."
+    )
+    max_body_bytes: int = Field(default=64 << 20, ge=1024, le=1 << 30, description="Largest request body, in bytes.")
+    source_fetch_s: float = Field(
+        default=15, gt=0, le=120, description="Seconds in which all source images that one request names by URL must have arrived."
+    )
