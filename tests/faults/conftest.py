@@ -1,0 +1,29 @@
+"""A stack with short leases, so that a death is noticed within seconds."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.embedded.postgres import PostgresServer
+from infra.embedded.s3 import S3Server
+from tests.stack import Stack, stack_environment
+
+SHORT = {"GLMQ_LEASE_S": "3", "GLMQ_HEARTBEAT_S": "0.5", "GLMQ_POLL_S": "0.5", "GLMQ_RESCUE_S": "0.5"}
+
+
+@pytest.fixture(scope="module")
+def stack(
+    postgres_server: PostgresServer, redis_url: str, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """Every role running, to be broken; each test leaves it whole."""
+    environment = stack_environment(postgres_server, redis_url, s3, miniature, f"faults_{uuid.uuid4().hex}")
+    running = Stack(tmp_path_factory.mktemp("stack"), {**environment, **SHORT})
+    try:
+        running.start_all()
+        yield running
+    finally:
+        running.stop()

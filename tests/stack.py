@@ -1,0 +1,158 @@
+"""The whole service for tests: every role a real process, on throw-away servers, with the miniature."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from infra.embedded.postgres import PostgresServer
+from infra.embedded.s3 import S3Server
+
+ROLES = ("api", "dispatcher", "ar_worker", "decoder_worker", "webhook_sender")
+API_KEY = "glmq_testtesttest_" + "t" * 43
+_READY_S = 90
+_STOP_S = 12
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 60, pause_s: float = 0.05) -> Any:
+    """The first true value of `condition`; fails after `timeout_s`."""
+    give_up_at = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < give_up_at, f"waited {timeout_s} s in vain"
+        time.sleep(pause_s)
+    return value
+
+
+class Stack:
+    """Processes of all roles with one environment; each can be killed and started again."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self._folder = folder
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.environment = {
+            **os.environ,
+            "GLMQ_API_PORT": str(port),
+            "GLMQ_PUBLIC_URL": self.url,
+            "GLMQ_SECRET_KEY": base64.b64encode(bytes(range(32))).decode(),
+            "GLMQ_BOOTSTRAP_API_KEY": API_KEY,
+            "GLMQ_EGRESS_ALLOW": "127.0.0.1/32",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        }
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.client = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {API_KEY}"}, timeout=30)
+
+    def migrate(self) -> None:
+        """Make tables, bucket, tenant and key."""
+        subprocess.run([sys.executable, "-m", "infra.migrate"], env=self.environment, check=True, timeout=60)
+
+    def start(self, name: str, role: str | None = None, **environment: str) -> None:
+        """Start a process; `name` tells several of one role apart."""
+        with (self._folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", f"services.{role or name}"],
+                env={**self.environment, **environment},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def start_all(self) -> None:
+        """Migrate, start every role and wait until the service is ready."""
+        self.migrate()
+        for role in ROLES:
+            self.start(role)
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until the API says that it is ready."""
+
+        def is_ready() -> bool:
+            for name, process in self.processes.items():
+                assert process.poll() is None, f"{name} ended:\n{self.log(name)[-3000:]}"
+            try:
+                return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_until(is_ready, _READY_S, 0.2)
+
+    def log(self, name: str) -> str:
+        """What a process wrote."""
+        return (self._folder / f"{name}.log").read_text(errors="replace")
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> float:
+        """Signal a process and wait for its end; seconds that took."""
+        process = self.processes.pop(name)
+        started = time.monotonic()
+        os.killpg(process.pid, number)
+        process.wait(_STOP_S)
+        return time.monotonic() - started
+
+    def stop(self) -> None:
+        """End every process."""
+        self.client.close()
+        for process in self.processes.values():
+            os.killpg(process.pid, signal.SIGTERM)
+        for name in list(self.processes):
+            process = self.processes.pop(name)
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def submit(self, **request: Any) -> dict[str, Any]:
+        """POST a job; its document."""
+        answer = self.client.post("/v1/jobs", json=request)
+        assert answer.status_code == 202, answer.text
+        return dict(answer.json())
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """GET a job."""
+        answer = self.client.get(f"/v1/jobs/{job_id}")
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def wait(self, job: Mapping[str, Any], timeout_s: float = 60) -> dict[str, Any]:
+        """The job once it has ended."""
+        ended = ("succeeded", "failed", "canceled", "expired")
+        return dict(wait_until(lambda: found if (found := self.job(job["id"]))["status"] in ended else None, timeout_s))
+
+    def result(self, job: Mapping[str, Any], index: int = 0) -> bytes:
+        """The bytes of a finished image, through its presigned URL."""
+        answer = httpx.get(job["outputs"][index]["url"], timeout=30)
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+
+def stack_environment(server: PostgresServer, redis_url: str, s3: S3Server, checkpoint: Path, name: str) -> dict[str, str]:
+    """The stores of one stack: a database and a bucket called `name` of its own, on shared servers."""
+    return {
+        "GLMQ_DATABASE_URL": server.create_database(name),
+        "GLMQ_REDIS_URL": redis_url,
+        "GLMQ_S3_ENDPOINT": s3.endpoint,
+        "GLMQ_S3_ACCESS_KEY": s3.access_key,
+        "GLMQ_S3_SECRET_KEY": s3.secret_key,
+        "GLMQ_S3_BUCKET": name.replace("_", "-"),
+        "GLMQ_CHECKPOINT": str(checkpoint),
+    }
