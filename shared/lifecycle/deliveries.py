@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import case, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -59,7 +59,6 @@ def claim_deliveries(db: Database, limit: int, lease_s: float, in_flight: Mappin
     """
 
     def work(session: Session) -> list[Delivery]:
-        full = [host for host, count in in_flight.items() if count >= max_per_host]
         rank = func.row_number().over(partition_by=WebhookDelivery.host, order_by=(WebhookDelivery.next_at, WebhookDelivery.id))
         due = (
             select(WebhookDelivery.id, WebhookDelivery.host, rank.label("rank"))
@@ -67,14 +66,14 @@ def claim_deliveries(db: Database, limit: int, lease_s: float, in_flight: Mappin
                 WebhookDelivery.state == "pending",
                 WebhookDelivery.next_at <= _now(),
                 or_(WebhookDelivery.lease_until.is_(None), WebhookDelivery.lease_until < _now()),
-                WebhookDelivery.host.not_in(full),
             )
             .subquery()
         )
+        room = case(*((due.c.host == host, max_per_host - count) for host, count in in_flight.items()), (true(), max_per_host))
         chosen = (
             select(WebhookDelivery.id)
             .join(due, due.c.id == WebhookDelivery.id)
-            .where(due.c.rank <= max_per_host)
+            .where(due.c.rank <= room)
             .order_by(WebhookDelivery.next_at)
             .limit(limit)
             .with_for_update(skip_locked=True, of=WebhookDelivery)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -61,7 +62,7 @@ def find_caller(db: Database, key: ApiKeyText) -> Caller | None:
         if row is None or row.revoked_at is not None or not key.matches(row.secret_sha256):
             return None
         # Once a minute is enough to know whether a key is in use, and spares a write per request.
-        stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < _now() - func.make_interval(0, 0, 0, 0, 0, 1))
+        stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < _now() - timedelta(minutes=1))
         session.execute(update(ApiKey).where(ApiKey.id == key.id, stale).values(last_used_at=_now()))
         return Caller(row.tenant_id, row.id, frozenset(row.scopes))
 
