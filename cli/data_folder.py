@@ -20,6 +20,8 @@ from infra.embedded.process import ProcessMark
 PROJECT = Path(__file__).resolve().parents[1]
 
 _LARGE_LOG_BYTES = 10 << 20
+_TAIL_LINES = 12
+_TAIL_COLUMNS = 240
 _LOCK_TRIES = 10
 _LOCK_PAUSE_S = 0.05
 _PRIVATE = 0o700
@@ -117,11 +119,11 @@ class DataFolder:
             if log.stat().st_size > _LARGE_LOG_BYTES:
                 log.replace(log.with_suffix(".log.1"))
 
-    def log_tail(self, name: str, num_lines: int = 15) -> str:
-        """The end of a process's log, indented, with its path."""
+    def log_tail(self, name: str) -> str:
+        """The end of a process's log, indented, with its path; long lines are cut."""
         log = self.log(name)
-        lines = log.read_text(errors="replace").splitlines()[-num_lines:] if log.exists() else []
-        return "\n".join(f"  {line}" for line in [*lines, f"whole log: {log}"])
+        lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if log.exists() else []
+        return "\n".join(f"  {line[:_TAIL_COLUMNS]}" for line in [*lines, f"whole log: {log}"])
 
     @contextmanager
     def held(self) -> Iterator[bool]:

@@ -19,17 +19,19 @@ class Role:
     ready_url: str | None = None
     """Answers 200 once the role can be used; without one, running is all that is asked."""
 
+    needs: tuple[str, ...] = ()
+    """Counts in that answer's `checks` that must be above zero."""
+
 
 def stack_roles(api_port: int) -> tuple[Role, ...]:
     """The five roles of a stack whose API listens on `api_port`."""
+    # The API by itself is ready without workers, since jobs wait well; a whole stack is not.
+    needs = ("ar_workers", "decoder_workers")
     return (
-        _module("api", port=api_port, ready_url=f"http://127.0.0.1:{api_port}/readyz"),
-        _module("dispatcher"),
-        _module("ar_worker"),
-        _module("decoder_worker"),
-        _module("webhook_sender"),
+        Role("api", _module("api"), api_port, ready_url=f"http://127.0.0.1:{api_port}/readyz", needs=needs),
+        *(Role(name, _module(name)) for name in ("dispatcher", "ar_worker", "decoder_worker", "webhook_sender")),
     )
 
 
-def _module(name: str, port: int | None = None, ready_url: str | None = None) -> Role:
-    return Role(name, (sys.executable, "-m", f"services.{name}"), port, ready_url)
+def _module(name: str) -> tuple[str, ...]:
+    return sys.executable, "-m", f"services.{name}"

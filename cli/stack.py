@@ -29,7 +29,7 @@ EXIT_HELD = 75
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _API_PORT = 8080
-_READY_TIMEOUT_S = 300.0
+_READY_TIMEOUT_S = 180.0
 _DOWNLOAD_TIMEOUT_S = 6 * 3600.0
 """A hub checkpoint of 36 GB over a slow line."""
 

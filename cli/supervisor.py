@@ -30,7 +30,9 @@ _LONGEST_PAUSE_S = 30.0
 _START_TRIES = 3
 """A role that dies this often before the stack is ready has a fault that trying again does not mend."""
 
+_PROBE_PAUSE_S = 0.2
 _PROBE_TIMEOUT_S = 2.0
+_ANSWER_CHARS = 300
 
 
 class StackError(Exception):
@@ -139,14 +141,14 @@ class Supervisor:
             for child in self.children:
                 if child.row.restarts >= _START_TRIES:
                     raise StackError(f"{child.role.name} does not start\n{self.data.log_tail(child.role.name)}")
-            waiting = [child.role for child in self.children if child.process is None or not _is_ready(child.role)]
+            waiting = [(child.role.name, why) for child in self.children if (why := _why_not_ready(child)) is not None]
             if not waiting:
                 return
             if time.monotonic() > deadline:
-                role = waiting[0]
-                raise StackError(f"{role.name} is not ready after {self.ready_timeout_s:.0f} s\n{self.data.log_tail(role.name)}")
+                name, why = waiting[0]
+                raise StackError(f"{name} is not ready after {self.ready_timeout_s:.0f} s: {why}\n{self.data.log_tail(name)}")
             self._check_stop()
-            time.sleep(_POLL_S)
+            time.sleep(_PROBE_PAUSE_S)
 
     def _check_stop(self) -> None:
         if self.should_stop():
@@ -228,10 +230,17 @@ def _server_row(server: Server, restarts: int = 0) -> Row:
     return row
 
 
-def _is_ready(role: Role) -> bool:
+def _why_not_ready(child: Child) -> str | None:
+    """None when the role can be used; else what is wrong."""
+    role = child.role
+    if child.process is None:
+        return "it does not run"
     if role.ready_url is None:
-        return True
+        return None
     try:
-        return httpx.get(role.ready_url, timeout=_PROBE_TIMEOUT_S, trust_env=False).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
+        answer = httpx.get(role.ready_url, timeout=_PROBE_TIMEOUT_S, trust_env=False)
+        if answer.status_code == httpx.codes.OK and all(answer.json()["checks"][name] for name in role.needs):
+            return None
+    except httpx.HTTPError as error:
+        return str(error)
+    return f"HTTP {answer.status_code} {answer.text[:_ANSWER_CHARS]}"

@@ -96,13 +96,20 @@ def has_exited(process: subprocess.Popen[bytes]) -> bool:
 
 def end(process: subprocess.Popen[bytes], stop_signal: int = signal.SIGTERM, patience_s: float = 10.0) -> bool:
     """Ask the process to stop, and kill its group when it has not after `patience_s`. True when it went by itself."""
-    if not has_exited(process):
-        _signal_one(process.pid, stop_signal)
+    return end_all([process], stop_signal, patience_s)
+
+
+def end_all(processes: Sequence[subprocess.Popen[bytes]], stop_signal: int = signal.SIGTERM, patience_s: float = 10.0) -> bool:
+    """As `end`, for several processes at the same time."""
+    for process in processes:
+        if not has_exited(process):
+            _signal_one(process.pid, stop_signal)
     deadline = time.monotonic() + patience_s
-    while not has_exited(process):
+    while running := [process for process in processes if not has_exited(process)]:
         if time.monotonic() > deadline:
-            _signal_group(process.pid, signal.SIGKILL)
-            process.wait()
+            for process in running:
+                _signal_group(process.pid, signal.SIGKILL)
+                process.wait()
             return False
         time.sleep(_POLL_S)
     return True

@@ -31,8 +31,8 @@ class ServerError(Exception):
     """A server is not usable; the message says why and what to do."""
 
 
-class ServerStoppedError(ServerError):
-    """`should_stop` turned true while a server was being started."""
+class CalledOffError(ServerError):
+    """`should_stop` turned true while something was being started."""
 
 
 def never() -> bool:
@@ -199,7 +199,7 @@ class EmbeddedServer(Server):
         try:
             while not has_exited(tool):
                 if should_stop():
-                    raise ServerStoppedError(f"stopped while preparing {self.name}")
+                    raise CalledOffError(f"stopped while preparing {self.name}")
                 time.sleep(_POLL_S)
         finally:
             end(tool)
@@ -222,7 +222,7 @@ class EmbeddedServer(Server):
                 return True
             if should_stop():
                 self.stop()
-                raise ServerStoppedError(f"stopped while starting {self.name}")
+                raise CalledOffError(f"stopped while starting {self.name}")
             time.sleep(_POLL_S)
         return False
 

@@ -26,7 +26,7 @@ from infra.embedded.postgres import PostgresServer
 from infra.embedded.process import ProcessMark
 from infra.embedded.redis import RedisServer
 from infra.embedded.s3 import S3Server
-from infra.embedded.server import EmbeddedServer, ServerStoppedError
+from infra.embedded.server import CalledOffError, EmbeddedServer
 
 LISTENING = "0A"
 """State of a listening socket in /proc/net/tcp."""
@@ -207,7 +207,7 @@ def test_a_start_can_be_called_off(kind: Kind, tmp_path: Path) -> None:
     """Calling a start off leaves no process behind."""
     server = kind.make(tmp_path)
 
-    with pytest.raises(ServerStoppedError):
+    with pytest.raises(CalledOffError):
         server.start(should_stop=lambda: True)
 
     assert server.process is None
