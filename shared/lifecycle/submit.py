@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -198,7 +198,8 @@ def _find_or_add_grid(session: Session, new: NewJob, layout_seed: int, lane: int
                 source_file_ids=[source.id for source in new.sources],
                 model_revision=new.model_revision,
             )
-            .on_conflict_do_nothing(index_elements=[Grid.tenant_id, Grid.key], index_where=alive)
+            # The condition as the index has it, in letters: Postgres cannot match parameters of a prepared statement to it.
+            .on_conflict_do_nothing(index_elements=[Grid.tenant_id, Grid.key], index_where=text("state NOT IN ('failed', 'canceled')"))
         )
         found = session.execute(
             select(Grid.id, Grid.state).where(Grid.tenant_id == new.tenant_id, Grid.key == key, alive).with_for_update()

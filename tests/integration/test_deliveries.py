@@ -19,7 +19,8 @@ def due(db: Database, tenant_id: str) -> None:
         "INSERT INTO event (id, tenant_id, seq, job_id, type, data) "
         "SELECT 'evt_' || n, :tenant, n, 'job_1', 'job.queued', '{}' FROM generate_series(1, 12) n",
         "INSERT INTO webhook_delivery (id, tenant_id, event_id, url, host) "
-        "SELECT 'whd_' || n, :tenant, 'evt_' || n, 'http://h/' || n, CASE WHEN n <= 8 THEN 'slow' ELSE 'fast' END FROM generate_series(1, 12) n",
+        "SELECT 'whd_' || n, :tenant, 'evt_' || n, 'http://h/' || n, CASE WHEN n <= 8 THEN 'slow' ELSE 'fast' END "
+        "FROM generate_series(1, 12) n",
     ]
 
     def insert(session: object) -> None:
@@ -42,7 +43,7 @@ def test_no_host_has_more_in_flight_than_allowed(db: Database, due: None) -> Non
 
 def test_claimed_delivery_is_held_until_its_lease_ends(db: Database, due: None) -> None:
     """A delivery of a sender that died is claimed again, as the next attempt; the late answer is dropped."""
-    first = deliveries.claim_deliveries(db, 100, 0.01, {}, 100)
+    first = deliveries.claim_deliveries(db, 100, 0, {}, 100)
     again = {delivery.id: delivery for delivery in deliveries.claim_deliveries(db, 100, 30, {}, 100)}
     assert {delivery.attempt for delivery in again.values()} == {2}
     assert not deliveries.finish_delivery(db, first[0].id, 1, Outcome("delivered", status=200))

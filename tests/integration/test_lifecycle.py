@@ -133,6 +133,13 @@ def test_equal_requests_share_one_grid(db: Database, new_job: NewJob) -> None:
     assert query(db, "SELECT state, count(*) FROM image GROUP BY 1 ORDER BY 1") == [("ready", 4), ("waiting", 1)]
 
 
+def test_many_submits_on_one_connection(db: Database, new_job: NewJob) -> None:
+    """Statements that Postgres has come to prepare do what they did at first."""
+    for seed in range(12):
+        submit(db, replace(new_job, layout_seed=seed % 3))
+    assert query(db, "SELECT count(*) FROM grid") == [(3,)]
+
+
 def test_urgent_request_pulls_a_shared_grid_into_its_lane(db: Database, new_job: NewJob) -> None:
     """A bulk grid that an interactive job wants too is released with the interactive ones."""
     submit(db, replace(new_job, priority=Priority.BULK))
