@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import redis
 import structlog
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 Result = TypeVar("Result")
 
@@ -30,7 +32,14 @@ class LiveState:
     """One Redis. Thread-safe."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis: Any = redis.Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2, health_check_interval=10)
+        self._redis: Any = redis.Redis.from_url(
+            redis_url,
+            socket_timeout=2,
+            socket_connect_timeout=2,
+            health_check_interval=10,
+            # One retry at once, for a connection that Redis closed meanwhile. The default waits for seconds.
+            retry=Retry(NoBackoff(), 1),
+        )
         self._down_until = 0.0
 
     def write_progress(self, progress: Mapping[str, tuple[str, int, int]]) -> None:

@@ -9,6 +9,7 @@ import time
 
 import structlog
 
+from services.dispatcher.publisher import Publisher
 from services.dispatcher.release import Releaser
 from services.dispatcher.rescue import rescue_all
 from services.dispatcher.settings import DispatcherSettings
@@ -45,7 +46,9 @@ def run(settings: DispatcherSettings, stopping: threading.Event) -> None:
     db = Database(settings.database_url.get_secret_value(), pool_size=2)
     lock = LeaderLock(db, _LOCK)
     live = LiveState(settings.redis_url.get_secret_value())
-    releaser = Releaser(db, make_celery(settings.redis_url.get_secret_value()), settings)
+    publisher = Publisher(make_celery(settings.redis_url.get_secret_value()))
+    publisher.start()
+    releaser = Releaser(db, publisher, settings)
     rescued_at = float("-inf")
     was_leader = False
     while not stopping.is_set():

@@ -1,0 +1,51 @@
+"""Messages to Celery from a thread of their own: the dispatcher never waits for a broker. Knows no database."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import Any
+
+import structlog
+
+from shared.queue import BrokerDownError, send_work
+from shared.states import Stage
+
+_MAX_WAITING = 1000
+_PAUSE_S = 5.0
+"""A dead broker costs kombu some six seconds to notice; ask it no more often than this."""
+
+log = structlog.get_logger()
+
+
+class Publisher:
+    """Sends ids, and drops what cannot be sent: a message is a hint, and idle workers ask Postgres."""
+
+    def __init__(self, celery: Any) -> None:
+        self._celery = celery
+        self._waiting: queue.Queue[tuple[Stage, list[str]]] = queue.Queue(_MAX_WAITING)
+        self._thread = threading.Thread(target=self._publish, name="publisher", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def send(self, stage: Stage, work_ids: list[str]) -> None:
+        """Send soon, or never."""
+        try:
+            self._waiting.put_nowait((stage, work_ids))
+        except queue.Full:
+            log.warning("messages_dropped", stage=stage, units=len(work_ids))
+
+    def _publish(self) -> None:
+        down_until = float("-inf")
+        while True:
+            stage, work_ids = self._waiting.get()
+            if time.monotonic() < down_until:
+                continue
+            try:
+                send_work(self._celery, stage, work_ids)
+            except BrokerDownError as error:
+                down_until = time.monotonic() + _PAUSE_S
+                log.warning("broker_away", stage=stage, units=len(work_ids), error=str(error))
