@@ -12,7 +12,6 @@ from services.api.jobs import jobs_blueprint
 from services.api.model_list import models_blueprint
 from services.api.parts import make_parts
 from services.api.request_body import MAX_JSON_BYTES
-from services.api.schemas import MAX_SOURCES
 from services.api.settings import ApiSettings
 from services.api.webhook_secrets import webhook_secrets_blueprint
 from shared.egress import Resolver, system_resolver
@@ -31,14 +30,13 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
     app.config.update(
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
         MAX_FORM_MEMORY_SIZE=MAX_JSON_BYTES,
-        # Room for one more of each, so that our own words say what is wrong.
-        MAX_FORM_PARTS=2 * (MAX_SOURCES + 1),
     )
     # For readers: id and status first, as in the documents.
     app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask declares only the provider's base class
     # A doubled slash is a mistake to be told of, not a redirect built from the Host header.
     app.url_map.merge_slashes = False
-    parts = make_parts(settings, resolver)
+    # Kept for whoever has to close them: gunicorn's workers just end, tests do not.
+    parts = app.extensions["glmq"] = make_parts(settings, resolver)
     openapi.install(app)
     envelope.install(app)
     problems.install(app, parts)

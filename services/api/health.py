@@ -25,11 +25,13 @@ def health_blueprint(parts: Parts) -> APIBlueprint:
     @health.get("/readyz")
     @health.output(ReadyAnswer, description="Jobs can be submitted.")
     @health.doc(summary="Can jobs be submitted?", responses=[503])
-    def is_ready() -> tuple[Response, int]:
+    def is_ready() -> Response:
         checks = check(parts)
         # Not Redis and not the number of workers: jobs are accepted and kept without either.
         ready = checks["database"] == "ok" and checks["s3"] == "ok" and checks["model"] == "ok"
-        return jsonify({"status": "ready" if ready else "not_ready", "checks": checks}), 200 if ready else 503
+        response = jsonify({"status": "ready" if ready else "not_ready", "checks": checks})
+        response.status_code = 200 if ready else 503
+        return response
 
     return health
 

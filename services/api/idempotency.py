@@ -11,7 +11,7 @@ from shared.errors import RequestError
 
 _STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
 """A string of structured fields (RFC 9651, section 3.3.3)."""
-_BARE = re.compile(r"[!-~]+")
+_BARE = re.compile(r"[!#-~]+")
 _MAX_CHARS = 255
 
 

@@ -30,6 +30,10 @@ class Parts:
     fetch_slots: threading.Semaphore
     """Requests that may wait for foreign servers at once; the other threads stay free for everybody else."""
 
+    def close(self) -> None:
+        """Close the connections to the ledger."""
+        self.db.close()
+
     def base_url(self) -> str:
         """What absolute links of an answer begin with: the public URL, or the host that the client asked."""
         return (self.settings.public_url or request.host_url).rstrip("/")

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import structlog
 from apiflask import APIBlueprint, APIFlask
 from flask import Response, g, jsonify, request
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]  # gunicorn publishes no types
 from werkzeug.exceptions import HTTPException
 
 from services.api.field_errors import InvalidFieldsError, Path
@@ -114,6 +115,9 @@ def problem_response(error: Exception, base_url: str) -> Response:
         problem, detail = _of_http(error)
         allow = dict(error.get_headers()).get("Allow")
         headers = {"Allow": allow} if allow else {}
+    elif isinstance(error, ParseException):
+        # Found while the body was being read: broken chunks.
+        problem, detail = Problem.INVALID_REQUEST, "the request is malformed"
     elif isinstance(error, _AWAY):
         problem, detail = Problem.ENGINE_UNAVAILABLE, _away_detail(error)
         log.warning("unavailable", error=type(error).__name__, why=str(error))

@@ -55,7 +55,11 @@ def read_body(request: Request) -> RequestBody:
     if request.mimetype != "application/json":
         sent = f" (got {request.mimetype[:60]})" if request.mimetype else " (none was sent)"
         raise RequestError("unsupported_media", f"Content-Type must be application/json or multipart/form-data{sent}")
-    return RequestBody(_parse(request.stream.read(MAX_JSON_BYTES + 1)))
+    # Not the limit of uploads: 64 MiB of JSON would cost seconds to parse.
+    limit = min(MAX_JSON_BYTES, request.max_content_length or MAX_JSON_BYTES)
+    # One byte more: a body in chunks is cut at Werkzeug's limit without a word, and could still be JSON.
+    request.max_content_length = limit + 1
+    return RequestBody(_parse(request.get_data(cache=False), limit))
 
 
 def read_query(arguments: MultiDict[str, str], model: type[Model]) -> Model:
@@ -72,11 +76,12 @@ def read_query(arguments: MultiDict[str, str], model: type[Model]) -> Model:
             continue
         if len(values) > 1:
             raise RequestError("invalid_request", f"{name[:60]} was given {len(values)} times", name[:60])
+        if name == "metadata":
+            raise RequestError("invalid_request", "metadata: should be written as metadata[key]=value", "metadata")
         key = _METADATA.fullmatch(name)
         if key:
             fields.setdefault("metadata", {})[key[1]] = values[0]
         else:
-            # A bare `metadata=` is a string where a dict belongs, and refused as that.
             fields[name] = values[0]
     check_text(fields)
     try:
@@ -85,9 +90,9 @@ def read_query(arguments: MultiDict[str, str], model: type[Model]) -> Model:
         raise from_pydantic(error, model, fields) from None
 
 
-def _parse(data: bytes) -> dict[str, Any]:
-    if len(data) > MAX_JSON_BYTES:
-        raise RequestError("payload_too_large", f"the JSON has more than {MAX_JSON_BYTES} bytes")
+def _parse(data: bytes, limit: int) -> dict[str, Any]:
+    if len(data) > limit:
+        raise RequestError("payload_too_large", f"the JSON has more than {limit} bytes")
     return parse_object(data)
 
 
@@ -104,7 +109,7 @@ def _read_multipart(request: Request) -> RequestBody:
     documents += [file.stream.read(MAX_JSON_BYTES + 1) for file in files.getlist("request")]
     if len(documents) != 1:
         raise RequestError("invalid_request", f"a multipart body has one part request, with the JSON (got {len(documents)})", "request")
-    return RequestBody(_parse(documents[0]), tuple(_uploads(files)))
+    return RequestBody(_parse(documents[0], MAX_JSON_BYTES), tuple(_uploads(files)))
 
 
 def _uploads(files: MultiDict[str, FileStorage]) -> list[Upload]:

@@ -1,0 +1,70 @@
+"""One Idempotency-Key, one job, however often and however many at once."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+from apiflask import APIFlask
+from flask.testing import FlaskClient
+
+from shared.checkpoint import ModelInfo
+from shared.db import Database
+from tests.integration.api.conftest import Account, assert_problem, client_of, count_rows, png, post_multipart
+
+KEY = {"Idempotency-Key": '"order-17"'}
+
+
+def test_replay_answers_with_the_first_job(client: FlaskClient, db: Database) -> None:
+    """The same request again is 200 with the same job, marked as a replay, although no seed was named."""
+    first = client.post("/v1/jobs", json={"prompt": "a fox", "n": 1}, headers=KEY)
+    # Other order of keys, other spelling of the key: the same request.
+    again = client.post(
+        "/v1/jobs", data=b'{"n":1,"prompt":"a fox"}', content_type="application/json", headers={"Idempotency-Key": "order-17"}
+    )
+    assert (first.status_code, again.status_code) == (202, 200)
+    assert "Idempotency-Replayed" not in first.headers
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert again.headers["Location"] == first.headers["Location"]
+    assert again.get_json() == first.get_json()
+    assert count_rows(db)["job"] == 1
+
+
+def test_other_request_is_a_mismatch(client: FlaskClient, db: Database) -> None:
+    """The key with another request is 422, and stores nothing."""
+    client.post("/v1/jobs", json={"prompt": "a fox"}, headers=KEY)
+    before = count_rows(db)
+    answer = client.post("/v1/jobs", json={"prompt": "a cat"}, headers=KEY)
+    assert_problem(answer, 422, "idempotency_mismatch", "Idempotency-Key")
+    assert count_rows(db) == before
+
+
+def test_uploads_are_part_of_the_request(client: FlaskClient) -> None:
+    """The same JSON with another picture is another request."""
+    request = json.dumps({"prompt": "a fox"})
+    client.environ_base["HTTP_IDEMPOTENCY_KEY"] = "k"
+    assert post_multipart(client, {"request": request, "image": (png(), "a.png")}).status_code == 202
+    assert post_multipart(client, {"request": request, "image": (png(), "b.png")}).status_code == 200
+    assert post_multipart(client, {"request": request, "image": (png(colour="blue"), "a.png")}).status_code == 422
+
+
+def test_keys_of_tenants_do_not_meet(client: FlaskClient, app: APIFlask, stranger: Account) -> None:
+    """Two tenants may use the same key."""
+    other = client_of(app, stranger.keys["admin"])
+    ids = {each.post("/v1/jobs", json={"prompt": "a fox"}, headers=KEY).get_json()["id"] for each in (client, other)}
+    assert len(ids) == 2
+
+
+def test_fifty_at_once_make_one_job(app: APIFlask, account: Account, model: ModelInfo, db: Database) -> None:
+    """Fifty equal requests at the same moment: one is 202, the others 200, all with the same body, one row."""
+
+    def post(_: int) -> tuple[int, str]:
+        answer = client_of(app, account.keys["submit"]).post("/v1/jobs", json={"prompt": "a fox"}, headers=KEY)
+        return answer.status_code, answer.get_data(as_text=True)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(post, range(50)))
+    assert sorted(status for status, _ in answers) == [200] * 49 + [202]
+    assert len({body for _, body in answers}) == 1
+    rows = count_rows(db)
+    assert (rows["job"], rows["grid"], rows["image"], rows["event"]) == (1, 1, 1, 1)

@@ -1,0 +1,198 @@
+"""The API as a process: gunicorn's threads, hostile connections, lost stores, SIGTERM, and what the log may know."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.api.settings import ApiSettings
+from shared.checkpoint import ModelInfo
+from tests.integration.api.conftest import Account, png
+from tests.stack import free_port, wait_until
+
+SECRET_WORDS = "ZEBRA-PROMPT"
+
+
+class Server:
+    """`python -m services.api` on a free port."""
+
+    def __init__(self, settings: ApiSettings, log: Path, **environment: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = log
+        values = {
+            "DATABASE_URL": settings.database_url.get_secret_value(),
+            "REDIS_URL": settings.redis_url.get_secret_value(),
+            "S3_ENDPOINT": settings.s3_endpoint,
+            "S3_ACCESS_KEY": settings.s3_access_key,
+            "S3_SECRET_KEY": settings.s3_secret_key.get_secret_value(),
+            "S3_BUCKET": settings.s3_bucket,
+            "SECRET_KEY": settings.secret_key.get_secret_value(),
+            "API_PORT": str(self.port),
+            "API_READ_TIMEOUT_S": "1",
+            "MAX_BODY_BYTES": str(1 << 20),
+            **environment,
+        }
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "services.api"],
+                env={**os.environ, **{f"GLMQ_{name}": value for name, value in values.items()}},
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+        wait_until(self._answers, 30)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log()
+        try:
+            return httpx.get(f"{self.url}/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def send(self, data: bytes, timeout_s: float = 5) -> bytes:
+        """Send bytes as they are; what comes back until the server closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout_s) as connection:
+            connection.sendall(data)
+            answer = b""
+            while chunk := connection.recv(65536):
+                answer += chunk
+            return answer
+
+    def stop(self) -> float:
+        """SIGTERM; seconds until every process of it is gone."""
+        started = time.monotonic()
+        self.process.terminate()
+        self.process.wait(15)
+        return time.monotonic() - started
+
+
+@pytest.fixture
+def server(settings: ApiSettings, account: Account, model: ModelInfo, tmp_path: Path) -> Iterator[Server]:
+    server = Server(settings, tmp_path / "api.log")
+    yield server
+    if server.process.poll() is None:
+        os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+
+
+def test_a_job_over_a_socket(server: Server, account: Account) -> None:
+    """Submit and read over real HTTP; the log has one JSON line per request and neither prompts nor keys nor queries."""
+    headers = {"Authorization": f"Bearer {account.keys['submit']}", "X-Request-Id": "my-id.1"}
+    request = {"prompt": SECRET_WORDS, "metadata": {"k": SECRET_WORDS}, "webhook": f"https://hooks.example/{SECRET_WORDS}"}
+    job = httpx.post(f"{server.url}/v1/jobs", json=request, headers=headers)
+    assert job.status_code == 202, job.text
+    assert job.headers["X-Request-Id"] == "my-id.1"
+    assert httpx.get(server.url + job.headers["Location"], headers=headers).json()["id"] == job.json()["id"]
+    httpx.get(f"{server.url}/v1/jobs?custom_id={SECRET_WORDS}", headers=headers)
+    httpx.post(f"{server.url}/v1/jobs", json={**request, "steps": SECRET_WORDS}, headers=headers)
+
+    log = server.log()
+    lines = [json.loads(line) for line in log.splitlines()]
+    [submitted] = [line for line in lines if line.get("method") == "POST" and line["status"] == 202]
+    assert submitted["route"] == "/v1/jobs"
+    assert submitted["request_id"] == "my-id.1"
+    assert submitted["tenant_id"] == account.tenant_id
+    assert submitted["service"] == "api"
+    assert isinstance(submitted["ms"], float)
+    for secret in (SECRET_WORDS, account.keys["submit"], account.keys["submit"][18:]):
+        assert secret not in log
+
+
+def test_lying_bodies(server: Server, account: Account) -> None:
+    """Chunks without end are cut at the limit, a body shorter than announced is 400, and half a header is hung up on."""
+    key = account.keys["submit"]
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+
+    def status(rest: bytes) -> int:
+        return int(server.send(head.encode() + rest).split()[1])
+
+    chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    assert status(b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 4 + b'10\r\n{"prompt":"fox"}\r\n0\r\n\r\n') == 202
+    assert status(b'Transfer-Encoding: chunked\r\n\r\nf\r\n{"prompt":"fox"}\r\n0\r\n\r\n') == 400
+    assert status(b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 20 + b"0\r\n\r\n") == 413
+    # Complete before the limit, blanks beyond it: nothing may be cut off in silence.
+    whole = b'10\r\n{"prompt":"fox"}\r\n' + chunk * 20 + b"0\r\n\r\n"
+    assert status(b"Transfer-Encoding: chunked\r\n\r\n" + whole) == 413
+    assert status(b"Content-Length: 9999999999\r\n\r\n{}") == 413
+    assert status(b'Content-Length: 100\r\n\r\n{"prompt"') == 400
+    assert server.send(b"GET /healthz HTTP/1.1\r\nHost:") == b""
+
+
+def test_silent_clients_do_not_hold_every_thread(server: Server) -> None:
+    """Twice as many half-sent requests as threads delay the others by the silence limit, not for ever."""
+    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(32)]
+    try:
+        for connection in connections:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\n")
+        assert httpx.get(f"{server.url}/healthz", timeout=10).status_code == 200
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_sigterm_ends_within_8_s(server: Server) -> None:
+    """SIGTERM ends the process soon and with status 0, a kept-alive connection or not."""
+    with httpx.Client() as client:
+        client.get(f"{server.url}/healthz")
+        assert server.stop() < 8
+    assert server.process.returncode == 0
+
+
+def test_database_away_is_503_in_time(settings: ApiSettings, account: Account, tmp_path: Path) -> None:
+    """Without a database: 503 within 6 s, with Retry-After, whether it refuses or is silent; the process lives on."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for name, port in (("refusing", free_port()), ("silent", silent.getsockname()[1])):
+            server = Server(settings, tmp_path / f"{name}.log", DATABASE_URL=f"postgresql://u:p@127.0.0.1:{port}/x")
+            try:
+                started = time.monotonic()
+                headers = {"Authorization": f"Bearer {account.keys['submit']}"}
+                answer = httpx.post(f"{server.url}/v1/jobs", json={"prompt": "a fox"}, headers=headers, timeout=20)
+                assert time.monotonic() - started < 6
+                assert (answer.status_code, answer.json()["code"]) == (503, "engine_unavailable")
+                assert int(answer.headers["Retry-After"]) > 0
+                assert "u:p@" not in server.log()
+            finally:
+                server.stop()
+
+
+def test_stores_away(settings: ApiSettings, account: Account, model: ModelInfo, tmp_path: Path) -> None:
+    """Without Redis jobs are still accepted and canceled; without S3 only those with images are refused."""
+    dead = f"127.0.0.1:{free_port()}"
+    server = Server(settings, tmp_path / "api.log", REDIS_URL=f"redis://{dead}/0", S3_ENDPOINT=f"http://{dead}", API_THREADS="4")
+    try:
+        client = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {account.keys['submit']}"}, timeout=30)
+        with client:
+            job = client.post("/v1/jobs", json={"prompt": "a fox"})
+            assert job.status_code == 202
+            assert client.post(f"/v1/jobs/{job.json()['id']}/cancel").status_code == 200
+            refused = client.post("/v1/jobs", files={"request": (None, '{"prompt": "a fox"}'), "image": ("a.png", png())})
+            assert (refused.status_code, refused.json()["code"]) == (503, "engine_unavailable")
+            checks = client.get("/readyz").json()["checks"]
+            assert (checks["database"], checks["redis"], checks["s3"]) == ("ok", "down", "down")
+    finally:
+        server.stop()
+
+
+def test_wrong_settings_are_refused_by_name() -> None:
+    """A missing or wrong setting ends the start with its name, without a traceback and without its value."""
+    environment = {**os.environ, "GLMQ_API_PORT": "hunter2"}
+    run = subprocess.run([sys.executable, "-m", "services.api"], env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert run.returncode != 0
+    assert "GLMQ_API_PORT" in run.stderr
+    assert "GLMQ_DATABASE_URL" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert "hunter2" not in run.stderr
