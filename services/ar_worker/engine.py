@@ -8,11 +8,6 @@ stopping, and gets a Future back. One grid at a time for now; what a grid needs 
 
 from __future__ import annotations
 
-import queue
-import threading
-import traceback
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +18,8 @@ from services.ar_worker.kv_cache import GridCache
 from services.ar_worker.prompt import ArPrompt, build_prompt
 from services.ar_worker.sampling import TokenSampler
 from services.ar_worker.weights import ArModel
-from shared.errors import TransientWorkError, WorkStoppedError
+from shared.engine import CheckStop, Progress, SerialEngine
 from shared.grid import TokenGrid
-
-Progress = Callable[[str, int, int], None]
-"""Called with phase (`draft` or `grid`), done and total after every token, on the engine's thread: it must be quick."""
-
-ShouldStop = Callable[[], bool]
-"""Asked on the engine's thread before the source images, the prefill and every token: it must be quick."""
 
 
 @dataclass(frozen=True)
@@ -57,80 +46,23 @@ class GridResult:
     source_token_ids: tuple[list[list[int]], ...]
 
 
-@dataclass(frozen=True)
-class _Ticket:
-    request: GridRequest
-    on_progress: Progress
-    should_stop: ShouldStop
-    future: Future[GridResult]
+class ArEngine(SerialEngine[GridRequest, GridResult]):
+    """
+    Writes grids. Phases of progress are `draft` and `grid`, told after every token; stopping is asked before every one.
 
-
-class ArEngine:
-    """Serves requests in the order they came. A request that fails, fails alone."""
+    A request fails with PermanentWorkError when its prompt or sources cannot be used.
+    """
 
     def __init__(self, model: ArModel) -> None:
+        super().__init__("AR engine", "ar_oom")
         self._model = model
-        self._tickets: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
-        # A daemon: a process that was told to exit must not wait for a grid of four minutes.
-        self._thread = threading.Thread(target=self._run, name="ar-engine", daemon=True)
-        self._closing = threading.Event()
-        self._submit_lock = threading.Lock()
 
-    def start(self) -> None:
-        """Start the thread; once."""
-        self._thread.start()
-
-    def submit(self, request: GridRequest, on_progress: Progress, should_stop: ShouldStop) -> Future[GridResult]:
-        """
-        Queue a request.
-
-        The future fails with WorkStoppedError once `should_stop` is true or the engine closes, PermanentWorkError when prompt or sources
-        cannot be used, TransientWorkError `ar_oom` when memory ran out; any other exception is a fault of this program or of the machine.
-        """
-        ticket = _Ticket(request, on_progress, should_stop, Future())
-        # Under the lock, or a ticket could land behind the last one that close() ever looks at.
-        with self._submit_lock:
-            if self._closing.is_set():
-                ticket.future.set_exception(WorkStoppedError("the AR engine is closed"))
-            else:
-                self._tickets.put(ticket)
-        return ticket.future
-
-    def close(self) -> None:
-        """Stop the running request at its next token, fail the waiting ones, and end the thread."""
-        with self._submit_lock:
-            self._closing.set()
-            self._tickets.put(None)
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while (ticket := self._tickets.get()) is not None:
-            if ticket.future.set_running_or_notify_cancel():
-                self._serve(ticket)
-
-    def _serve(self, ticket: _Ticket) -> None:
-        def check_stop() -> None:
-            if self._closing.is_set() or ticket.should_stop():
-                raise WorkStoppedError("the grid was told to stop")
-
-        error: Exception | None = None
-        try:
-            result = write_grid(self._model, ticket.request, ticket.on_progress, check_stop)
-        except Exception as caught:  # whatever it is, it belongs to this request and must not end the thread
-            # The frames hold the KV cache, and the future would keep it alive with the traceback.
-            traceback.clear_frames(caught.__traceback__)
-            error = caught
-        if error is None:
-            ticket.future.set_result(result)
-        elif _is_out_of_memory(error):
-            torch.cuda.empty_cache()  # does nothing where there is no GPU
-            ticket.future.set_exception(TransientWorkError("ar_oom", "the AR model ran out of memory"))
-        else:
-            ticket.future.set_exception(error)
+    def run(self, request: GridRequest, on_progress: Progress, check_stop: CheckStop) -> GridResult:
+        """Write one grid."""
+        return write_grid(self._model, request, on_progress, check_stop)
 
 
-def write_grid(model: ArModel, request: GridRequest, on_progress: Progress, check_stop: Callable[[], None]) -> GridResult:
+def write_grid(model: ArModel, request: GridRequest, on_progress: Progress, check_stop: CheckStop) -> GridResult:
     """
     Write one token grid on the calling thread.
 
@@ -203,8 +135,3 @@ def forward(model: ArModel, input_ids: Tensor, positions: Tensor, cache: GridCac
     ).last_hidden_state
     logits: Tensor = model.net.lm_head(hidden[:, -1:])[:, -1]
     return logits
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On the CPU torch raises a plain RuntimeError, which only its words tell from a programming fault.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

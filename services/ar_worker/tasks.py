@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from services.ar_worker.engine import ArEngine, GridRequest
 from shared.artifacts import TokenGridArtifact
@@ -18,20 +19,20 @@ from shared.source_store import load_source
 from shared.storage import Storage
 
 
+@dataclass(frozen=True)
 class GridTasks:
     """What an AR worker does with a grid."""
 
-    def __init__(self, db: Database, storage: Storage, live: LiveState, engine: ArEngine, model: ModelInfo, lease_s: float) -> None:
-        self._db = db
-        self._storage = storage
-        self._live = live
-        self._engine = engine
-        self._model = model
-        self._lease_s = lease_s
+    db: Database
+    storage: Storage
+    live: LiveState
+    engine: ArEngine
+    model: ModelInfo
+    lease_s: float
 
     def claim(self, worker_id: str, grid_id: str | None) -> work.ClaimedGrid | None:
         """Claim this grid, or any that is released."""
-        return work.claim_grid(self._db, worker_id, self._lease_s, grid_id)
+        return work.claim_grid(self.db, worker_id, self.lease_s, grid_id)
 
     def generate_grid(self, claim: work.ClaimedGrid, held: HeldWork) -> Callable[[], None]:
         """
@@ -41,9 +42,9 @@ class GridTasks:
             WorkError, StorageDownError: the attempt failed.
             WorkStoppedError: `held` was told to stop.
         """
-        if claim.model_revision != self._model.revision:
+        if claim.model_revision != self.model.revision:
             # Retried: while workers are being replaced, another one may have the right checkpoint.
-            raise TransientWorkError("model_mismatch", f"accepted for model {claim.model_revision}, this worker has {self._model.revision}")
+            raise TransientWorkError("model_mismatch", f"accepted for model {claim.model_revision}, this worker has {self.model.revision}")
         shape = TokenGrid(claim.token_h, claim.token_w)
         request = GridRequest(
             prompt=claim.prompt,
@@ -51,9 +52,9 @@ class GridTasks:
             seed=claim.seed,
             temperature=claim.temperature,
             top_p=claim.top_p,
-            sources=tuple(load_source(self._storage, source) for source in claim.sources),
+            sources=tuple(load_source(self.storage, source) for source in claim.sources),
         )
-        result = self._engine.submit(request, held.on_progress, held.should_stop).result()
+        result = self.engine.submit(request, held.on_progress, held.should_stop).result()
         data = TokenGridArtifact(
             token_ids=result.token_ids,
             source_token_ids=result.source_token_ids,
@@ -61,8 +62,8 @@ class GridTasks:
             seed=claim.seed,
             temperature=claim.temperature,
             top_p=claim.top_p,
-            codebook_size=self._model.codebook_size,
-            model_revision=self._model.revision,
+            codebook_size=self.model.codebook_size,
+            model_revision=self.model.revision,
         ).to_bytes()
         artifact = work.StoredArtifact(
             # The attempt is in the key: a late writer can never overwrite the winner's bytes.
@@ -70,7 +71,7 @@ class GridTasks:
             sha256=hashlib.sha256(data).hexdigest(),
             size_bytes=len(data),
         )
-        self._storage.put(artifact.storage_key, data, "application/octet-stream")
-        self._live.put_grid(artifact.sha256, data)
+        self.storage.put(artifact.storage_key, data, "application/octet-stream")
+        self.live.put_grid(artifact.sha256, data)
         num_tokens = shape.num_draft_tokens(len(claim.sources)) + shape.num_tokens
-        return lambda: finish.finish_grid(self._db, claim.id, claim.attempt, artifact, num_tokens)
+        return lambda: finish.finish_grid(self.db, claim.id, claim.attempt, artifact, num_tokens)

@@ -17,11 +17,10 @@ from transformers import GlmImageForConditionalGeneration, GlmImageProcessor
 
 from services.ar_worker.sampling import SamplingRules
 from shared.errors import StartupError
+from shared.net_loading import choose_device, choose_dtype, load_net, load_part
 
 _PROVED_TRANSFORMERS = "5.17.0"
 """What glmq's tokens are proved against. 5.0 has the first GLM-Image; 5.18 changed what image features look like (MODEL.md section 0)."""
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -76,20 +75,10 @@ def load_ar_model(checkpoint_path: Path, device: str = "auto", dtype: str = "aut
     check_versions()
     # Bars drawn with carriage returns would end up between the worker's structured log lines.
     transformers.utils.logging.disable_progress_bar()
-    on_device = _choose_device(device)
-    in_dtype = _choose_dtype(dtype, on_device)
-    processor = _load(GlmImageProcessor, checkpoint_path / "processor")
-    net, info = _load(
-        GlmImageForConditionalGeneration,
-        checkpoint_path / "vision_language_encoder",
-        use_safetensors=True,
-        dtype=in_dtype,
-        output_loading_info=True,
-    )
-    # A missing weight is filled with random numbers, and only a printed warning says so.
-    if wrong := {kind: sorted(map(str, info[kind]))[:3] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}:
-        raise StartupError(f"the weights in {checkpoint_path / 'vision_language_encoder'} are not those of its config: {wrong}")
-    net = net.to(on_device).eval().requires_grad_(False)
+    on_device = choose_device(device)
+    in_dtype = choose_dtype(dtype, on_device)
+    processor = load_part(GlmImageProcessor, checkpoint_path / "processor")
+    net = load_net(GlmImageForConditionalGeneration, checkpoint_path / "vision_language_encoder", on_device, in_dtype)
     return _describe(net, processor, on_device, in_dtype)
 
 
@@ -119,31 +108,3 @@ def _describe(net: Any, processor: Any, device: torch.device, dtype: torch.dtype
         device=device,
         dtype=dtype,
     )
-
-
-def _choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        # The tensor finds out what the name alone does not tell: that this torch has no such device.
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise StartupError(f"device {name!r} cannot be used here: {error}") from error
-
-
-def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in _DTYPES:
-        raise StartupError(f"dtype {name!r} is not one of auto, {', '.join(_DTYPES)}")
-    return _DTYPES[name]
-
-
-def _load(part: Any, folder: Path, **options: Any) -> Any:
-    """Load one part through its own class: what the checkpoint's JSON names, it does not get to choose."""
-    if not folder.is_dir():
-        raise StartupError(f"the checkpoint has no {folder.name}/ in {folder.parent}; it needs the layout of zai-org/GLM-Image")
-    try:
-        return part.from_pretrained(folder, local_files_only=True, **options)
-    except Exception as error:  # the library raises a dozen types for a broken file; each means the same here
-        raise StartupError(f"cannot load {folder}: {error}") from error

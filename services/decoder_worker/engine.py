@@ -8,11 +8,6 @@ between two steps, so that the loop can come to serve several.
 
 from __future__ import annotations
 
-import queue
-import threading
-import traceback
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -26,15 +21,10 @@ from services.decoder_worker.latents import check_token_ids, starting_noise, ups
 from services.decoder_worker.references import encode_references
 from services.decoder_worker.schedule import make_schedule
 from services.decoder_worker.weights import DecoderModel
-from shared.errors import TokenGridError, TransientWorkError, WorkStoppedError
+from shared.engine import CheckStop, Progress, SerialEngine
+from shared.errors import TokenGridError
 from shared.grid import TOKEN_PX, TokenGrid
 from shared.quoting import glyph_texts
-
-Progress = Callable[[str, int, int], None]
-"""Called with phase (`denoise` or `vae`), done and total, on the engine's thread: it must be quick."""
-
-ShouldStop = Callable[[], bool]
-"""Asked on the engine's thread before every step, every reference image and the VAE: it must be quick."""
 
 
 @dataclass(frozen=True)
@@ -73,80 +63,24 @@ class ImageResult:
         return vae.to_pil(self.pixels)
 
 
-@dataclass(frozen=True)
-class _Ticket:
-    request: ImageRequest
-    on_progress: Progress
-    should_stop: ShouldStop
-    future: Future[ImageResult]
+class DecoderEngine(SerialEngine[ImageRequest, ImageResult]):
+    """
+    Draws pictures. Phases of progress are `denoise`, told after every step, and `vae`; stopping is asked before every step, source
+    image and the VAE.
 
-
-class DecoderEngine:
-    """Serves requests in the order they came. A request that fails, fails alone."""
+    A request fails with TokenGridError when its ids or sizes do not fit.
+    """
 
     def __init__(self, model: DecoderModel) -> None:
+        super().__init__("decoder engine", "decoder_oom")
         self._model = model
-        self._tickets: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
-        # A daemon: a process that was told to exit must not wait for a picture of four minutes.
-        self._thread = threading.Thread(target=self._run, name="decoder-engine", daemon=True)
-        self._closing = threading.Event()
-        self._submit_lock = threading.Lock()
 
-    def start(self) -> None:
-        """Start the thread; once."""
-        self._thread.start()
-
-    def submit(self, request: ImageRequest, on_progress: Progress, should_stop: ShouldStop) -> Future[ImageResult]:
-        """
-        Queue a request.
-
-        The future fails with WorkStoppedError once `should_stop` is true or the engine closes, TokenGridError when ids or sizes do not fit,
-        TransientWorkError `decoder_oom` when memory ran out; any other exception is a fault of this program or of the machine.
-        """
-        ticket = _Ticket(request, on_progress, should_stop, Future())
-        # Under the lock, or a ticket could land behind the last one that close() ever looks at.
-        with self._submit_lock:
-            if self._closing.is_set():
-                ticket.future.set_exception(WorkStoppedError("the decoder engine is closed"))
-            else:
-                self._tickets.put(ticket)
-        return ticket.future
-
-    def close(self) -> None:
-        """Stop the running request at its next step, fail the waiting ones, and end the thread."""
-        with self._submit_lock:
-            self._closing.set()
-            self._tickets.put(None)
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while (ticket := self._tickets.get()) is not None:
-            if ticket.future.set_running_or_notify_cancel():
-                self._serve(ticket)
-
-    def _serve(self, ticket: _Ticket) -> None:
-        def check_stop() -> None:
-            if self._closing.is_set() or ticket.should_stop():
-                raise WorkStoppedError("the picture was told to stop")
-
-        error: Exception | None = None
-        try:
-            result = draw(self._model, ticket.request, ticket.on_progress, check_stop)
-        except Exception as caught:  # whatever it is, it belongs to this request and must not end the thread
-            # The frames hold the reference KV and the latents, and the future would keep them alive with the traceback.
-            traceback.clear_frames(caught.__traceback__)
-            error = caught
-        if error is None:
-            ticket.future.set_result(result)
-        elif _is_out_of_memory(error):
-            torch.cuda.empty_cache()  # does nothing where there is no GPU
-            ticket.future.set_exception(TransientWorkError("decoder_oom", "the decoder ran out of memory"))
-        else:
-            ticket.future.set_exception(error)
+    def run(self, request: ImageRequest, on_progress: Progress, check_stop: CheckStop) -> ImageResult:
+        """Draw one picture."""
+        return draw(self._model, request, on_progress, check_stop)
 
 
-def draw(model: DecoderModel, request: ImageRequest, on_progress: Progress, check_stop: Callable[[], None]) -> ImageResult:
+def draw(model: DecoderModel, request: ImageRequest, on_progress: Progress, check_stop: CheckStop) -> ImageResult:
     """
     Draw one picture on the calling thread.
 
@@ -170,7 +104,7 @@ def draw(model: DecoderModel, request: ImageRequest, on_progress: Progress, chec
         return ImageResult(pixels)
 
 
-def prepare(model: DecoderModel, request: ImageRequest, check_stop: Callable[[], None]) -> Denoising:
+def prepare(model: DecoderModel, request: ImageRequest, check_stop: CheckStop) -> Denoising:
     """
     Check a request and compute what all its steps share.
 
@@ -207,8 +141,3 @@ def _source_prior_token_ids(model: DecoderModel, source: SourceInput) -> Tensor:
         found = f"{source.image.height}x{source.image.width} {source.image.mode}"
         raise TokenGridError("artifact_mismatch", f"a source image must be RGB with sides of whole tokens (32 pixels), not {found}")
     return _prior_token_ids(model, source.token_ids, grid)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On the CPU torch raises a plain RuntimeError, which only its words tell from a programming fault.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 from services.decoder_worker.engine import DecoderEngine, ImageRequest, SourceInput
@@ -20,20 +21,20 @@ from shared.source_store import load_source
 from shared.storage import Storage, StorageMissingError
 
 
+@dataclass(frozen=True)
 class ImageTasks:
     """What a decoder worker does with an image."""
 
-    def __init__(self, db: Database, storage: Storage, live: LiveState, engine: DecoderEngine, model: ModelInfo, lease_s: float) -> None:
-        self._db = db
-        self._storage = storage
-        self._live = live
-        self._engine = engine
-        self._model = model
-        self._lease_s = lease_s
+    db: Database
+    storage: Storage
+    live: LiveState
+    engine: DecoderEngine
+    model: ModelInfo
+    lease_s: float
 
     def claim(self, worker_id: str, image_id: str | None) -> work.ClaimedImage | None:
         """Claim this image, or any that is released."""
-        return work.claim_image(self._db, worker_id, self._lease_s, image_id)
+        return work.claim_image(self.db, worker_id, self.lease_s, image_id)
 
     def render_image(self, claim: work.ClaimedImage, held: HeldWork) -> Callable[[], None]:
         """
@@ -43,13 +44,13 @@ class ImageTasks:
             WorkError, StorageDownError: the attempt failed.
             WorkStoppedError: `held` was told to stop.
         """
-        if claim.model_revision != self._model.revision:
+        if claim.model_revision != self.model.revision:
             # Retried: while workers are being replaced, another one may have the right checkpoint.
-            raise TransientWorkError("model_mismatch", f"drawn for model {claim.model_revision}, this worker has {self._model.revision}")
+            raise TransientWorkError("model_mismatch", f"drawn for model {claim.model_revision}, this worker has {self.model.revision}")
         try:
             grid = self._read_grid(claim)
             sources = tuple(
-                SourceInput(load_source(self._storage, source), token_ids)
+                SourceInput(load_source(self.storage, source), token_ids)
                 for source, token_ids in zip(claim.sources, grid.source_token_ids, strict=True)
             )
             request = ImageRequest(
@@ -61,11 +62,11 @@ class ImageTasks:
                 guidance_scale=claim.guidance_scale,
                 sources=sources,
             )
-            result = self._engine.submit(request, held.on_progress, held.should_stop).result()
+            result = self.engine.submit(request, held.on_progress, held.should_stop).result()
         except (TokenGridError, StorageMissingError) as error:
             # The grid cannot be used: gone, broken, or not what the row says. Another AR run makes a new one.
             reason = str(error)
-            return lambda: finish.redraw_grid(self._db, claim.id, claim.attempt, claim.grid_artifact.sha256, reason)
+            return lambda: finish.redraw_grid(self.db, claim.id, claim.attempt, claim.grid_artifact.sha256, reason)
         held.on_progress("upload", 0, 1)
         # A check of the table allows these formats only.
         image_format = cast(ImageFormat, claim.format)
@@ -75,17 +76,17 @@ class ImageTasks:
             sha256=hashlib.sha256(data).hexdigest(),
             size_bytes=len(data),
         )
-        self._storage.put(artifact.storage_key, data, CONTENT_TYPES[image_format])
-        return lambda: finish.finish_image(self._db, claim.id, claim.attempt, artifact)
+        self.storage.put(artifact.storage_key, data, CONTENT_TYPES[image_format])
+        return lambda: finish.finish_image(self.db, claim.id, claim.attempt, artifact)
 
     def _read_grid(self, claim: work.ClaimedImage) -> TokenGridArtifact:
         """The grid from Redis while it is hot, else from S3; believed only if every byte and every number fits."""
         wanted = claim.grid_artifact
-        data = self._live.get_grid(wanted.sha256)
+        data = self.live.get_grid(wanted.sha256)
         if data is None or hashlib.sha256(data).hexdigest() != wanted.sha256:
-            data = self._storage.get(wanted.storage_key)
+            data = self.storage.get(wanted.storage_key)
         if hashlib.sha256(data).hexdigest() != wanted.sha256:
             raise TokenGridError("artifact_broken", f"{wanted.storage_key} is not what was stored")
         grid = TokenGridArtifact.from_bytes(data)
-        grid.check(claim.token_h, claim.token_w, len(claim.sources), self._model.codebook_size, self._model.revision)
+        grid.check(claim.token_h, claim.token_w, len(claim.sources), self.model.codebook_size, self.model.revision)
         return grid

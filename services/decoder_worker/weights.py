@@ -21,12 +21,10 @@ from transformers import ByT5Tokenizer, T5EncoderModel
 from services.decoder_worker.schedule import ScheduleParams, make_schedule
 from shared.errors import StartupError
 from shared.grid import PATCH_PX
+from shared.net_loading import choose_device, choose_dtype, load_net, load_part
 
 _VERSIONS = {"diffusers": "0.42.1", "transformers": "5.17.0"}
 """The pair that glmq's pixels are proved against."""
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""No float16: the VAE overflows to NaN in it."""
 
 _PATCHES_OF_1024 = (1024 // PATCH_PX) ** 2
 """A 1024x1024 picture, whose mu is 3.25 in the published scheduler config."""
@@ -99,13 +97,13 @@ def load_decoder_model(path: Path, device: str = "auto", dtype: str = "auto") ->
     check_versions()
     # Bars drawn with carriage returns would end up between the worker's structured log lines.
     transformers.utils.logging.disable_progress_bar()
-    on_device = _choose_device(device)
-    in_dtype = _choose_dtype(dtype, on_device)
-    schedule_params = check_scheduler(_load(FlowMatchEulerDiscreteScheduler, path / "scheduler"))
-    tokenizer = _load(ByT5Tokenizer, path / "tokenizer")
-    text_encoder = _load_net(T5EncoderModel, path / "text_encoder", on_device, in_dtype)
-    vae = _load_net(AutoencoderKL, path / "vae", on_device, in_dtype)
-    transformer = _load_net(GlmImageTransformer2DModel, path / "transformer", on_device, in_dtype)
+    on_device = choose_device(device)
+    in_dtype = choose_dtype(dtype, on_device)
+    schedule_params = check_scheduler(load_part(FlowMatchEulerDiscreteScheduler, path / "scheduler"))
+    tokenizer = load_part(ByT5Tokenizer, path / "tokenizer")
+    text_encoder = load_net(T5EncoderModel, path / "text_encoder", on_device, in_dtype)
+    vae = load_net(AutoencoderKL, path / "vae", on_device, in_dtype)
+    transformer = load_net(GlmImageTransformer2DModel, path / "transformer", on_device, in_dtype)
     _check_fit(transformer, vae, text_encoder)
     return DecoderModel(
         transformer=transformer,
@@ -119,42 +117,6 @@ def load_decoder_model(path: Path, device: str = "auto", dtype: str = "auto") ->
         device=on_device,
         dtype=in_dtype,
     )
-
-
-def _choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        # The tensor finds out what the name alone does not tell: that this torch has no such device.
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise StartupError(f"device {name!r} cannot be used here: {error}") from error
-
-
-def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in _DTYPES:
-        raise StartupError(f"dtype {name!r} is not one of auto, {', '.join(_DTYPES)}")
-    return _DTYPES[name]
-
-
-def _load(part: Any, folder: Path, **options: Any) -> Any:
-    """Load one part through its own class: what `model_index.json` names, it does not get to choose."""
-    if not folder.is_dir():
-        raise StartupError(f"the checkpoint has no {folder.name}/ in {folder.parent}; it needs the layout of zai-org/GLM-Image")
-    try:
-        return part.from_pretrained(folder, local_files_only=True, **options)
-    except Exception as error:  # the libraries raise a dozen types for a broken file; each means the same here
-        raise StartupError(f"cannot load {folder}: {error}") from error
-
-
-def _load_net(part: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    net, info = _load(part, folder, use_safetensors=True, dtype=dtype, output_loading_info=True)
-    # Both libraries fill a missing weight with random numbers and only print a warning.
-    if wrong := {kind: sorted(map(str, info[kind]))[:3] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}:
-        raise StartupError(f"the weights in {folder} are not those of its config: {wrong}")
-    return net.to(device).eval().requires_grad_(False)
 
 
 def _vae_scale_factor(vae: Any) -> int:

@@ -1,0 +1,76 @@
+"""
+Nets and their companions from a checkpoint folder onto a device, or a clear refusal to start. For GPU workers only: needs torch.
+
+From local safetensors only, and each part through the class that the caller names, so that loading runs no code of the checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared.errors import StartupError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""No float16: the VAE overflows to NaN in it."""
+
+
+def choose_device(name: str) -> torch.device:
+    """
+    `auto` is cuda where there is one, else cpu.
+
+    Raises:
+        StartupError: this torch has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # The tensor finds out what the name alone does not tell.
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise StartupError(f"device {name!r} cannot be used here: {error}") from error
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """
+    `auto` is bfloat16 on cuda, float32 elsewhere.
+
+    Raises:
+        StartupError: neither of the two, nor `auto`.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in _DTYPES:
+        raise StartupError(f"dtype {name!r} is not one of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def load_part(part: Any, folder: Path, **options: Any) -> Any:
+    """
+    Load a tokenizer, processor or scheduler.
+
+    Raises:
+        StartupError: it is missing or broken.
+    """
+    if not folder.is_dir():
+        raise StartupError(f"the checkpoint has no {folder.name}/ in {folder.parent}; it needs the layout of zai-org/GLM-Image")
+    try:
+        return part.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # the libraries raise a dozen types for a broken file; each means the same here
+        raise StartupError(f"cannot load {folder}: {error}") from error
+
+
+def load_net(part: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """
+    Load a net for inference.
+
+    Raises:
+        StartupError: it is missing or broken, or its weights are not those of its config.
+    """
+    net, info = load_part(part, folder, use_safetensors=True, dtype=dtype, output_loading_info=True)
+    # Both libraries fill a missing weight with random numbers and only print a warning.
+    if wrong := {kind: sorted(map(str, info[kind]))[:3] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}:
+        raise StartupError(f"the weights in {folder} are not those of its config: {wrong}")
+    return net.to(device).eval().requires_grad_(False)
