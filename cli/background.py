@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from cli.data_folder import PROJECT, DataFolder, StackState
+from cli.leftovers import end_leftovers
 from cli.stack import EXIT_HELD, STOP_SIGNALS
-from cli.supervisor import StackError, end_leftovers
+from cli.supervisor import StackError
 from infra.embedded.process import end, end_leftover, has_exited, spawn
 
 _STACK = (sys.executable, "-m", "cli.stack")
@@ -152,7 +153,7 @@ def stop_stack(data: DataFolder) -> str:
         if state is None or state.mark is None or not end_leftover(state.mark, signal.SIGTERM, _STOP_PATIENCE_S):
             time.sleep(_POLL_S)
     with data.held() as ours:
-        num_left = end_leftovers(data.read_state()) if ours else 0
+        num_left = end_leftovers(data) if ours else 0
     if was_held:
         return f"stopped the stack in {data.path}"
     if num_left:

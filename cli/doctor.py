@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from rich import box
 from rich.table import Table
 
 from cli.data_folder import DataFolder
@@ -44,7 +45,7 @@ def examine(data: DataFolder) -> list[Finding]:
 
 def table(findings: list[Finding]) -> Table:
     """The findings, with what to do about the bad ones."""
-    shown = Table(show_lines=False)
+    shown = Table(box=box.SIMPLE)
     for column in ("", "subject", "found", "what to do"):
         shown.add_column(column, overflow="fold")
     for finding in findings:

@@ -42,7 +42,7 @@ CheckpointOption = Annotated[
     str | None,
     typer.Option(help="Checkpoint folder or hub id. [default: GLMQ_CHECKPOINT, else the miniature]"),
 ]
-PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port of the API. [default: that of the last run, else 8080, else any]")]
+PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port of the API. [default: that of the last run, at first 8080 or any]")]
 
 
 @app.command()
@@ -58,11 +58,12 @@ def up(
         _tell_running(folder)
         return
     with _exit_codes(), background_stack(folder) as stack:
-        _tell_ready(folder, _start(stack, folder, checkpoint, port, outlive=detach))
+        state = _start(stack, folder, checkpoint, port, outlive=detach)
         if detach:
-            out.print("\nIt runs until `glmq down`.")
             stack.leave()
-        else:
+        _tell_ready(folder, state)
+        _tell_next(folder, running=True)
+        if not detach:
             out.print("\nCtrl-C stops it.")
             _watch(stack, folder)
 
@@ -213,6 +214,7 @@ def _tell_running(folder: DataFolder) -> None:
     out.print(f"A stack is running in {folder.path} already ({state.phase if state else 'starting'}). `glmq down` stops it.")
     if state is not None and state.phase == "ready":
         _tell_ready(folder, state)
+        _tell_next(folder, running=True)
 
 
 def _tell_ready(folder: DataFolder, state: StackState) -> None:
@@ -222,7 +224,6 @@ def _tell_ready(folder: DataFolder, state: StackState) -> None:
     out.print(f"  {'model':<9} {state.checkpoint}")
     out.print(f"  {'data':<9} {folder.path}")
     out.print(f"\n[bold]{state.url}[/bold] is ready.  API key: {state.exports['GLMQ_API_KEY']}")
-    _tell_next(folder, running=True)
 
 
 def _tell_next(folder: DataFolder, *, running: bool) -> None:

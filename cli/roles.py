@@ -22,6 +22,11 @@ class Role:
     needs: tuple[str, ...] = ()
     """Counts in that answer's `checks` that must be above zero."""
 
+    @property
+    def origin(self) -> str:
+        """What it runs, in words for a person."""
+        return self.command[-1]
+
 
 def stack_roles(api_port: int) -> tuple[Role, ...]:
     """The five roles of a stack whose API listens on `api_port`."""

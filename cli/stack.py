@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cli.data_folder import DataFolder, StackState
+from cli.data_folder import DataFolder, StackState, default_data_folder
 from cli.environment import exports, is_folder, role_environment, without_own
+from cli.leftovers import MARK, end_leftovers, stack_mark
 from cli.roles import MIGRATE, Role, stack_roles
-from cli.supervisor import StackError, Supervisor, end_leftovers
+from cli.supervisor import StackError, Supervisor
 from infra.embedded.choose import choose_servers
 from infra.embedded.memory import Memory
 from infra.embedded.ports import free_port, is_free
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str], roles: Callable[[int], Sequence[Role]] = stac
         if not ours:
             return EXIT_HELD
         before = data.read_state()
-        end_leftovers(before)
+        end_leftovers(data)
         data.rotate_logs()
         try:
             _supervisor(data, checkpoint, int(port), without_own(os.environ, before), should_stop, roles, migrate).run()
@@ -88,7 +89,7 @@ def _supervisor(
 ) -> Supervisor:
     memory = data.memory()
     servers = choose_servers(data.path, data.logs, memory, environ)
-    api_port = port or _usual_port(memory)
+    api_port = port or _usual_port(data, memory)
     memory.note("api", port=api_port)
     prepare: list[tuple[str, Sequence[str]]] = [("migrate", migrate)]
     if not checkpoint:
@@ -97,7 +98,7 @@ def _supervisor(
         prepare.insert(0, ("miniature", (sys.executable, "-m", "checkpoints.random_miniature", checkpoint)))
 
     def environment() -> dict[str, str]:
-        settings = role_environment(servers, memory, checkpoint, api_port, environ)
+        settings = role_environment(servers, memory, checkpoint, api_port, environ) | {MARK: stack_mark(memory)}
         state.exports = exports(settings)
         state.own_settings = [name for server in servers if isinstance(server, EmbeddedServer) for name in server.env()]
         return settings
@@ -123,10 +124,10 @@ def _supervisor(
     )
 
 
-def _usual_port(memory: Memory) -> int:
-    """The port of the last run, else 8080, else any."""
-    last = memory.peek("api", "port")
-    for port in (last, _API_PORT):
+def _usual_port(data: DataFolder, memory: Memory) -> int:
+    """The port of the last run; at first 8080 for the checkout's own stack, and any other for others, which may start at the same time."""
+    usual = _API_PORT if data.path == default_data_folder({}) else None
+    for port in (memory.peek("api", "port"), usual):
         if isinstance(port, int) and is_free(port):
             return port
     return free_port()

@@ -18,7 +18,7 @@ import httpx
 
 from cli.data_folder import PROJECT, DataFolder, Row, StackState
 from cli.roles import Role
-from infra.embedded.process import ProcessMark, end, end_all, end_leftover, has_exited, spawn
+from infra.embedded.process import ProcessMark, end, end_all, has_exited, spawn
 from infra.embedded.server import CalledOffError, Server, ServerError
 
 _POLL_S = 0.1
@@ -116,7 +116,7 @@ class Supervisor:
             self._tell("starting", f"running {name}")
             self._run_once(name, command)
         for role in self.roles:
-            self.children.append(Child(role, Row(role.name, " ".join(role.command[1:]), role.port)))
+            self.children.append(Child(role, Row(role.name, role.origin, role.port)))
             self.state.rows.append(self.children[-1].row)
         self._tell("starting", "starting the services")
         self._await_ready()
@@ -214,13 +214,6 @@ class Supervisor:
     def _tell(self, phase: str, step: str = "") -> None:
         self.state.phase, self.state.step = phase, step
         self.data.write_state(self.state)
-
-
-def end_leftovers(state: StackState | None) -> int:
-    """End what a killed supervisor could not; says how many processes that were. Only for who holds the folder."""
-    if state is None:
-        return 0
-    return sum(end_leftover(row.mark) for row in reversed(state.rows) if row.mark is not None)
 
 
 def _server_row(server: Server, restarts: int = 0) -> Row:

@@ -130,6 +130,26 @@ def end_leftover(mark: ProcessMark, stop_signal: int = signal.SIGTERM, patience_
     return True
 
 
+def end_marked(variable: str, value: str) -> int:
+    """
+    Kill every process that was started with this environment variable; says how many there were.
+
+    For what outlived its leader, whose group id may be somebody else's by now. Finds nothing where there is no /proc.
+    """
+    wanted = f"{variable}={value}".encode()
+    num_ended = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            carries_it = wanted in (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            # Gone meanwhile, or another user's.
+            continue
+        if carries_it and int(folder.name) != os.getpid():
+            _signal_one(int(folder.name), signal.SIGKILL)
+            num_ended += 1
+    return num_ended
+
+
 def _signal_one(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)

@@ -18,11 +18,11 @@ import pytest
 
 from cli.data_folder import DataFolder, StackState
 from cli.roles import Role
-from cli.supervisor import StackError, Supervisor, end_leftovers
+from cli.supervisor import StackError, Supervisor
 from infra.embedded.find import redis_program
 from infra.embedded.memory import Memory
 from infra.embedded.ports import free_port
-from infra.embedded.process import ProcessMark, spawn
+from infra.embedded.process import ProcessMark
 from infra.embedded.redis import RedisServer
 from infra.embedded.server import Server
 
@@ -241,25 +241,3 @@ def test_roles_follow_a_server_to_another_port(data: DataFolder) -> None:
         yield from until(lambda: server.url() in data.log("worker").read_text())
 
     supervise(data, [shell("worker", 'echo "$GLMQ_REDIS_URL"; sleep 60')], scenario, servers=[server])
-
-
-def test_leftovers_of_a_killed_supervisor_are_ended(data: DataFolder) -> None:
-    """What stands in the state of a supervisor that was killed is ended, if it is still the same process."""
-    process = spawn(["/bin/sleep", "60"], env={}, log=data.log("left"), cwd=data.path)
-    mark = ProcessMark.of(process.pid)
-    assert mark is not None
-
-    def scenario(supervisor: Supervisor) -> Iterator[None]:
-        yield from ready(supervisor)
-        state = data.read_state()
-        assert state is not None
-        state.rows[0].pid, state.rows[0].birth = mark.pid, mark.birth
-        assert end_leftovers(state) == 1
-        state.rows[0].birth = "of another time"
-        state.rows[0].pid = os.getpid()
-        assert end_leftovers(state) == 0
-
-    supervise(data, [shell("worker", "sleep 60")], scenario)
-
-    assert not mark.is_alive()
-    process.wait()
