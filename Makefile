@@ -1,0 +1,84 @@
+# Every chore of glmq; each installs what it needs by itself. `make` alone lists them.
+# Python 3.11 or newer and make are all that is assumed.
+
+PYTHON ?= python3
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up down status doctor test lint types imports unit format lock settings-doc hooks clean
+
+help: ## List every chore
+	@echo "make CHORE, one of:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: PYTHON=$(PYTHON), JOBS=$(JOBS) (test processes), TORCH_BACKEND=cpu (a smaller torch where there is no GPU)"
+
+install: $(INSTALLED) ## Make the environment in .venv; nothing to do unless the lock has changed
+
+demo: $(INSTALLED) ## Start the whole stack, draw two images, receive signed webhooks, stop it
+	@$(BIN)/glmq demo
+
+up: $(INSTALLED) ## Start the whole stack and leave it running
+	@$(BIN)/glmq up --detach
+
+down: $(INSTALLED) ## Stop the stack
+	@$(BIN)/glmq down
+
+status: $(INSTALLED) ## Show the stack's processes, ports and health
+	@$(BIN)/glmq status
+
+doctor: $(INSTALLED) ## Look at what this machine has of what glmq needs
+	@$(BIN)/glmq doctor
+
+test: lint types imports unit ## Everything that must hold: style, types, import contract, all tests on real servers
+
+lint: $(INSTALLED) ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## Check types
+	$(BIN)/mypy
+
+imports: $(INSTALLED) ## Check who imports whom
+	$(BIN)/lint-imports
+
+# By file: tests of one file share their stack.
+unit: $(INSTALLED) ## Run the tests alone; ARGS="tests/unit -k grid" chooses some
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+
+format: $(INSTALLED) ## Mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The overrides keep torch out: its build depends on the machine, and so does its hash.
+lock: $(UV) ## Lock the newest versions that pyproject.toml allows
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+		--overrides infra/lock-overrides.txt --generate-hashes --upgrade -q -o requirements.lock
+
+settings-doc: $(INSTALLED) ## Write docs/settings.md from the settings classes
+	$(BIN)/python -m infra.settings_doc
+
+hooks: $(INSTALLED) ## Run the style checks before every commit
+	$(BIN)/pre-commit install
+
+clean: ## Remove the environment and the caches; the data in .glmq stays
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "glmq needs Python 3.11 or newer, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q uv==0.13.9
+
+# torch is not in the lock: here it comes from PIP_FIND_LINKS, which uv does not read by itself, elsewhere from PyPI.
+# Without dependencies and by hash: the lock is whole, and nothing else gets in.
+$(INSTALLED): requirements.lock pyproject.toml | $(UV)
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(UV) pip install -q --python $(BIN)/python torch==2.13.0 $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))
+	$(UV) pip install -q --python $(BIN)/python --no-deps --require-hashes -r requirements.lock
+	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+	@touch $@
