@@ -55,9 +55,9 @@ format: $(INSTALLED) ## Mend style and formatting
 	$(BIN)/ruff format .
 
 # The overrides keep torch out: its build depends on the machine, and so does its hash.
-lock: $(UV) ## Lock the newest versions that pyproject.toml allows
+lock: $(UV) ## Lock what pyproject.toml asks for; ARGS=--upgrade takes the newest
 	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-		--overrides infra/lock-overrides.txt --generate-hashes --upgrade -q -o requirements.lock
+		--overrides infra/lock-overrides.txt --generate-hashes -q -o requirements.lock $(ARGS)
 
 settings-doc: $(INSTALLED) ## Write docs/settings.md from the settings classes
 	$(BIN)/python -m infra.settings_doc
