@@ -18,13 +18,13 @@ def health_blueprint(parts: Parts) -> APIBlueprint:
 
     @health.get("/healthz")
     @health.output(HealthAnswer, description="The process answers.")
-    @health.doc(summary="Is the process alive?")
+    @health.doc(summary="Is the process alive?", operation_id="is_alive")
     def is_alive() -> Response:
         return jsonify({"status": "ok"})
 
     @health.get("/readyz")
     @health.output(ReadyAnswer, description="Jobs can be submitted.")
-    @health.doc(summary="Can jobs be submitted?", responses=[503])
+    @health.doc(summary="Can jobs be submitted?", operation_id="is_ready", responses=[503])
     def is_ready() -> Response:
         checks = check(parts)
         # Not Redis and not the number of workers: jobs are accepted and kept without either.

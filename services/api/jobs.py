@@ -103,7 +103,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
 
     @jobs.post("/v1/jobs")
     @jobs.output(JobAnswer, status_code=202, description="The job is accepted.")
-    @jobs.doc(summary="Submit a job", security="ApiKey", responses=[200, 400, 401, 403, 413, 415, 422, 503])
+    @jobs.doc(summary="Submit a job", operation_id="submit_job", security="ApiKey", responses=[200, 400, 401, 403, 413, 415, 422, 503])
     def submit_one() -> Response:
         caller = authenticate(parts.db, request, "submit")
         key = parse_key(request.headers.get("Idempotency-Key"))
@@ -117,7 +117,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
 
     @jobs.get("/v1/jobs/<job_id>")
     @jobs.output(JobAnswer, description="The job.")
-    @jobs.doc(summary="Get a job", security="ApiKey", responses=[304, 401, 403, 404, 503])
+    @jobs.doc(summary="Get a job", operation_id="get_job", security="ApiKey", responses=[304, 401, 403, 404, 503])
     def get_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "read")
         document = find_job(parts, caller, job_id)
@@ -128,7 +128,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
 
     @jobs.get("/v1/jobs")
     @jobs.output(JobListAnswer, description="A page of jobs.")
-    @jobs.doc(summary="List jobs", security="ApiKey", responses=[400, 401, 403, 503])
+    @jobs.doc(summary="List jobs", operation_id="list_jobs", security="ApiKey", responses=[400, 401, 403, 503])
     def list_page() -> Response:
         caller = authenticate(parts.db, request, "read")
         query = read_query(request.args, ListQuery)
@@ -148,7 +148,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
 
     @jobs.post("/v1/jobs/<job_id>/cancel")
     @jobs.output(JobAnswer, description="The job is canceled.")
-    @jobs.doc(summary="Cancel a job", security="ApiKey", responses=[401, 403, 404, 409, 503])
+    @jobs.doc(summary="Cancel a job", operation_id="cancel_job", security="ApiKey", responses=[401, 403, 404, 409, 503])
     def cancel_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")
         stopped = cancel(parts.db, caller.tenant_id, job_id) if is_id(job_id, "job") else None
@@ -159,13 +159,13 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
 
     @jobs.get("/v1/jobs/<job_id>/images")
     @jobs.output(ImageListAnswer, description="The job's images, finished or not.")
-    @jobs.doc(summary="List the images of a job", security="ApiKey", responses=[401, 403, 404, 503])
+    @jobs.doc(summary="List the images of a job", operation_id="list_images", security="ApiKey", responses=[401, 403, 404, 503])
     def list_images(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "read")
         return jsonify({"object": "list", "data": _public(parts, find_job(parts, caller, job_id))["outputs"]})
 
     @jobs.get("/v1/jobs/<job_id>/images/<index>")
-    @jobs.doc(summary="Get an image", security="ApiKey", responses=[302, 400, 401, 403, 404, 503])
+    @jobs.doc(summary="Get an image", operation_id="get_image", security="ApiKey", responses=[302, 400, 401, 403, 404, 503])
     def get_image(job_id: str, index: str) -> Any:
         caller = authenticate(parts.db, request, "read")
         download = read_query(request.args, ImageQuery).download == "1"

@@ -17,7 +17,7 @@ def models_blueprint(parts: Parts) -> APIBlueprint:
 
     @models.get("/v1/models")
     @models.output(ModelListAnswer, description="The loaded models.")
-    @models.doc(summary="List the loaded models", security="ApiKey", responses=[401, 403, 503])
+    @models.doc(summary="List the loaded models", operation_id="list_models", security="ApiKey", responses=[401, 403, 503])
     def list_models() -> Response:
         authenticate(parts.db, request, "read")
         info = parts.model.find()

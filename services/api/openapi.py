@@ -6,6 +6,8 @@ Knows paths and schemas; the models in `schemas.py` and `answers.py` are the one
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,11 +60,11 @@ def install(app: APIFlask) -> None:
     """Describe the app."""
     app.config.update(
         OPENAPI_VERSION="3.1.0",
-        HTTP_ERROR_SCHEMA=ProblemAnswer,
+        # Replaced below; APIFlask takes no Pydantic model here.
+        HTTP_ERROR_SCHEMA={},
         AUTO_VALIDATION_ERROR_RESPONSE=False,
         AUTO_AUTH_ERROR_RESPONSE=False,
         AUTO_404_RESPONSE=False,
-        AUTO_OPERATION_ID=True,
         # The document is made once and kept; the host of whoever asked first must not stay in it.
         AUTO_SERVERS=False,
         LOCAL_SPEC_PATH=None,
@@ -80,6 +82,7 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
     """Fill in what APIFlask left out."""
     if isinstance(spec, str):  # YAML, which we do not ask for
         return spec
+    problem = {"application/problem+json": {"schema": _component(spec, ProblemAnswer)}}
     for path, method, operation in _operations(spec):
         for parameter in operation["parameters"]:
             if parameter["in"] == "path":
@@ -92,13 +95,22 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
             if status.startswith("3"):
                 response.pop("content", None)
             elif status >= "400":
-                response["content"] = {"application/problem+json": {"schema": {"$ref": _REF.format(model="ProblemAnswer")}}}
+                response["content"] = problem
     _describe_submit(spec)
     spec["paths"]["/v1/jobs/{job_id}"]["get"]["parameters"].append(_IF_NONE_MATCH)
     readiness = spec["paths"]["/readyz"]["get"]["responses"]
     readiness["503"]["content"] = readiness["200"]["content"]
     spec["components"]["headers"] = _HEADERS
-    return spec
+    return _flatten(spec)
+
+
+def _flatten(spec: dict[str, Any]) -> dict[str, Any]:
+    """APIFlask lists a model anew under every model that uses it, as `JobListAnswer.JobAnswer`; generated clients need one."""
+    text = re.sub(r'"#/components/schemas/\w+\.(\w+)"', r'"#/components/schemas/\1"', json.dumps(spec))
+    flat: dict[str, Any] = json.loads(text)
+    schemas = flat["components"]["schemas"]
+    flat["components"]["schemas"] = {name.rpartition(".")[2]: schema for name, schema in schemas.items() if name != "HTTPError"}
+    return flat
 
 
 def _operations(spec: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -130,10 +142,9 @@ def _describe_submit(spec: dict[str, Any]) -> None:
     }
     operation["parameters"].append(_IDEMPOTENCY_KEY)
     operation["responses"]["200"]["content"] = operation["responses"]["202"]["content"]
-    links = {
-        name: {"operationId": f"get_jobs_{name}", "parameters": {"job_id": "$response.body#/id"}} for name in ("get_one", "list_images")
-    } | {"cancel_one": {"operationId": "post_jobs_cancel_one", "parameters": {"job_id": "$response.body#/id"}}}
-    operation["responses"]["202"]["links"] = links
+    operation["responses"]["202"]["links"] = {
+        name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}} for name in ("get_job", "cancel_job", "list_images")
+    }
 
 
 def _query_parameters(spec: dict[str, Any], model: type[BaseModel]) -> list[dict[str, Any]]:

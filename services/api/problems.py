@@ -67,8 +67,8 @@ class Problem(Enum):
         return f"/problems/{self.code.replace('_', '-')}"
 
     @classmethod
-    def of(cls, code: str) -> Problem:
-        return cls[code.upper()] if code.upper() in cls.__members__ else cls.INTERNAL
+    def find(cls, code: str) -> Problem | None:
+        return cls.__members__.get(code.upper())
 
     def describe(self, base_url: str) -> dict[str, Any]:
         """The entry as the catalogue shows it."""
@@ -91,12 +91,12 @@ def install(app: APIFlask, parts: Parts) -> None:
     catalogue = APIBlueprint("problems", __name__)
 
     @catalogue.get("/problems")
-    @catalogue.doc(summary="List every problem")
+    @catalogue.doc(summary="List every problem", operation_id="list_problems")
     def list_problems() -> Response:
         return jsonify({"object": "list", "data": [problem.describe(parts.base_url()) for problem in Problem]})
 
     @catalogue.get("/problems/<slug>")
-    @catalogue.doc(summary="Describe a problem", responses=[404])
+    @catalogue.doc(summary="Describe a problem", operation_id="get_problem", responses=[200, 404])
     def get_problem(slug: str) -> Response:
         found = [problem for problem in Problem if problem.path == f"/problems/{slug}"]
         if not found:
@@ -109,8 +109,8 @@ def install(app: APIFlask, parts: Parts) -> None:
 def problem_response(error: Exception, base_url: str) -> Response:
     """The answer to an exception. Unexpected ones are logged, and say nothing of themselves to the client."""
     headers: dict[str, str] = {}
-    if isinstance(error, RequestError):
-        problem, detail = Problem.of(error.code), error.detail
+    if isinstance(error, RequestError) and (known := Problem.find(error.code)):
+        problem, detail = known, error.detail
     elif isinstance(error, HTTPException):
         problem, detail = _of_http(error)
         allow = dict(error.get_headers()).get("Allow")

@@ -17,7 +17,9 @@ def webhook_secrets_blueprint(parts: Parts) -> APIBlueprint:
 
     @webhook_secrets.get("/v1/webhooks/default/secret")
     @webhook_secrets.output(SecretAnswer, description="The secret.")
-    @webhook_secrets.doc(summary="Get the secret that signs webhooks", security="ApiKey", responses=[401, 403, 503])
+    @webhook_secrets.doc(
+        summary="Get the secret that signs webhooks", operation_id="get_webhook_secret", security="ApiKey", responses=[401, 403, 503]
+    )
     def get_default_secret() -> Response:
         # submit, not read: whoever holds the secret can forge our webhooks, so a key that only looks must not have it.
         caller = authenticate(parts.db, request, "submit")

@@ -1,0 +1,65 @@
+"""How wrong fields are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, from_pydantic
+from services.api.schemas import JobRequest
+from shared.errors import RequestError
+
+
+def refuse(**fields: Any) -> InvalidFieldsError:
+    with pytest.raises(ValidationError) as caught:
+        JobRequest.model_validate(fields)
+    return from_pydantic(caught.value, JobRequest, fields)
+
+
+def test_value_is_echoed_when_short() -> None:
+    """A short wrong value is repeated, a long one is not: it may be a whole prompt."""
+    assert refuse(prompt="x", steps=500).detail == "steps: input should be less than or equal to 200 (got 500)"
+    assert refuse(prompt="x", steps=None, n=True).errors[0].detail.endswith("(got true)")
+    assert "yyy" not in refuse(prompt="x", format="y" * 100).detail
+
+
+def test_missing_field_echoes_nothing() -> None:
+    """What was not sent is not shown as if it had been."""
+    assert refuse().detail == "prompt: field required"
+
+
+def test_path_ends_where_the_request_ends() -> None:
+    """A webhook sent as a URL is named `webhook`, one sent as an object `webhook.url`."""
+    assert refuse(prompt="x", webhook="").param == "webhook"
+    assert refuse(prompt="x", webhook={"url": ""}).param == "webhook.url"
+    assert refuse(prompt="x", webhook={}).param == "webhook.url"
+    assert refuse(prompt="x", metadata={"k": 1}).param == "metadata.k"
+    assert refuse(prompt="x", images=[{"url": "u"}, {"url": 1}]).param == "images.1.url"
+
+
+def test_suggestions_are_only_close_ones() -> None:
+    """A typing error gets a suggestion; a word of another API does not."""
+    assert refuse(prompt="x", promt="x").detail.endswith("did you mean prompt?")
+    assert refuse(prompt="x", sampler="euler").detail == "unknown field sampler"
+
+
+def test_collector_keeps_order_and_codes() -> None:
+    """The first error decides code and param; each keeps its own."""
+    errors = ErrorCollector()
+    errors.raise_any()
+    with errors.collecting(("webhook",)):
+        raise RequestError("forbidden_address", "not public", "webhook")
+    errors.add(("size",), "out_of_range", "too large")
+    with pytest.raises(InvalidFieldsError) as caught:
+        errors.raise_any()
+    assert (caught.value.code, caught.value.param) == ("forbidden_address", "webhook")
+    assert [error.detail for error in caught.value.errors] == ["webhook: not public", "size: too large"]
+
+
+def test_many_errors_are_cut() -> None:
+    """A hostile request does not make a hostile answer."""
+    error = InvalidFieldsError([FieldError((str(i),), "x", "y") for i in range(1000)])
+    assert len(error.errors) == 20
+    assert "999 more" in error.detail

@@ -1,0 +1,101 @@
+"""The catalogue of problems, and what an exception becomes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from apiflask import APIFlask
+from werkzeug.exceptions import Gone, ImATeapot, NotImplemented
+
+from services.api.field_errors import FieldError, InvalidFieldsError
+from services.api.problems import MEDIA_TYPE, Problem, problem_response
+from shared.db import DatabaseDownError
+from shared.errors import RequestError
+
+ROOT = Path(__file__).parents[3]
+CODE = re.compile(r'(?:RequestError|SourceImageError|ForbiddenAddressError)\(\s*"([a-z_]+)"')
+
+
+def answer(app: APIFlask, error: Exception, path: str = "/v1/jobs", method: str = "POST") -> tuple[int, dict[str, object], dict[str, str]]:
+    with app.test_request_context(path, method=method):
+        app.preprocess_request()
+        response = problem_response(error, "https://glmq.example")
+        return response.status_code, response.get_json(force=True), dict(response.headers)
+
+
+def test_every_code_that_is_raised_is_in_the_catalogue() -> None:
+    """No RequestError of the API or of shared code has a code that the catalogue lacks."""
+    raised = {
+        code
+        for folder in ("services/api", "shared")
+        for file in (ROOT / folder).rglob("*.py")
+        for code in CODE.findall(file.read_text(encoding="utf-8"))
+    }
+    assert raised >= {"invalid_request", "not_found", "forbidden_address", "input_fetch_failed", "already_terminal", "idempotency_mismatch"}
+    assert raised <= {problem.code for problem in Problem}
+
+
+def test_every_problem_is_described_where_its_type_leads(app: APIFlask) -> None:
+    """The URI of a type is a page of this service; statuses are errors, titles are distinct."""
+    client = app.test_client()
+    listed = client.get("/problems").get_json()["data"]
+    assert len(listed) == len(Problem)
+    for entry in listed:
+        assert client.get(entry["type"].removeprefix("https://glmq.example")).get_json() == entry
+        assert 400 <= entry["status"] < 600
+    assert len({problem.title for problem in Problem}) == len(Problem)
+    assert client.get("/problems/nonsense").status_code == 404
+
+
+def test_body_has_every_member(app: APIFlask) -> None:
+    """A problem has all members of API.md d3, and the same again for OpenAI's clients."""
+    status, body, _ = answer(app, RequestError("invalid_request", "size: too large", "images.0.url"))
+    assert status == 400
+    assert body == {
+        "type": "https://glmq.example/problems/invalid-request",
+        "title": "The request is not valid",
+        "status": 400,
+        "detail": "size: too large",
+        "instance": f"/v1/jobs#{body['request_id']}",
+        "code": "invalid_request",
+        "param": "images.0.url",
+        "retryable": False,
+        "request_id": body["request_id"],
+        "errors": [{"pointer": "#/images/0/url", "code": "invalid_request", "detail": "size: too large"}],
+        "error": {"message": "size: too large", "type": "invalid_request_error", "param": "images.0.url", "code": "invalid_request"},
+    }
+
+
+def test_pointers_are_escaped(app: APIFlask) -> None:
+    """A JSON pointer in a URI fragment escapes ~, / and what a URI cannot hold."""
+    _, body, _ = answer(app, InvalidFieldsError([FieldError(("metadata", "a/b~é #"), "x", "y")]))
+    assert body["errors"] == [{"pointer": "#/metadata/a~1b~0%C3%A9%20%23", "code": "x", "detail": "y"}]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (KeyError("secret"), 500, "internal"),
+        (RequestError("no_such_code", "secret"), 500, "internal"),
+        (DatabaseDownError("secret"), 503, "engine_unavailable"),
+        (Gone(), 400, "invalid_request"),
+        (ImATeapot(), 400, "invalid_request"),
+        (NotImplemented(), 500, "internal"),
+    ],
+)
+def test_inside_is_not_shown(app: APIFlask, error: Exception, status: int, code: str) -> None:
+    """Unexpected errors say nothing of themselves; what is away asks to come back."""
+    got, body, headers = answer(app, error)
+    assert (got, body["code"]) == (status, code)
+    assert "secret" not in str(body)
+    assert headers["Content-Type"] == MEDIA_TYPE
+    assert ("Retry-After" in headers) == (status == 503)
+
+
+def test_unauthorized_says_how(app: APIFlask) -> None:
+    """401 names the scheme, as RFC 9110 wants."""
+    _, body, headers = answer(app, RequestError("unauthorized", "x"))
+    assert headers["WWW-Authenticate"] == 'Bearer realm="glmq"'
+    assert body["error"] == {"message": "x", "type": "authentication_error", "param": None, "code": "unauthorized"}
