@@ -13,8 +13,14 @@ from shared.settings import CoreSettings
 def configure_logs(settings: CoreSettings, service: str) -> None:
     """Set up structlog and the standard library's logging alike; every line names the service."""
     level = logging.getLevelNamesMapping()[settings.log_level]
+
+    def name_service(_logger: object, _method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        # Not a bound context variable: threads begin with an empty context.
+        return {**line, "service": service}
+
     shared_steps: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        name_service,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -38,4 +44,3 @@ def configure_logs(settings: CoreSettings, service: str) -> None:
     # Libraries speak at INFO about every request or migration step; their warnings are enough.
     for noisy in ("botocore", "boto3", "urllib3", "celery", "kombu", "alembic", "httpx"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
-    structlog.contextvars.bind_contextvars(service=service)

@@ -33,7 +33,10 @@ class CoreSettings(BaseSettings):
     s3_bucket: str = Field(default="glmq", description="Bucket of token grids, source images and results.")
     s3_region: str = Field(default="us-east-1", description="S3 region name.")
     secret_key: SecretStr = Field(description="32 random bytes in base64; encrypts webhook secrets at rest.")
-    public_url: str = Field(default="", description="Base of the links in answers and webhooks. Empty: links are paths.")
+    public_url: str = Field(
+        default="",
+        description="Base of the links in answers and webhooks. Empty: answers name the host that was asked, webhooks hold paths.",
+    )
     egress_allow: str = Field(
         default="",
         description="Comma-separated addresses and CIDR ranges that webhooks and source-image URLs may reach although they are not public.",

@@ -28,7 +28,7 @@ def install(app: APIFlask) -> None:
         g.began = time.monotonic()
         # A thread serves many requests, and inherits nothing of the main thread's context.
         structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(service="api", request_id=g.request_id)
+        structlog.contextvars.bind_contextvars(request_id=g.request_id)
 
     @app.after_request
     def finish(response: Response) -> Response:

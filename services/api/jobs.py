@@ -33,7 +33,7 @@ from shared.errors import RequestError
 from shared.ids import is_id
 from shared.job_document import finish_document
 from shared.lifecycle.jobs import JobFilter, cancel, get_job, get_result, list_jobs
-from shared.lifecycle.submit import Idempotency, submit
+from shared.lifecycle.submit import Idempotency, find_replay, submit
 from shared.lifecycle.tenants import Caller
 from shared.states import TERMINAL_JOB
 from shared.storage import PRESIGN_S
@@ -61,6 +61,10 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
         RequestError: names every wrong field; or `idempotency_mismatch`.
         NoModelError, BusyError, DatabaseDownError, StorageDownError
     """
+    once = None if idempotency_key is None else Idempotency(SUBMIT_ROUTE, idempotency_key, fingerprint(SUBMIT_ROUTE, body))
+    if once is not None and (earlier := find_replay(parts.db, caller.tenant_id, once)) is not None:
+        # Before anything is judged: a deadline may have passed since, a source URL may have died.
+        return Submitted(earlier, is_replay=True)
     try:
         asked = JobRequest.model_validate(body.fields)
     except ValidationError as error:
@@ -79,7 +83,6 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
     size = requested_size(asked, info, [(source.height_px, source.width_px) for source in ready])
     sources = reader.store(ready)
     job = new_job(asked, info, caller.tenant_id, body.fields, size, sources, webhook, secrets.randbelow(_RANDOM_SEEDS))
-    once = None if idempotency_key is None else Idempotency(SUBMIT_ROUTE, idempotency_key, fingerprint(SUBMIT_ROUTE, body))
     job_id, is_replay = submit(parts.db, job, once)
     return Submitted(job_id, is_replay)
 

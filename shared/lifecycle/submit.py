@@ -100,6 +100,27 @@ def submit(db: Database, new: NewJob, idempotency: Idempotency | None = None) ->
     return db.run(lambda session: _submit(session, new, idempotency))
 
 
+def find_replay(db: Database, tenant_id: str, idempotency: Idempotency) -> str | None:
+    """
+    The job that this key made before; a retry needs nothing else of its request.
+
+    Raises:
+        RequestError: `idempotency_mismatch`, the key came before with another request.
+    """
+
+    def work(session: Session) -> str | None:
+        holder = session.get(IdempotencyKey, (tenant_id, idempotency.route, idempotency.key))
+        return None if holder is None else _same_request(holder, idempotency)
+
+    return db.run(work)
+
+
+def _same_request(holder: IdempotencyKey, idempotency: Idempotency) -> str:
+    if holder.fingerprint != idempotency.fingerprint:
+        raise RequestError("idempotency_mismatch", "this Idempotency-Key came before with a different request", "Idempotency-Key")
+    return holder.job_id
+
+
 def _submit(session: Session, new: NewJob, idempotency: Idempotency | None) -> tuple[str, bool]:
     job = Job(
         id=new_id("job"),
@@ -160,9 +181,7 @@ def _claim_key(session: Session, job: Job, idempotency: Idempotency) -> str | No
         return None
     # The insert above waited for a concurrent one with this key, so its row is committed and visible now.
     holder = session.get_one(IdempotencyKey, (job.tenant_id, idempotency.route, idempotency.key))
-    if holder.fingerprint != idempotency.fingerprint:
-        raise RequestError("idempotency_mismatch", "this Idempotency-Key came before with a different request", "Idempotency-Key")
-    return holder.job_id
+    return _same_request(holder, idempotency)
 
 
 def _find_or_add_grid(session: Session, new: NewJob, layout_seed: int, lane: int) -> tuple[str, str]:

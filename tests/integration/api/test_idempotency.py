@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 from apiflask import APIFlask
 from flask.testing import FlaskClient
@@ -46,6 +48,24 @@ def test_uploads_are_part_of_the_request(client: FlaskClient) -> None:
     assert post_multipart(client, {"request": request, "image": (png(), "a.png")}).status_code == 202
     assert post_multipart(client, {"request": request, "image": (png(), "b.png")}).status_code == 200
     assert post_multipart(client, {"request": request, "image": (png(colour="blue"), "a.png")}).status_code == 422
+
+
+def test_mismatch_stores_no_sources(client: FlaskClient, db: Database) -> None:
+    """The key is looked at before the images are: a refused request leaves nothing."""
+    client.environ_base["HTTP_IDEMPOTENCY_KEY"] = "k"
+    client.post("/v1/jobs", json={"prompt": "a fox"})
+    before = count_rows(db)
+    assert post_multipart(client, {"request": json.dumps({"prompt": "a fox"}), "image": (png(), "a.png")}).status_code == 422
+    assert count_rows(db) == before
+
+
+def test_replay_is_not_judged_again(client: FlaskClient) -> None:
+    """A retry finds its job although the deadline of the request has passed meanwhile."""
+    request = {"prompt": "a fox", "deadline": (datetime.now(UTC) + timedelta(seconds=0.5)).isoformat()}
+    assert client.post("/v1/jobs", json=request, headers=KEY).status_code == 202
+    time.sleep(0.6)
+    assert client.post("/v1/jobs", json=request, headers=KEY).status_code == 200
+    assert client.post("/v1/jobs", json=request).status_code == 400
 
 
 def test_keys_of_tenants_do_not_meet(client: FlaskClient, app: APIFlask, stranger: Account) -> None:
