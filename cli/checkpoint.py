@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from cli.data_folder import PROJECT
+from cli.data_folder import PROJECT, DataFolder
 
 TRAINED_MINIATURE = PROJECT / "checkpoints" / "miniature"
 
@@ -43,6 +44,12 @@ def named_checkpoint(option: str | None, environ: Mapping[str, str] = os.environ
         raise CheckpointError(f"there is no checkpoint folder {folder}")
     _check_hub_id(named, environ)
     return named
+
+
+def random_miniature(data: DataFolder) -> Path:
+    """Where the random miniature of a stack is, or will be; another place when its recipe has changed."""
+    recipe = hashlib.sha256((PROJECT / "checkpoints" / "random_miniature.py").read_bytes()).hexdigest()
+    return data.checkpoints / f"random-miniature-{recipe[:8]}"
 
 
 def _check_folder(folder: Path) -> None:

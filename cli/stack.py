@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cli.checkpoint import random_miniature
 from cli.data_folder import DataFolder, StackState, default_data_folder
 from cli.environment import exports, is_folder, role_environment, without_own
 from cli.leftovers import MARK, end_leftovers, stack_mark
@@ -93,9 +94,11 @@ def _supervisor(
     memory.note("api", port=api_port)
     prepare: list[tuple[str, Sequence[str]]] = [("migrate", migrate)]
     if not checkpoint:
-        folder = data.checkpoints / "random-miniature"
+        folder = random_miniature(data)
         checkpoint = str(folder)
-        prepare.insert(0, ("miniature", (sys.executable, "-m", "checkpoints.random_miniature", checkpoint)))
+        # It appears whole or not at all. Asking the builder would take seconds: it imports torch.
+        if not folder.exists():
+            prepare.insert(0, ("miniature", (sys.executable, "-m", "checkpoints.random_miniature", checkpoint)))
 
     def environment() -> dict[str, str]:
         settings = role_environment(servers, memory, checkpoint, api_port, environ) | {MARK: stack_mark(memory)}
