@@ -119,8 +119,8 @@ class WorkerProcess(Generic[ClaimT]):
     def _use_slot(self, work_id: str | None) -> None:
         """Do this unit, then whatever else is released; the slot is ours, and is free afterwards."""
         try:
-            worked = self._attempt(work_id)
-            while self._attempt(None):
+            worked = self.attempt(work_id)
+            while self.attempt(None):
                 worked = True
         finally:
             self._slots.release()
@@ -128,7 +128,7 @@ class WorkerProcess(Generic[ClaimT]):
             self._eager_until = time.monotonic() + _EAGER_FOR_S
             self._ended.set()
 
-    def _attempt(self, work_id: str | None) -> bool:
+    def attempt(self, work_id: str | None) -> bool:
         """Claim and do one unit. False: there was none."""
         if self._stopping.is_set():
             return False

@@ -10,6 +10,7 @@ import pytest
 from infra.embedded.postgres import PostgresServer
 from infra.migrate import migrate_database
 from shared.db import Database
+from shared.lifecycle.submit import NewJob
 from shared.lifecycle.tenants import ensure_tenant
 
 
@@ -41,3 +42,34 @@ def db(ledger_url: str) -> Iterator[Database]:
 def tenant_id(db: Database) -> str:
     """A tenant."""
     return ensure_tenant(db, "acme", b"sealed")
+
+
+@pytest.fixture
+def new_job(tenant_id: str) -> NewJob:
+    """A request for one small picture."""
+    return plain_job(tenant_id)
+
+
+def plain_job(tenant_id: str) -> NewJob:
+    """A request for one small picture, by any tenant."""
+    return NewJob(
+        tenant_id=tenant_id,
+        input={"prompt": "A cat"},
+        prompt="A cat",
+        height_px=64,
+        width_px=96,
+        num_images=1,
+        seed=1,
+        layout_seed=1,
+        same_layout=False,
+        steps=4,
+        guidance_scale=1.5,
+        temperature=0.9,
+        top_p=0.75,
+        format="png",
+        quality=None,
+        sources=(),
+        model_name="m",
+        model_revision="r1",
+        webhook={"url": "https://example.com/hook", "events": ["job.succeeded", "job.failed", "job.canceled"]},
+    )

@@ -22,32 +22,6 @@ LEASE_S = 30.0
 ARTIFACT = work.StoredArtifact("t/key", "ab" * 32, 100)
 
 
-@pytest.fixture
-def new_job(tenant_id: str) -> NewJob:
-    """A request for one square picture."""
-    return NewJob(
-        tenant_id=tenant_id,
-        input={"prompt": "A cat"},
-        prompt="A cat",
-        height_px=64,
-        width_px=96,
-        num_images=1,
-        seed=1,
-        layout_seed=1,
-        same_layout=False,
-        steps=4,
-        guidance_scale=1.5,
-        temperature=0.9,
-        top_p=0.75,
-        format="png",
-        quality=None,
-        sources=(),
-        model_name="m",
-        model_revision="r1",
-        webhook={"url": "https://example.com/hook", "events": ["job.succeeded", "job.failed", "job.canceled"]},
-    )
-
-
 def execute(db: Database, statement: str, **values: Any) -> None:
     db.run(lambda session: session.execute(text(statement), values))
 

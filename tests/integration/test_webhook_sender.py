@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from standardwebhooks import Webhook
 
 from infra.migrate import migrate_database
 from shared.db import Database
-from shared.lifecycle.submit import NewJob, submit
+from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import ensure_tenant
 from shared.sealing import Sealer
 from shared.tables import WebhookDelivery
 from shared.webhooks import new_secret
 from tests.fakes import ScriptedServer
+from tests.integration.conftest import plain_job
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 SECRET = new_secret()
@@ -74,27 +76,7 @@ def start_sender(database_url: str, tmp_path: Path) -> Iterator[Start]:
 def order(db: Database, url: str) -> str:
     """Submit a job whose very first event is wanted at `url`; its id."""
     tenant_id = ensure_tenant(db, "studio", Sealer(KEY).seal(SECRET))
-    new = NewJob(
-        tenant_id=tenant_id,
-        input={"prompt": "a sign"},
-        prompt="a sign",
-        height_px=64,
-        width_px=64,
-        num_images=1,
-        seed=1,
-        layout_seed=1,
-        same_layout=False,
-        steps=2,
-        guidance_scale=1.5,
-        temperature=0.9,
-        top_p=0.75,
-        format="png",
-        quality=None,
-        sources=(),
-        model_name="m",
-        model_revision="r",
-        webhook={"url": url, "events": ["job.queued"]},
-    )
+    new = replace(plain_job(tenant_id), webhook={"url": url, "events": ["job.queued"]})
     return submit(db, new)[0]
 
 

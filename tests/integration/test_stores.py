@@ -1,0 +1,87 @@
+"""S3 and Redis through our own doors, up and down."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from infra.embedded.s3 import S3Server
+from shared.progress import LiveState
+from shared.settings import CoreSettings
+from shared.storage import Storage, StorageDownError, StorageMissingError
+from tests.stack import free_port
+
+
+def storage_at(endpoint: str, access_key: str, secret_key: str) -> Storage:
+    """A bucket of its own."""
+    return Storage(
+        CoreSettings(
+            database_url=SecretStr("postgresql://nobody"),
+            redis_url=SecretStr("redis://nobody"),
+            s3_endpoint=endpoint,
+            s3_access_key=access_key,
+            s3_secret_key=SecretStr(secret_key),
+            s3_bucket=f"b-{uuid.uuid4().hex}",
+            secret_key=SecretStr("x"),
+        )
+    )
+
+
+@pytest.fixture
+def storage(s3: S3Server) -> Storage:
+    """A fresh bucket."""
+    fresh = storage_at(s3.endpoint, s3.access_key, s3.secret_key)
+    fresh.ensure_bucket()
+    fresh.ensure_bucket()
+    return fresh
+
+
+def test_put_get_and_presign(storage: Storage) -> None:
+    """An object comes back, and a presigned URL shows or saves it without credentials."""
+    storage.put("t/a.png", b"bytes", "image/png")
+    assert storage.get("t/a.png") == b"bytes"
+    shown = httpx.get(storage.presign("t/a.png"))
+    assert (shown.content, shown.headers["content-type"]) == (b"bytes", "image/png")
+    saved = httpx.get(storage.presign("t/a.png", download_name="cat.png"))
+    assert "cat.png" in saved.headers["content-disposition"]
+    assert httpx.get(storage.presign("t/a.png").split("?")[0]).status_code == 403
+    assert storage.is_up()
+
+
+def test_missing_and_down_are_told_apart(storage: Storage, s3: S3Server) -> None:
+    """A missing object is for good, a store that is away or refuses us may come back."""
+    with pytest.raises(StorageMissingError):
+        storage.get("none")
+    for away in (storage_at(f"http://127.0.0.1:{free_port()}", "k", "s"), storage_at(s3.endpoint, "wrong", "wrong")):
+        with pytest.raises(StorageDownError):
+            away.put("k", b"", "image/png")
+        assert not away.is_up()
+
+
+def test_live_state_round_trip(redis_url: str) -> None:
+    """Progress, stop flags and hot grids are read as they were written."""
+    live = LiveState(redis_url)
+    key = uuid.uuid4().hex
+    live.write_progress({key: ("denoise", 1, 2)})
+    live.flag_stop([key])
+    live.put_grid(key, b"grid")
+    assert live.read_progress([key, "none"]) == {key: ("denoise", 1, 2)}
+    assert live.read_stops([key, "none"]) == {key}
+    assert (live.get_grid(key), live.get_grid("none")) == (b"grid", None)
+    assert live.is_up()
+
+
+def test_live_state_without_redis_answers_nothing_fast() -> None:
+    """A dead Redis costs no caller more than a moment, and raises nothing."""
+    live = LiveState(f"redis://127.0.0.1:{free_port()}/0")
+    started = time.monotonic()
+    for _ in range(50):
+        live.write_progress({"a": ("grid", 1, 2)})
+        live.flag_stop(["a"])
+        live.put_grid("a", b"")
+        assert (live.read_progress(["a"]), live.read_stops(["a"]), live.get_grid("a"), live.is_up()) == ({}, set(), None, False)
+    assert time.monotonic() - started < 2

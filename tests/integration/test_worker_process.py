@@ -1,0 +1,180 @@
+"""How a worker process ends an attempt, whatever its engine does; on a real Postgres and Redis."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+
+from shared.db import Database
+from shared.errors import PermanentWorkError, TransientWorkError, WorkStoppedError
+from shared.lease import HeldWork, LeaseKeeper, StopReason
+from shared.lifecycle import finish, jobs, work
+from shared.lifecycle.submit import NewJob, submit
+from shared.lifecycle.work import ClaimedGrid, StoredArtifact
+from shared.progress import LiveState
+from shared.settings import WorkerSettings
+from shared.states import Stage
+from shared.storage import StorageDownError
+from shared.worker import Handler, WorkerProcess
+
+Run = Callable[[ClaimedGrid, HeldWork], Callable[[], None]]
+
+
+@pytest.fixture
+def settings(ledger_url: str, redis_url: str) -> WorkerSettings:
+    """A worker with short leases."""
+    return WorkerSettings(
+        database_url=SecretStr(ledger_url),
+        redis_url=SecretStr(redis_url),
+        s3_endpoint="http://127.0.0.1:1",
+        s3_access_key="k",
+        s3_secret_key=SecretStr("s"),
+        secret_key=SecretStr("x"),
+        checkpoint="none",
+        lease_s=2,
+        heartbeat_s=0.2,
+    )
+
+
+@pytest.fixture
+def live(redis_url: str) -> LiveState:
+    """Redis."""
+    return LiveState(redis_url)
+
+
+def attempt(db: Database, live: LiveState, settings: WorkerSettings, run: Run) -> bool:
+    """Let a worker take and end one released grid."""
+    handler = Handler(Stage.AR, lambda worker_id, unit_id: work.claim_grid(db, worker_id, settings.lease_s, unit_id), run)
+    work.release(db, Stage.AR, 1)
+    return WorkerProcess(settings, db, live, handler, {}).attempt(None)
+
+
+def grid_row(db: Database) -> tuple[str, int, object]:
+    """State, errors and error of the only grid."""
+    query = text("SELECT state, num_errors, error ->> 'code' FROM grid")
+    return db.run(lambda session: tuple(session.execute(query).one()))  # type: ignore[return-value]
+
+
+def raising(error: Exception) -> Run:
+    """An engine that fails."""
+
+    def run(claim: ClaimedGrid, held: HeldWork) -> Callable[[], None]:
+        raise error
+
+    return run
+
+
+def test_nothing_to_do(db: Database, live: LiveState, settings: WorkerSettings) -> None:
+    """Without released work there is no attempt."""
+    assert not attempt(db, live, settings, raising(AssertionError()))
+
+
+def test_success_is_written(db: Database, live: LiveState, settings: WorkerSettings, new_job: NewJob) -> None:
+    """The write that the handler returns finishes the unit."""
+    submit(db, new_job)
+    artifact = StoredArtifact("k", "ab", 1)
+    assert attempt(db, live, settings, lambda claim, held: lambda: finish.finish_grid(db, claim.id, claim.attempt, artifact, 1))
+    assert grid_row(db) == ("done", 0, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code"),
+    [
+        (PermanentWorkError("unprocessable_prompt", "no"), "failed", "unprocessable_prompt"),
+        (TransientWorkError("ar_oom", "no memory"), "ready", "ar_oom"),
+        (StorageDownError("put"), "ready", "upload_failed"),
+        (ZeroDivisionError("secret prompt"), "ready", "internal"),
+    ],
+)
+def test_failures_are_told_apart(
+    db: Database, live: LiveState, settings: WorkerSettings, new_job: NewJob, error: Exception, state: str, code: str
+) -> None:
+    """What can help by trying again goes back to the queue; the rest fails the job. The worker lives on."""
+    job_id, _ = submit(db, new_job)
+    assert attempt(db, live, settings, raising(error))
+    assert grid_row(db) == (state, 1, code)
+    document = jobs.get_job(db, new_job.tenant_id, job_id, lambda ids: {})
+    assert document is not None
+    assert "secret prompt" not in str(document)
+
+
+def test_shutdown_hands_back(db: Database, live: LiveState, settings: WorkerSettings, new_job: NewJob) -> None:
+    """Work stopped for a shutdown is ready at once and counts as no failure."""
+
+    def run(claim: ClaimedGrid, held: HeldWork) -> Callable[[], None]:
+        held.stop(StopReason.SHUTDOWN)
+        raise WorkStoppedError
+
+    submit(db, new_job)
+    attempt(db, live, settings, run)
+    assert grid_row(db) == ("ready", 0, None)
+
+
+@pytest.fixture
+def keeper(db: Database, live: LiveState, settings: WorkerSettings) -> Iterator[LeaseKeeper]:
+    """A running lease keeper."""
+    running = LeaseKeeper(db, live, Stage.AR, settings)
+    running.start()
+    yield running
+    running.close()
+
+
+def wait_for_stop(held: HeldWork) -> StopReason | None:
+    """Wait until the work is told to stop, as an engine would find out."""
+    give_up_at = time.monotonic() + 5
+    while not held.should_stop() and time.monotonic() < give_up_at:
+        threading.Event().wait(0.01)
+    return held.stop_reason
+
+
+def claim(db: Database, settings: WorkerSettings) -> ClaimedGrid:
+    """Claim the only grid."""
+    work.release(db, Stage.AR, 1)
+    claimed = work.claim_grid(db, "w", settings.lease_s)
+    assert claimed is not None
+    return claimed
+
+
+def test_lease_is_kept(db: Database, keeper: LeaseKeeper, settings: WorkerSettings, new_job: NewJob) -> None:
+    """Held work is not rescued, however much longer than its lease it takes; dropped work is."""
+    submit(db, new_job)
+    claimed = claim(db, settings)
+    held = keeper.hold(claimed.id, claimed.attempt)
+    time.sleep(settings.lease_s + 0.5)
+    assert work.rescue(db, Stage.AR) == 0
+    assert not held.should_stop()
+    keeper.drop(held)
+    time.sleep(settings.lease_s + 0.3)
+    assert work.rescue(db, Stage.AR) == 1
+
+
+def test_flag_stops_within_a_moment(db: Database, live: LiveState, keeper: LeaseKeeper, settings: WorkerSettings, new_job: NewJob) -> None:
+    """A cancel that is flagged in Redis arrives before the next heartbeat."""
+    submit(db, new_job)
+    claimed = claim(db, settings)
+    held = keeper.hold(claimed.id, claimed.attempt)
+    live.flag_stop([claimed.id])
+    assert wait_for_stop(held) == StopReason.CANCELED
+
+
+def test_heartbeat_finds_a_cancel(db: Database, keeper: LeaseKeeper, settings: WorkerSettings, new_job: NewJob) -> None:
+    """A cancel that Redis never heard of arrives with the heartbeat."""
+    job_id, _ = submit(db, new_job)
+    claimed = claim(db, settings)
+    held = keeper.hold(claimed.id, claimed.attempt)
+    jobs.cancel(db, new_job.tenant_id, job_id)
+    assert wait_for_stop(held) == StopReason.LOST
+
+
+def test_progress_is_published(db: Database, live: LiveState, keeper: LeaseKeeper, settings: WorkerSettings, new_job: NewJob) -> None:
+    """What the engine tells is read by others within a moment."""
+    submit(db, new_job)
+    claimed = claim(db, settings)
+    keeper.hold(claimed.id, claimed.attempt).on_progress("draft", 3, 9)
+    time.sleep(0.5)
+    assert live.read_progress([claimed.id, "other"]) == {claimed.id: ("draft", 3, 9)}
