@@ -134,7 +134,9 @@ def stoppable() -> Iterator[None]:
             raised = True
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, raise_once) for number in STOP_SIGNALS}
+    # Under nohup a closed terminal is to be ignored, and stays so.
+    numbers = [number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, raise_once) for number in numbers}
     try:
         yield
     finally:

@@ -132,6 +132,8 @@ class DataFolder:
 
         The lock ends with its process however that ends, so unlike a pid file it is never out of date.
         """
+        # Whoever can open a file can lock it.
+        self._lock.touch(mode=0o600)
         with self._lock.open("a") as lock:
             ours = _locks(lock, fcntl.LOCK_EX)
             for _ in range(_LOCK_TRIES):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from rich import box
 from rich.table import Table
 
 from cli.data_folder import DataFolder, Row, StackState
@@ -47,7 +46,7 @@ def look(state: StackState) -> list[tuple[Row, Health]]:
 
 def table(state: StackState, looked: list[tuple[Row, Health]]) -> Table:
     """The same as a table."""
-    shown = Table(title=f"{state.url} ({state.phase})", title_justify="left", box=box.SIMPLE)
+    shown = Table(title=f"{state.url} ({state.phase})", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("process", "pid", "port", "health", "up", "restarts", "origin"):
         shown.add_column(column, justify="right" if column in ("pid", "port", "up", "restarts") else "left", overflow="fold")
     for row, health in looked:

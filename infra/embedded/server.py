@@ -20,7 +20,9 @@ from infra.embedded.process import ProcessMark, end, end_leftover, has_exited, s
 from infra.embedded.unprivileged import RunAs
 
 _START_TRIES = 3
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 120.0
+"""Recovery after a crash may take a while. Guess, unmeasured."""
+
 _RETRY_S = 0.5
 _POLL_S = 0.05
 _TAIL_LINES = 15

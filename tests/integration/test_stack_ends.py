@@ -146,6 +146,24 @@ def test_other_ways_to_ask(data: DataFolder, number: int) -> None:
     assert members(data) == []
 
 
+def test_nohup(data: DataFolder) -> None:
+    """Under nohup a closed terminal stops nothing."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        front = start_front(data)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    await_ready(front)
+
+    front.send_signal(signal.SIGHUP)
+
+    time.sleep(1)
+    assert data.is_held()
+    os.killpg(front.pid, signal.SIGINT)
+    finish(front)
+    assert members(data) == []
+
+
 def test_kill_9_of_the_command(data: DataFolder) -> None:
     """When the command in the terminal is killed, its stack stops by itself."""
     front = start_front(data)

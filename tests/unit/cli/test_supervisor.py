@@ -21,7 +21,7 @@ from cli.roles import Role
 from cli.supervisor import StackError, Supervisor
 from infra.embedded.find import redis_program
 from infra.embedded.memory import Memory
-from infra.embedded.ports import free_port
+from infra.embedded.ports import free_port, is_free
 from infra.embedded.process import ProcessMark
 from infra.embedded.redis import RedisServer
 from infra.embedded.server import Server
@@ -234,7 +234,8 @@ def test_roles_follow_a_server_to_another_port(data: DataFolder) -> None:
         yield from until(lambda: server.url() in data.log("worker").read_text())
         redis = marks(supervisor)[0]
         os.kill(redis.pid, signal.SIGKILL)
-        while redis.is_alive():
+        # Also a child of its own, writing its file anew, may hold the port for a moment.
+        while redis.is_alive() or not is_free(server.port):
             time.sleep(0.01)
         with socket.create_server(("127.0.0.1", server.port)):
             yield from until(lambda: supervisor.state.rows[1].restarts == 1)
