@@ -104,6 +104,8 @@ class PostgresServer(EmbeddedServer):
             "timezone=UTC",
             "log_timezone=UTC",
             "logging_collector=off",
+            # In its own folder: by default a killed Postgres leaves files in /dev/shm.
+            "dynamic_shared_memory_type=mmap",
             *(() if self.durable else _CARELESS),
         ]
         options = [part for setting in settings for part in ("-c", setting)]
