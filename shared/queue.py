@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
-from celery.signals import worker_shutting_down
+from celery.signals import setup_logging, worker_shutting_down
 from kombu.exceptions import OperationalError
 
 from shared.errors import GlmqError
@@ -89,6 +89,8 @@ def consume(app: Any, stage: Stage, slots: int, handle: Callable[[str], object],
     app.task(name=TASK_NAMES[stage])(handle)
     # Celery warns a worker that runs as root because of pickled messages; ours accept JSON only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    # Or Celery would set the root logger to its own level, and our lines would be gone.
+    setup_logging.connect(lambda **_: None, weak=False)
     worker_shutting_down.connect(lambda **_: on_shutdown(), weak=False)
     worker = app.Worker(
         pool="threads",

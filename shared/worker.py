@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import structlog
 
@@ -77,25 +77,19 @@ class WorkerProcess(Generic[ClaimT]):
         self._ended = threading.Event()
         self._eager_until = 0.0
 
-    def serve(self) -> None:
-        """Work until SIGTERM or SIGINT, then hand back what is held and return."""
+    def serve(self) -> NoReturn:
+        """Work until SIGTERM or SIGINT, then hand back what is held and end the process."""
         self._keeper.start()
         self._register()
-        for target in (self._beat, self._poll, self._end_in_time):
-            threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True).start()
+        threads = [threading.Thread(target=target, daemon=True) for target in (self._beat, self._poll, self._leave, self._end_in_time)]
+        for thread in threads:
+            thread.start()
         log.info("worker_ready", worker_id=self._id, stage=self._handler.stage, slots=self._settings.slots)
         app = make_celery(self._settings.redis_url.get_secret_value())
         consume(app, self._handler.stage, self._settings.slots, self._take_released, self._begin_shutdown)
         self._begin_shutdown()
-        # All slots are free once every attempt has ended and handed its work back.
-        for _ in range(self._settings.slots):
-            self._slots.acquire()
-        self._keeper.close()
-        try:
-            workers.stop_worker(self._db, self._id)
-        except DatabaseDownError as error:
-            log.warning("farewell_failed", error=str(error))
-        log.info("worker_stopped", worker_id=self._id)
+        while True:
+            time.sleep(1)
 
     def _begin_shutdown(self) -> None:
         self._stopping.set()
@@ -212,8 +206,24 @@ class WorkerProcess(Generic[ClaimT]):
             return False
         return True
 
+    def _leave(self) -> None:
+        """
+        End the process once every attempt has ended and handed its work back.
+
+        From a thread, and at once: Celery looks at its own flag only every few seconds, and torch takes seconds to be taken apart.
+        """
+        self._stopping.wait()
+        for _ in range(self._settings.slots):
+            self._slots.acquire()
+        try:
+            workers.stop_worker(self._db, self._id)
+        except DatabaseDownError as error:
+            log.warning("farewell_failed", error=str(error))
+        log.info("worker_stopped", worker_id=self._id)
+        os._exit(0)
+
     def _end_in_time(self) -> None:
-        """Celery may wait for a broker that is away; a stopped engine may wait for a kernel. The process ends all the same."""
+        """A stopped engine may wait for a kernel, a farewell for the database. The process ends all the same."""
         self._stopping.wait()
         time.sleep(self._settings.shutdown_s)
         log.error("shutdown_forced", worker_id=self._id)

@@ -48,6 +48,8 @@ class _Server(BaseApplication):  # type: ignore[misc]  # the same
             "graceful_timeout": _STOP_S,
             "logger_class": _StructuredLog,
             "proc_name": "glmq-api",
+            # It would lie in the home folder, where two stacks of one user would share it.
+            "control_socket_disable": True,
             "when_ready": lambda arbiter: _limit_silence(arbiter.LISTENERS, self._settings.api_read_timeout_s),
         }
         for name, value in options.items():

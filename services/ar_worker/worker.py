@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, replace
+from typing import NoReturn
 
 import torch
 
@@ -29,7 +30,7 @@ def main() -> None:
         sys.exit(f"ar worker: {error}")
 
 
-def serve(settings: WorkerSettings) -> None:
+def serve(settings: WorkerSettings) -> NoReturn:
     """Load the AR half and work."""
     configure_logs(settings, "ar_worker")
     torch.set_num_threads(settings.torch_threads)
@@ -43,4 +44,3 @@ def serve(settings: WorkerSettings) -> None:
     live = LiveState(settings.redis_url.get_secret_value())
     tasks = GridTasks(db, Storage(settings), live, engine, model, settings.lease_s)
     WorkerProcess(settings, db, live, Handler(Stage.AR, tasks.claim, tasks.generate_grid), asdict(model)).serve()
-    engine.close()

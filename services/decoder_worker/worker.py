@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, replace
+from typing import NoReturn
 
 import torch
 
@@ -29,7 +30,7 @@ def main() -> None:
         sys.exit(f"decoder worker: {error}")
 
 
-def serve(settings: WorkerSettings) -> None:
+def serve(settings: WorkerSettings) -> NoReturn:
     """Load the decoder half and work."""
     configure_logs(settings, "decoder_worker")
     torch.set_num_threads(settings.torch_threads)
@@ -43,4 +44,3 @@ def serve(settings: WorkerSettings) -> None:
     live = LiveState(settings.redis_url.get_secret_value())
     tasks = ImageTasks(db, Storage(settings), live, engine, model, settings.lease_s)
     WorkerProcess(settings, db, live, Handler(Stage.DECODER, tasks.claim, tasks.render_image), asdict(model)).serve()
-    engine.close()

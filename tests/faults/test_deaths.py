@@ -17,8 +17,8 @@ SLOW = {"prompt": "a slow one", "size": "512x512", "seed": 9, "steps": 40}
 
 
 def wait_for_phase(stack: Stack, job: dict[str, Any], *phases: str) -> None:
-    """Wait until a running job is in one of these phases."""
-    wait_until(lambda: (now := stack.job(job["id"]))["status"] == "running" and now["progress"]["phase"] in phases, 60, 0.005)
+    """Wait until a job is in the middle of one of these phases."""
+    wait_until(lambda: (now := stack.job(job["id"])["progress"])["phase"] in phases and now["done"] > 0, 60, 0.005)
 
 
 def ends(stack: Stack, job_id: str) -> list[str]:
