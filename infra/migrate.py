@@ -11,7 +11,6 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from pydantic import Field, SecretStr
-from shared.webhooks import new_secret
 from sqlalchemy import Connection, create_engine, text
 
 from shared.api_keys import ApiKeyText
@@ -22,6 +21,7 @@ from shared.logs import configure_logs
 from shared.sealing import Sealer
 from shared.settings import CoreSettings, read_settings
 from shared.storage import Storage
+from shared.webhooks import new_secret
 
 _LOCK = 0x676C6D71
 """Advisory lock ("glmq"): two migrations at once run one after the other."""

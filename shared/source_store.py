@@ -8,7 +8,7 @@ import io
 from PIL import Image
 
 from shared.errors import PermanentWorkError
-from shared.lifecycle.work import Source
+from shared.lifecycle.claims import Source
 from shared.storage import Storage, StorageMissingError
 
 

@@ -13,7 +13,7 @@ from shared.db import Database
 from shared.errors import TransientWorkError
 from shared.grid import TokenGrid
 from shared.lease import HeldWork
-from shared.lifecycle import finish, work
+from shared.lifecycle import claims, finish
 from shared.progress import LiveState
 from shared.source_store import load_source
 from shared.storage import Storage
@@ -30,11 +30,11 @@ class GridTasks:
     model: ModelInfo
     lease_s: float
 
-    def claim(self, worker_id: str, grid_id: str | None) -> work.ClaimedGrid | None:
+    def claim(self, worker_id: str, grid_id: str | None) -> claims.ClaimedGrid | None:
         """Claim this grid, or any that is released."""
-        return work.claim_grid(self.db, worker_id, self.lease_s, grid_id)
+        return claims.claim_grid(self.db, worker_id, self.lease_s, grid_id)
 
-    def generate_grid(self, claim: work.ClaimedGrid, held: HeldWork) -> Callable[[], None]:
+    def generate_grid(self, claim: claims.ClaimedGrid, held: HeldWork) -> Callable[[], None]:
         """
         Write the tokens and store them; returns the write that finishes the grid.
 
@@ -65,7 +65,7 @@ class GridTasks:
             codebook_size=self.model.codebook_size,
             model_revision=self.model.revision,
         ).to_bytes()
-        artifact = work.StoredArtifact(
+        artifact = claims.StoredArtifact(
             # The attempt is in the key: a late writer can never overwrite the winner's bytes.
             storage_key=f"t/{claim.tenant_id}/grids/{claim.id}/{claim.attempt}.safetensors",
             sha256=hashlib.sha256(data).hexdigest(),

@@ -15,7 +15,7 @@ from shared.db import Database
 from shared.errors import TokenGridError, TransientWorkError
 from shared.grid import TokenGrid
 from shared.lease import HeldWork
-from shared.lifecycle import finish, work
+from shared.lifecycle import claims, finish
 from shared.progress import LiveState
 from shared.source_store import load_source
 from shared.storage import Storage, StorageMissingError
@@ -32,11 +32,11 @@ class ImageTasks:
     model: ModelInfo
     lease_s: float
 
-    def claim(self, worker_id: str, image_id: str | None) -> work.ClaimedImage | None:
+    def claim(self, worker_id: str, image_id: str | None) -> claims.ClaimedImage | None:
         """Claim this image, or any that is released."""
-        return work.claim_image(self.db, worker_id, self.lease_s, image_id)
+        return claims.claim_image(self.db, worker_id, self.lease_s, image_id)
 
-    def render_image(self, claim: work.ClaimedImage, held: HeldWork) -> Callable[[], None]:
+    def render_image(self, claim: claims.ClaimedImage, held: HeldWork) -> Callable[[], None]:
         """
         Draw, encode and store; returns the write that finishes the image.
 
@@ -71,7 +71,7 @@ class ImageTasks:
         # A check of the table allows these formats only.
         image_format = cast(ImageFormat, claim.format)
         data = render(result.to_pil(), claim.height_px, claim.width_px, image_format, claim.quality)
-        artifact = work.StoredArtifact(
+        artifact = claims.StoredArtifact(
             storage_key=f"t/{claim.tenant_id}/images/{claim.id}/{claim.attempt}.{claim.format}",
             sha256=hashlib.sha256(data).hexdigest(),
             size_bytes=len(data),
@@ -79,7 +79,7 @@ class ImageTasks:
         self.storage.put(artifact.storage_key, data, CONTENT_TYPES[image_format])
         return lambda: finish.finish_image(self.db, claim.id, claim.attempt, artifact)
 
-    def _read_grid(self, claim: work.ClaimedImage) -> TokenGridArtifact:
+    def _read_grid(self, claim: claims.ClaimedImage) -> TokenGridArtifact:
         """The grid from Redis while it is hot, else from S3; believed only if every byte and every number fits."""
         wanted = claim.grid_artifact
         data = self.live.get_grid(wanted.sha256)

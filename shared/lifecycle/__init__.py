@@ -2,7 +2,8 @@
 Every status write of glmq, and the reads that go with them. Each function is one transaction, safe to repeat.
 
     submit.py      a request becomes a job with its grids and images
-    work.py        release, claim, heartbeat, hand back, rescue: the same for grids and images
+    claims.py      how a worker takes a unit, and what it learns of it
+    work.py        release, heartbeat, hand back, rescue: the same for grids and images
     finish.py      finish_grid, finish_image, fail: how an attempt ends
     jobs.py        get, list, cancel, expire: what customers and deadlines do
     events.py      the event of a change and its webhook deliveries, inside the change's transaction

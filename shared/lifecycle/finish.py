@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.errors import StaleAttemptError, WorkError
+from shared.lifecycle.claims import StoredArtifact
 from shared.lifecycle.ending import end_job, end_work, live_jobs
 from shared.lifecycle.events import record_event
-from shared.lifecycle.work import StoredArtifact, held_unit, requeue
+from shared.lifecycle.work import held_unit, requeue
 from shared.states import LIVE_WORK, JobStatus, Stage, WorkState
 from shared.tables import Grid, Image, Job, Usage
 

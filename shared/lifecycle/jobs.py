@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 from shared.db import Database
 from shared.errors import RequestError
 from shared.job_document import Progress, job_document
+from shared.lifecycle.claims import StoredArtifact, finished_artifact
 from shared.lifecycle.ending import end_job
 from shared.lifecycle.events import images_and_grids
-from shared.lifecycle.work import StoredArtifact, finished_artifact
 from shared.states import TERMINAL_JOB, JobStatus, WorkState
 from shared.tables import Grid, Image, Job
 

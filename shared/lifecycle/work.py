@@ -1,9 +1,8 @@
-"""How a unit of work moves before it ends: release, claim, heartbeat, hand back, rescue. The same for grids and images."""
+"""How a unit of work moves before it ends, besides its claim: release, heartbeat, hand back, rescue. The same for grids and images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -13,8 +12,8 @@ from sqlalchemy.orm import Session
 from shared.db import Database
 from shared.lifecycle.ending import database_now, end_work, live_jobs
 from shared.lifecycle.events import record_event
-from shared.states import JobStatus, Stage, WorkState
-from shared.tables import File, Grid, Image, Job
+from shared.states import Stage, WorkState
+from shared.tables import Grid, Image
 
 WORK: dict[Stage, Any] = {Stage.AR: Grid, Stage.DECODER: Image}
 """The table of each stage. Any: mypy joins the two row types to their bare base, which has no columns."""
@@ -27,65 +26,6 @@ RELEASE_S = 30
 
 _BATCH = 100
 _now = func.clock_timestamp
-
-
-@dataclass(frozen=True)
-class StoredArtifact:
-    """What an attempt left in S3, under a key that names the attempt."""
-
-    storage_key: str
-    sha256: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """A source image of a claimed unit: where it is, and what it must be."""
-
-    storage_key: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ClaimedGrid:
-    """A grid whose lease this worker holds; `attempt` fences every later write."""
-
-    id: str
-    attempt: int
-    tenant_id: str
-    prompt: str
-    token_h: int
-    token_w: int
-    seed: int
-    temperature: float
-    top_p: float
-    model_revision: str
-    sources: tuple[Source, ...]
-
-
-@dataclass(frozen=True)
-class ClaimedImage:
-    """An image whose lease this worker holds, with its finished grid."""
-
-    id: str
-    attempt: int
-    tenant_id: str
-    job_id: str
-    index: int
-    prompt: str
-    token_h: int
-    token_w: int
-    seed: int
-    steps: int
-    guidance_scale: float
-    height_px: int
-    width_px: int
-    format: str
-    quality: int | None
-    model_revision: str
-    sources: tuple[Source, ...]
-    grid_id: str
-    grid_artifact: StoredArtifact
 
 
 def release(db: Database, stage: Stage, window: int) -> list[str]:
@@ -110,70 +50,6 @@ def release(db: Database, stage: Stage, window: int) -> list[str]:
         if ids:
             session.execute(update(row).where(row.id.in_(ids)).values(state=WorkState.RELEASED, released_at=_now()))
         return ids
-
-    return db.run(work)
-
-
-def claim_grid(db: Database, worker_id: str, lease_s: float, grid_id: str | None = None) -> ClaimedGrid | None:
-    """Claim this released grid, or any; None if it is not released (canceled, claimed, a doubled message)."""
-
-    def work(session: Session) -> ClaimedGrid | None:
-        unit_id = _claim(session, Grid, worker_id, lease_s, grid_id)
-        if unit_id is None:
-            return None
-        grid = session.get_one(Grid, unit_id, populate_existing=True)
-        for job in session.scalars(live_jobs(grid)):
-            _start_job(session, job)
-        return ClaimedGrid(
-            id=grid.id,
-            attempt=grid.attempt,
-            tenant_id=grid.tenant_id,
-            prompt=grid.prompt,
-            token_h=grid.token_h,
-            token_w=grid.token_w,
-            seed=grid.seed,
-            temperature=grid.temperature,
-            top_p=grid.top_p,
-            model_revision=grid.model_revision,
-            sources=_sources(session, grid),
-        )
-
-    return db.run(work)
-
-
-def claim_image(db: Database, worker_id: str, lease_s: float, image_id: str | None = None) -> ClaimedImage | None:
-    """Claim this released image, or any; None if it is not released."""
-
-    def work(session: Session) -> ClaimedImage | None:
-        unit_id = _claim(session, Image, worker_id, lease_s, image_id)
-        if unit_id is None:
-            return None
-        image = session.get_one(Image, unit_id, populate_existing=True)
-        grid = session.get_one(Grid, image.grid_id)
-        for job in session.scalars(live_jobs(image)):
-            _start_job(session, job)
-        artifact = finished_artifact(grid)
-        return ClaimedImage(
-            id=image.id,
-            attempt=image.attempt,
-            tenant_id=image.tenant_id,
-            job_id=image.job_id,
-            index=image.index,
-            prompt=grid.prompt,
-            token_h=grid.token_h,
-            token_w=grid.token_w,
-            seed=image.seed,
-            steps=image.steps,
-            guidance_scale=image.guidance_scale,
-            height_px=image.height_px,
-            width_px=image.width_px,
-            format=image.format,
-            quality=image.quality,
-            model_revision=grid.model_revision,
-            sources=_sources(session, grid),
-            grid_id=grid.id,
-            grid_artifact=artifact,
-        )
 
     return db.run(work)
 
@@ -266,41 +142,3 @@ def requeue(session: Session, unit: Grid | Image, delay_s: float) -> None:
     for job in session.scalars(live_jobs(unit)):
         job.version += 1
         record_event(session, job, "job.requeued")
-
-
-def _claim(session: Session, row: type[Grid] | type[Image], worker_id: str, lease_s: float, unit_id: str | None) -> str | None:
-    candidates = select(row.id).where(row.state == WorkState.RELEASED).with_for_update(skip_locked=True).limit(1)
-    candidates = candidates.order_by(row.lane, row.released_at) if unit_id is None else candidates.where(row.id == unit_id)
-    return session.scalar(
-        update(row)
-        .where(row.id.in_(candidates.scalar_subquery()))
-        .values(
-            state=WorkState.RUNNING,
-            attempt=row.attempt + 1,
-            worker_id=worker_id,
-            lease_until=_now() + timedelta(seconds=lease_s),
-            released_at=None,
-            started_at=_now(),
-        )
-        .returning(row.id)
-    )
-
-
-def _start_job(session: Session, job: Job) -> None:
-    if job.status == JobStatus.QUEUED:
-        job.status = JobStatus.RUNNING
-        job.started_at = database_now(session)
-        job.version += 1
-        record_event(session, job, "job.started")
-
-
-def _sources(session: Session, grid: Grid) -> tuple[Source, ...]:
-    files = {file.id: file for file in session.scalars(select(File).where(File.id.in_(grid.source_file_ids)))}
-    return tuple(Source(files[file_id].storage_key, files[file_id].sha256) for file_id in grid.source_file_ids)
-
-
-def finished_artifact(unit: Grid | Image) -> StoredArtifact:
-    """The artifact of a unit that is done; a check of the table says that it has one."""
-    if unit.storage_key is None or unit.sha256 is None or unit.size_bytes is None:
-        raise ValueError(f"{unit.id} is {unit.state} and has no artifact")
-    return StoredArtifact(unit.storage_key, unit.sha256, unit.size_bytes)

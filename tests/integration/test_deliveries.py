@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.lifecycle import deliveries
@@ -23,9 +24,9 @@ def due(db: Database, tenant_id: str) -> None:
         "FROM generate_series(1, 12) n",
     ]
 
-    def insert(session: object) -> None:
+    def insert(session: Session) -> None:
         for statement in statements:
-            session.execute(text(statement), {"tenant": tenant_id})  # type: ignore[attr-defined]
+            session.execute(text(statement), {"tenant": tenant_id})
 
     db.run(insert)
 

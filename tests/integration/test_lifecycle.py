@@ -14,12 +14,12 @@ from sqlalchemy.exc import IntegrityError
 
 from shared.db import Database
 from shared.errors import PermanentWorkError, RequestError, StaleAttemptError, TransientWorkError
-from shared.lifecycle import finish, jobs, work
+from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.submit import Idempotency, NewJob, submit
 from shared.states import JOB_MOVES, NEW_WORK, WORK_MOVES, JobStatus, Priority, Stage
 
 LEASE_S = 30.0
-ARTIFACT = work.StoredArtifact("t/key", "ab" * 32, 100)
+ARTIFACT = claims.StoredArtifact("t/key", "ab" * 32, 100)
 
 
 def execute(db: Database, statement: str, **values: Any) -> None:
@@ -40,16 +40,16 @@ def document(db: Database, new: NewJob, job_id: str) -> dict[str, Any]:
     return found
 
 
-def claim_grid(db: Database) -> work.ClaimedGrid:
+def claim_grid(db: Database) -> claims.ClaimedGrid:
     work.release(db, Stage.AR, 10)
-    claimed = work.claim_grid(db, "w1", LEASE_S)
+    claimed = claims.claim_grid(db, "w1", LEASE_S)
     assert claimed is not None
     return claimed
 
 
-def claim_image(db: Database) -> work.ClaimedImage:
+def claim_image(db: Database) -> claims.ClaimedImage:
     work.release(db, Stage.DECODER, 10)
-    claimed = work.claim_image(db, "w2", LEASE_S)
+    claimed = claims.claim_image(db, "w2", LEASE_S)
     assert claimed is not None
     return claimed
 
@@ -129,7 +129,7 @@ def test_release_keeps_the_window(db: Database, new_job: NewJob) -> None:
         submit(db, replace(new_job, layout_seed=seed))
     assert len(work.release(db, Stage.AR, 3)) == 3
     assert work.release(db, Stage.AR, 3) == []
-    claimed = work.claim_grid(db, "w", LEASE_S)
+    claimed = claims.claim_grid(db, "w", LEASE_S)
     assert claimed is not None
     assert work.release(db, Stage.AR, 3) == []
     finish.finish_grid(db, claimed.id, claimed.attempt, ARTIFACT, 10)
@@ -141,7 +141,7 @@ def test_doubled_message_claims_nothing(db: Database, new_job: NewJob) -> None:
     submit(db, new_job)
     (grid_id,) = work.release(db, Stage.AR, 1)
     got: list[object] = []
-    threads = [threading.Thread(target=lambda: got.append(work.claim_grid(db, "w", LEASE_S, grid_id))) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: got.append(claims.claim_grid(db, "w", LEASE_S, grid_id))) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:

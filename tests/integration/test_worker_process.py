@@ -13,9 +13,9 @@ from sqlalchemy import text
 from shared.db import Database
 from shared.errors import PermanentWorkError, TransientWorkError, WorkStoppedError
 from shared.lease import HeldWork, LeaseKeeper, StopReason
-from shared.lifecycle import finish, jobs, work
+from shared.lifecycle import claims, finish, jobs, work
+from shared.lifecycle.claims import ClaimedGrid, StoredArtifact
 from shared.lifecycle.submit import NewJob, submit
-from shared.lifecycle.work import ClaimedGrid, StoredArtifact
 from shared.progress import LiveState
 from shared.settings import WorkerSettings
 from shared.states import Stage
@@ -49,15 +49,15 @@ def live(redis_url: str) -> LiveState:
 
 def attempt(db: Database, live: LiveState, settings: WorkerSettings, run: Run) -> bool:
     """Let a worker take and end one released grid."""
-    handler = Handler(Stage.AR, lambda worker_id, unit_id: work.claim_grid(db, worker_id, settings.lease_s, unit_id), run)
+    handler = Handler(Stage.AR, lambda worker_id, unit_id: claims.claim_grid(db, worker_id, settings.lease_s, unit_id), run)
     work.release(db, Stage.AR, 1)
     return WorkerProcess(settings, db, live, handler, {}).attempt(None)
 
 
-def grid_row(db: Database) -> tuple[str, int, object]:
+def grid_row(db: Database) -> tuple[object, ...]:
     """State, errors and error of the only grid."""
     query = text("SELECT state, num_errors, error ->> 'code' FROM grid")
-    return db.run(lambda session: tuple(session.execute(query).one()))  # type: ignore[return-value]
+    return db.run(lambda session: tuple(session.execute(query).one()))
 
 
 def raising(error: Exception) -> Run:
@@ -135,7 +135,7 @@ def wait_for_stop(held: HeldWork) -> StopReason | None:
 def claim(db: Database, settings: WorkerSettings) -> ClaimedGrid:
     """Claim the only grid."""
     work.release(db, Stage.AR, 1)
-    claimed = work.claim_grid(db, "w", settings.lease_s)
+    claimed = claims.claim_grid(db, "w", settings.lease_s)
     assert claimed is not None
     return claimed
 

@@ -28,7 +28,7 @@ from services.api.settings import ApiSettings
 from shared.api_keys import ApiKeyText, new_api_key
 from shared.checkpoint import ModelInfo
 from shared.db import Database
-from shared.lifecycle import finish, work
+from shared.lifecycle import claims, finish, work
 from shared.lifecycle.tenants import ensure_api_key, ensure_tenant
 from shared.lifecycle.workers import beat_worker
 from shared.sealing import Sealer
@@ -117,13 +117,13 @@ def report_model(db: Database) -> None:
 def finish_jobs(db: Database, storage: Storage, tenant_id: str, picture: bytes) -> None:
     """Do the work of every waiting job as the workers would; all results are the same picture."""
     work.release(db, Stage.AR, 100)
-    while grid := work.claim_grid(db, "w", 30):
-        finish.finish_grid(db, grid.id, grid.attempt, work.StoredArtifact(f"t/{grid.id}", "ab" * 32, 100), 16)
+    while grid := claims.claim_grid(db, "w", 30):
+        finish.finish_grid(db, grid.id, grid.attempt, claims.StoredArtifact(f"t/{grid.id}", "ab" * 32, 100), 16)
     work.release(db, Stage.DECODER, 100)
-    while image := work.claim_image(db, "w", 30):
+    while image := claims.claim_image(db, "w", 30):
         key = f"t/{tenant_id}/{image.id}.png"
         storage.put(key, picture, "image/png")
-        finish.finish_image(db, image.id, image.attempt, work.StoredArtifact(key, hashlib.sha256(picture).hexdigest(), len(picture)))
+        finish.finish_image(db, image.id, image.attempt, claims.StoredArtifact(key, hashlib.sha256(picture).hexdigest(), len(picture)))
 
 
 def client_of(app: APIFlask, key: str) -> FlaskClient:

@@ -12,16 +12,16 @@ from services.api.answers import JobAnswer
 from services.api.settings import ApiSettings
 from shared.checkpoint import ModelInfo
 from shared.db import Database
-from shared.lifecycle import work
+from shared.lifecycle import claims, work
 from shared.progress import LiveState
 from shared.states import Stage
 from shared.storage import Storage
 from tests.integration.api.conftest import Account, assert_problem, finish_jobs, png
 
 
-def claim_grid(db: Database) -> work.ClaimedGrid:
+def claim_grid(db: Database) -> claims.ClaimedGrid:
     work.release(db, Stage.AR, 100)
-    claimed = work.claim_grid(db, "w", 30)
+    claimed = claims.claim_grid(db, "w", 30)
     assert claimed is not None
     return claimed
 
