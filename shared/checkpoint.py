@@ -98,9 +98,9 @@ def resolve_checkpoint(checkpoint: str, half: Literal["ar", "decoder"]) -> Path:
         raise StartupError(f"cannot get checkpoint {checkpoint!r} from the hub: {error}") from error
 
 
-def read_model_info(path: Path) -> ModelInfo:
+def read_model_info(path: Path, revision: str) -> ModelInfo:
     """
-    Read name, revision, defaults and limits of the checkpoint at `path`.
+    Read name, defaults and limits of the checkpoint at `path`; its AR half is enough.
 
     Raises:
         StartupError: a file is missing, broken or without a value that is needed.
@@ -113,7 +113,7 @@ def read_model_info(path: Path) -> ModelInfo:
         settings: dict[str, Any] = {name: type(default)(own.get(name, default)) for name, default in _PUBLISHED.items()}
         return ModelInfo(
             name=str(own.get("name") or _hub_name(path) or path.name),
-            revision=_revision(path),
+            revision=revision,
             codebook_size=int(codebook_size),
             # transformers' own defaults, where the file leaves them out.
             temperature=float(sampling.get("temperature", 1.0)),
@@ -144,14 +144,21 @@ def _hub_name(path: Path) -> str | None:
     return path.parents[1].name.removeprefix("models--").replace("--", "/") if _is_hub_snapshot(path) else None
 
 
-def _revision(path: Path) -> str:
+def read_revision(path: Path, named: str = "") -> str:
     """
-    A name for this very content: the hub's commit, or a digest of JSON and weight files.
+    A name for this very content, on which both halves must agree: as `named`, the hub's commit, or a digest of JSON and weight files.
 
-    Two workers agree on it only if both have the same files; halves copied to separate machines need `GLMQ_MODEL_REVISION`.
+    Raises:
+        StartupError: a local folder with one half only, whose digest the other half could not have.
     """
+    if named:
+        return named
     if _is_hub_snapshot(path):
         return path.name
+    if missing := [name for half in _HALF_FOLDERS.values() for name in half if not (path / name).is_dir()]:
+        raise StartupError(
+            f"the checkpoint {path} has no {', '.join(missing)}: set GLMQ_MODEL_REVISION to the same name for both kinds of worker"
+        )
     digest = hashlib.sha256()
     for file in sorted([*path.rglob("*.json"), *path.rglob("*.safetensors")], key=lambda file: file.relative_to(path).as_posix()):
         digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from shared.errors import TransientWorkError, WorkStoppedError
+from shared.errors import EngineBrokenError, TransientWorkError, WorkStoppedError
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -70,7 +70,8 @@ class SerialEngine(ABC, Generic[Request, Result]):
         Queue a request.
 
         The future fails with WorkStoppedError once `should_stop` is true or the engine closes, with TransientWorkError when memory ran
-        out, with what `run` says of a bad request; any other exception is a fault of this program or of the machine.
+        out, EngineBrokenError when the device is lost, and with what `run` says of a bad request; any other exception is a fault of
+        this program or of the machine.
         """
         ticket = _Ticket(request, on_progress, should_stop, Future[Result]())
         # Under the lock, or a ticket could land behind the last one that close() ever looks at.
@@ -108,11 +109,20 @@ class SerialEngine(ABC, Generic[Request, Result]):
             error = caught
         if error is None:
             ticket.future.set_result(result)
-        elif _is_out_of_memory(error):
-            torch.cuda.empty_cache()  # does nothing where there is no GPU
-            ticket.future.set_exception(TransientWorkError(self._oom_code, f"the {self._name} ran out of memory"))
         else:
-            ticket.future.set_exception(error)
+            ticket.future.set_exception(self._explain(error))
+
+    def _explain(self, error: Exception) -> Exception:
+        """The error as the tasks should hear of it."""
+        if _is_out_of_memory(error):
+            try:
+                torch.cuda.empty_cache()  # does nothing where there is no GPU
+            except torch.AcceleratorError as fault:
+                return EngineBrokenError(f"the {self._name} lost its device: {fault}")
+            return TransientWorkError(self._oom_code, f"the {self._name} ran out of memory")
+        if isinstance(error, torch.AcceleratorError):
+            return EngineBrokenError(f"the {self._name} lost its device: {error}")
+        return error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

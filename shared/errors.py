@@ -9,6 +9,7 @@ GlmqError
 │   ├── PermanentWorkError    the same input fails again: the job fails now
 │   │   └── TokenGridError    ids, shape or revision of a token grid do not fit
 │   └── TransientWorkError    another try may succeed: back to the queue, with back-off
+├── EngineBrokenError         the device is lost to this process: it must end and be started anew
 ├── WorkStoppedError          the work was told to stop: cancel, shutdown or a lost lease
 ├── StaleAttemptError         a newer attempt owns the row: drop the result, write nothing
 └── StartupError              this process must not run: wrong versions, settings or weights
@@ -71,6 +72,10 @@ class TokenGridError(PermanentWorkError):
 
 class TransientWorkError(WorkError):
     """Retried with back-off: a store was away, memory was short, a download was cut."""
+
+
+class EngineBrokenError(GlmqError):
+    """The device failed in a way that every later call of this process would fail too, such as a CUDA fault."""
 
 
 class WorkStoppedError(GlmqError):

@@ -25,7 +25,7 @@ _PUBLISH_S = 0.1
 _MARGIN_S = 5.0
 """Stop trusting a lease so long before it ends: another worker may hold it by the time we notice."""
 
-_STALLED_EXIT = 70
+_FAULT_EXIT = 70
 
 log = structlog.get_logger()
 
@@ -76,7 +76,8 @@ class LeaseKeeper:
         self._live = live
         self._stage = stage
         self._settings = settings
-        self._held: dict[str, HeldWork] = {}
+        # By attempt too: with several slots, a unit may be lost and claimed again before its first attempt has ended.
+        self._held: dict[tuple[str, int], HeldWork] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="leases", daemon=True)
@@ -94,13 +95,13 @@ class LeaseKeeper:
         """Keep the lease of a unit that was just claimed."""
         held = HeldWork(work_id, attempt)
         with self._lock:
-            self._held[work_id] = held
+            self._held[work_id, attempt] = held
         return held
 
     def drop(self, held: HeldWork) -> None:
         """Keep it no longer: the unit is finished, failed or handed back."""
         with self._lock:
-            self._held.pop(held.id, None)
+            self._held.pop((held.id, held.attempt), None)
 
     def stop_all(self, reason: StopReason) -> None:
         """Stop everything that is held."""
@@ -112,6 +113,14 @@ class LeaseKeeper:
             return list(self._held.values())
 
     def _keep(self) -> None:
+        try:
+            self._keep_until_closed()
+        except Exception:
+            # Without this thread every lease would run out unnoticed. A new process starts clean, and the rescue returns the work.
+            log.exception("leases_not_kept")
+            os._exit(_FAULT_EXIT)
+
+    def _keep_until_closed(self) -> None:
         beat_at = published_at = 0.0
         while not self._closed.wait(_TICK_S):
             held = self._snapshot()
@@ -121,8 +130,10 @@ class LeaseKeeper:
             if now - published_at >= _PUBLISH_S:
                 published_at = now
                 self._publish(held)
-            for work_id in self._live.read_stops([unit.id for unit in held]):
-                next(unit for unit in held if unit.id == work_id).stop(StopReason.CANCELED)
+            stops = self._live.read_stops([unit.id for unit in held])
+            for unit in held:
+                if unit.id in stops:
+                    unit.stop(StopReason.CANCELED)
             if now - beat_at >= self._settings.heartbeat_s:
                 beat_at = now
                 self._beat(held)
@@ -139,12 +150,12 @@ class LeaseKeeper:
         # Counted from before the call: the database may have answered long after it extended the lease.
         asked_at = time.monotonic()
         try:
-            still_ours = work.heartbeat(self._db, self._stage, {unit.id: unit.attempt for unit in held}, self._settings.lease_s)
+            still_ours = work.heartbeat(self._db, self._stage, [(unit.id, unit.attempt) for unit in held], self._settings.lease_s)
         except DatabaseDownError as error:
             log.warning("heartbeat_failed", error=str(error))
             return
         for unit in held:
-            if unit.id in still_ours:
+            if (unit.id, unit.attempt) in still_ours:
                 unit.kept_at = asked_at
             else:
                 # Canceled, or rescued from us. Either way the row is not ours to write.
@@ -158,4 +169,4 @@ class LeaseKeeper:
             if now - unit.moved_at > self._settings.stall_s:
                 # A hung kernel holds the engine's thread for good. Only a new process helps, and the rescue returns the work.
                 log.error("stalled", work_id=unit.id, attempt=unit.attempt, progress=unit.progress)
-                os._exit(_STALLED_EXIT)
+                os._exit(_FAULT_EXIT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import redis
@@ -58,8 +58,10 @@ class LiveState:
         values: list[bytes | None] = self._try(lambda: self._redis.mget([f"glmq:progress:{work_id}" for work_id in work_ids]), [])
         return {work_id: tuple(json.loads(value)) for work_id, value in zip(work_ids, values, strict=False) if value}
 
-    def flag_stop(self, work_ids: Iterable[str]) -> None:
+    def flag_stop(self, work_ids: Collection[str]) -> None:
         """Tell workers to drop this work soon; without Redis they hear of it at their next heartbeat."""
+        if not work_ids:
+            return
 
         def work() -> None:
             pipe = self._redis.pipeline(transaction=False)

@@ -7,9 +7,9 @@ refuses the start with the variable's name. docs/settings.md is written from the
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import StartupError
@@ -50,7 +50,9 @@ class WorkerSettings(CoreSettings):
     """What both GPU workers need."""
 
     checkpoint: str = Field(description="Folder in the published layout, or a hub id such as `zai-org/GLM-Image`.")
-    model_revision: str = Field(default="", description="Overrides the revision read from the checkpoint's files.")
+    model_revision: str = Field(
+        default="", description="Name of the checkpoint's content; both kinds of worker must agree on it. Empty: read from its files."
+    )
     device: str = Field(default="auto", description="`auto` (cuda if there is one, else cpu) or a torch device.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="`auto`: bfloat16 on cuda, float32 on cpu.")
     torch_threads: int = Field(default=1, ge=1, le=256, description="CPU threads of one torch operation; more than 1 slows small models.")
@@ -65,6 +67,12 @@ class WorkerSettings(CoreSettings):
     poll_s: float = Field(default=2, gt=0, le=60, description="Seconds between two looks for released work whose message was lost.")
     shutdown_s: float = Field(default=8, gt=0, le=600, description="Seconds from SIGTERM until the process ends in any case.")
 
+    @model_validator(mode="after")
+    def _several_beats_per_lease(self) -> Self:
+        if self.heartbeat_s > self.lease_s / 3:
+            raise ValueError(f"GLMQ_HEARTBEAT_S may be at most a third of GLMQ_LEASE_S, {self.lease_s / 3:g}")
+        return self
+
 
 def read_settings(kind: type[Settings]) -> Settings:
     """
@@ -76,6 +84,8 @@ def read_settings(kind: type[Settings]) -> Settings:
     try:
         return kind()
     except ValidationError as error:
-        problems = "; ".join(f"GLMQ_{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors(include_input=False))
+        found = [(".".join(map(str, item["loc"])).upper(), item["msg"]) for item in error.errors(include_input=False)]
+        # A rule about several variables names them itself.
+        problems = "; ".join(f"GLMQ_{name}: {message}" if name else message for name, message in found)
         # From None: the original names the rejected values, which may be secrets.
         raise StartupError(f"settings refused: {problems}") from None

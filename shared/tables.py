@@ -369,7 +369,7 @@ class Worker(Base):
     pid: Mapped[int]
     slots: Mapped[int]
     model: Mapped[dict[str, Any]]
-    """`ModelInfo` of its checkpoint."""
+    """What it loaded: of an AR worker its `ModelInfo`, of a decoder worker the revision."""
     started_at: Mapped[datetime] = _created_at()
     seen_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     stopped_at: Mapped[datetime | None]

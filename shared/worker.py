@@ -18,7 +18,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 import structlog
 
 from shared.db import Database, DatabaseDownError
-from shared.errors import PermanentWorkError, StaleAttemptError, TransientWorkError, WorkError, WorkStoppedError
+from shared.errors import EngineBrokenError, PermanentWorkError, StaleAttemptError, TransientWorkError, WorkError, WorkStoppedError
 from shared.ids import new_id
 from shared.lease import HeldWork, LeaseKeeper, StopReason
 from shared.lifecycle import finish, work, workers
@@ -46,6 +46,8 @@ class Claim(Protocol):
     def id(self) -> str: ...
     @property
     def attempt(self) -> int: ...
+    @property
+    def job_ids(self) -> tuple[str, ...]: ...
 
 
 ClaimT = TypeVar("ClaimT", bound=Claim)
@@ -68,6 +70,7 @@ class WorkerProcess(Generic[ClaimT]):
     def __init__(self, settings: WorkerSettings, db: Database, live: LiveState, handler: Handler[ClaimT], model: dict[str, Any]) -> None:
         self._settings = settings
         self._db = db
+        self._live = live
         self._handler = handler
         self._model = model
         self._id = new_id("wrk")
@@ -131,12 +134,15 @@ class WorkerProcess(Generic[ClaimT]):
         except DatabaseDownError as error:
             log.warning("claim_failed", error=str(error))
             return False
+        except Exception:  # a row that cannot be claimed must not end the thread that looks for others
+            log.exception("claim_crashed", work_id=work_id)
+            return False
         if claim is None:
             return False
         held = self._keeper.hold(claim.id, claim.attempt)
         if self._stopping.is_set():
             held.stop(StopReason.SHUTDOWN)
-        bound = log.bind(work_id=claim.id, stage=self._handler.stage, attempt=claim.attempt, job_id=getattr(claim, "job_id", None))
+        bound = log.bind(work_id=claim.id, stage=self._handler.stage, attempt=claim.attempt, job_ids=claim.job_ids)
         started = time.monotonic()
         try:
             self._end(claim, held, bound)
@@ -163,17 +169,23 @@ class WorkerProcess(Generic[ClaimT]):
     def _fail(self, claim: ClaimT, error: Exception, bound: Any) -> None:
         if isinstance(error, StorageDownError):
             reason: WorkError = TransientWorkError("upload_failed", "the object store did not answer")
+        elif isinstance(error, EngineBrokenError):
+            reason = TransientWorkError("engine_broken", "the device failed")
+            # Or every unit in the queue would fail on this device within seconds. The supervisor starts a new process.
+            self._begin_shutdown()
         elif isinstance(error, WorkError):
             reason = error
         else:
             bound.exception("attempt_crashed")
             reason = TransientWorkError("internal", f"unexpected {type(error).__name__}")
         bound.warning("attempt_failed", code=reason.code, error=str(error))
-        retryable = not isinstance(reason, PermanentWorkError)
+        stage, retryable = self._handler.stage, not isinstance(reason, PermanentWorkError)
         try:
-            self._write(lambda: finish.fail(self._db, self._handler.stage, claim.id, claim.attempt, reason, retryable))
+            self._write(lambda: self._live.flag_stop(finish.fail(self._db, stage, claim.id, claim.attempt, reason, retryable)))
         except (StaleAttemptError, DatabaseDownError) as again:
             bound.warning("failure_not_written", error=str(again))
+        except Exception:  # the lease will end and the rescue will return the unit
+            bound.exception("failure_not_written")
 
     def _write(self, write: Callable[[], object]) -> None:
         """Do a lifecycle write, again and again while Postgres is away."""
@@ -194,7 +206,10 @@ class WorkerProcess(Generic[ClaimT]):
 
     def _beat(self) -> None:
         while not self._stopping.wait(_BEAT_S):
-            self._say_alive()
+            try:
+                self._say_alive()
+            except Exception:  # the next beat may succeed
+                log.exception("worker_beat_failed")
 
     def _say_alive(self) -> bool:
         try:

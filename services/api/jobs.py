@@ -156,8 +156,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         caller = authenticate(parts.db, request, "submit")
         stopped = cancel(parts.db, caller.tenant_id, job_id) if is_id(job_id, "job") else None
         # After commit, or a worker could be told to drop work that is still wanted. Without Redis it hears at its next heartbeat.
-        if stopped:
-            parts.live.flag_stop(stopped)
+        parts.live.flag_stop(stopped or [])
         return _job_response(parts, find_job(parts, caller, job_id))
 
     @jobs.get("/v1/jobs/<job_id>/images")

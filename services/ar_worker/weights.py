@@ -86,6 +86,7 @@ def _describe(net: Any, processor: Any, device: torch.device, dtype: torch.dtype
     config, text_config, tokenizer = net.config, net.config.text_config, processor.tokenizer
     codebook_size = config.vq_config.num_embeddings
     for fits, sentence in (
+        (codebook_size <= 2**15, "the codebook has more ids than the int16 of a token grid can name"),
         (codebook_size <= text_config.vision_vocab_size, "the codebook is larger than the vision vocabulary"),
         (processor.image_token_id == config.image_token_id, "tokenizer and model differ in the image token"),
         (tokenizer.bos_token_id == config.image_start_token_id, "tokenizer and model differ in the image start token"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import NoReturn
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from services.ar_worker.engine import ArEngine
 from services.ar_worker.tasks import GridTasks
 from services.ar_worker.weights import load_ar_model
-from shared.checkpoint import read_model_info, resolve_checkpoint
+from shared.checkpoint import read_model_info, read_revision, resolve_checkpoint
 from shared.db import Database
 from shared.errors import StartupError
 from shared.logs import configure_logs
@@ -35,9 +35,7 @@ def serve(settings: WorkerSettings) -> NoReturn:
     configure_logs(settings, "ar_worker")
     torch.set_num_threads(settings.torch_threads)
     path = resolve_checkpoint(settings.checkpoint, "ar")
-    model = read_model_info(path)
-    if settings.model_revision:
-        model = replace(model, revision=settings.model_revision)
+    model = read_model_info(path, read_revision(path, settings.model_revision))
     engine = ArEngine(load_ar_model(path, settings.device, settings.dtype))
     engine.start()
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size)

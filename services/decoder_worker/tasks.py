@@ -10,7 +10,6 @@ from typing import cast
 from services.decoder_worker.engine import DecoderEngine, ImageRequest, SourceInput
 from services.decoder_worker.rendition import CONTENT_TYPES, ImageFormat, render
 from shared.artifacts import TokenGridArtifact
-from shared.checkpoint import ModelInfo
 from shared.db import Database
 from shared.errors import TokenGridError, TransientWorkError
 from shared.grid import TokenGrid
@@ -29,7 +28,8 @@ class ImageTasks:
     storage: Storage
     live: LiveState
     engine: DecoderEngine
-    model: ModelInfo
+    codebook_size: int
+    model_revision: str
     lease_s: float
 
     def claim(self, worker_id: str, image_id: str | None) -> claims.ClaimedImage | None:
@@ -44,29 +44,28 @@ class ImageTasks:
             WorkError, StorageDownError: the attempt failed.
             WorkStoppedError: `held` was told to stop.
         """
-        if claim.model_revision != self.model.revision:
+        if claim.model_revision != self.model_revision:
             # Retried: while workers are being replaced, another one may have the right checkpoint.
-            raise TransientWorkError("model_mismatch", f"drawn for model {claim.model_revision}, this worker has {self.model.revision}")
+            raise TransientWorkError("model_mismatch", f"drawn for model {claim.model_revision}, this worker has {self.model_revision}")
         try:
             grid = self._read_grid(claim)
-            sources = tuple(
-                SourceInput(load_source(self.storage, source), token_ids)
-                for source, token_ids in zip(claim.sources, grid.source_token_ids, strict=True)
-            )
-            request = ImageRequest(
-                prompt=claim.prompt,
-                grid=TokenGrid(claim.token_h, claim.token_w),
-                token_ids=grid.token_ids,
-                seed=claim.seed,
-                steps=claim.steps,
-                guidance_scale=claim.guidance_scale,
-                sources=sources,
-            )
-            result = self.engine.submit(request, held.on_progress, held.should_stop).result()
         except (TokenGridError, StorageMissingError) as error:
-            # The grid cannot be used: gone, broken, or not what the row says. Another AR run makes a new one.
+            # Gone, broken, or not what the row says. Another AR run makes a new one.
             reason = str(error)
             return lambda: finish.redraw_grid(self.db, claim.id, claim.attempt, claim.grid_artifact.sha256, reason)
+        request = ImageRequest(
+            prompt=claim.prompt,
+            grid=TokenGrid(claim.token_h, claim.token_w),
+            token_ids=grid.token_ids,
+            seed=claim.seed,
+            steps=claim.steps,
+            guidance_scale=claim.guidance_scale,
+            sources=tuple(
+                SourceInput(load_source(self.storage, source), token_ids)
+                for source, token_ids in zip(claim.sources, grid.source_token_ids, strict=True)
+            ),
+        )
+        result = self.engine.submit(request, held.on_progress, held.should_stop).result()
         held.on_progress("upload", 0, 1)
         # A check of the table allows these formats only.
         image_format = cast(ImageFormat, claim.format)
@@ -88,5 +87,5 @@ class ImageTasks:
         if hashlib.sha256(data).hexdigest() != wanted.sha256:
             raise TokenGridError("artifact_broken", f"{wanted.storage_key} is not what was stored")
         grid = TokenGridArtifact.from_bytes(data)
-        grid.check(claim.token_h, claim.token_w, len(claim.sources), self.model.codebook_size, self.model.revision)
+        grid.check(claim.token_h, claim.token_w, len(claim.sources), self.codebook_size, self.model_revision)
         return grid

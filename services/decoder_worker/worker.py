@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
 from typing import NoReturn
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from services.decoder_worker.engine import DecoderEngine
 from services.decoder_worker.tasks import ImageTasks
 from services.decoder_worker.weights import load_decoder_model
-from shared.checkpoint import read_model_info, resolve_checkpoint
+from shared.checkpoint import read_revision, resolve_checkpoint
 from shared.db import Database
 from shared.errors import StartupError
 from shared.logs import configure_logs
@@ -35,12 +34,11 @@ def serve(settings: WorkerSettings) -> NoReturn:
     configure_logs(settings, "decoder_worker")
     torch.set_num_threads(settings.torch_threads)
     path = resolve_checkpoint(settings.checkpoint, "decoder")
-    model = read_model_info(path)
-    if settings.model_revision:
-        model = replace(model, revision=settings.model_revision)
-    engine = DecoderEngine(load_decoder_model(path, settings.device, settings.dtype))
+    revision = read_revision(path, settings.model_revision)
+    model = load_decoder_model(path, settings.device, settings.dtype)
+    engine = DecoderEngine(model)
     engine.start()
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size)
     live = LiveState(settings.redis_url.get_secret_value())
-    tasks = ImageTasks(db, Storage(settings), live, engine, model, settings.lease_s)
-    WorkerProcess(settings, db, live, Handler(Stage.DECODER, tasks.claim, tasks.render_image), asdict(model)).serve()
+    tasks = ImageTasks(db, Storage(settings), live, engine, model.codebook_size, revision, settings.lease_s)
+    WorkerProcess(settings, db, live, Handler(Stage.DECODER, tasks.claim, tasks.render_image), {"revision": revision}).serve()

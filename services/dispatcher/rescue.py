@@ -20,7 +20,8 @@ def rescue_all(db: Database, live: LiveState) -> None:
         DatabaseDownError
     """
     for stage in Stage:
-        if count := work.rescue(db, stage):
+        count, stopped = work.rescue(db, stage)
+        if count:
             log.warning("work_rescued", stage=stage, units=count)
-    if stopped := jobs.expire(db):
         live.flag_stop(stopped)
+    live.flag_stop(jobs.expire(db))

@@ -49,6 +49,8 @@ class ClaimedGrid:
     top_p: float
     model_revision: str
     sources: tuple[Source, ...]
+    job_ids: tuple[str, ...]
+    """The jobs that wait for it."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,6 @@ class ClaimedImage:
     id: str
     attempt: int
     tenant_id: str
-    job_id: str
-    index: int
     prompt: str
     token_h: int
     token_w: int
@@ -72,7 +72,8 @@ class ClaimedImage:
     quality: int | None
     model_revision: str
     sources: tuple[Source, ...]
-    grid_id: str
+    job_ids: tuple[str, ...]
+    """Its job."""
     grid_artifact: StoredArtifact
 
 
@@ -84,7 +85,8 @@ def claim_grid(db: Database, worker_id: str, lease_s: float, grid_id: str | None
         if unit_id is None:
             return None
         grid = session.get_one(Grid, unit_id, populate_existing=True)
-        for job in session.scalars(live_jobs(grid)):
+        jobs = session.scalars(live_jobs(grid)).all()
+        for job in jobs:
             _start_job(session, job)
         return ClaimedGrid(
             id=grid.id,
@@ -98,6 +100,7 @@ def claim_grid(db: Database, worker_id: str, lease_s: float, grid_id: str | None
             top_p=grid.top_p,
             model_revision=grid.model_revision,
             sources=_sources(session, grid),
+            job_ids=tuple(job.id for job in jobs),
         )
 
     return db.run(work)
@@ -119,8 +122,6 @@ def claim_image(db: Database, worker_id: str, lease_s: float, image_id: str | No
             id=image.id,
             attempt=image.attempt,
             tenant_id=image.tenant_id,
-            job_id=image.job_id,
-            index=image.index,
             prompt=grid.prompt,
             token_h=grid.token_h,
             token_w=grid.token_w,
@@ -133,7 +134,7 @@ def claim_image(db: Database, worker_id: str, lease_s: float, image_id: str | No
             quality=image.quality,
             model_revision=grid.model_revision,
             sources=_sources(session, grid),
-            grid_id=grid.id,
+            job_ids=(image.job_id,),
             grid_artifact=artifact,
         )
 
@@ -145,7 +146,8 @@ def _claim(session: Session, row: type[Grid] | type[Image], worker_id: str, leas
     candidates = candidates.order_by(row.lane, row.released_at) if unit_id is None else candidates.where(row.id == unit_id)
     return session.scalar(
         update(row)
-        .where(row.id.in_(candidates.scalar_subquery()))
+        # Equal to, not in: a scalar subquery is computed once, and with it the limit holds.
+        .where(row.id == candidates.scalar_subquery())
         .values(
             state=WorkState.RUNNING,
             attempt=row.attempt + 1,

@@ -52,35 +52,34 @@ class Outcome:
 
 def claim_deliveries(db: Database, limit: int, lease_s: float, in_flight: Mapping[str, int], max_per_host: int) -> list[Delivery]:
     """
-    Claim what is due, oldest first, so that no host has more than `max_per_host` in flight.
+    Claim what is due, oldest first, so that no host has more than `max_per_host` in flight from this sender.
 
     Args:
         in_flight: deliveries that this sender is posting now, by host.
     """
 
     def work(session: Session) -> list[Delivery]:
-        rank = func.row_number().over(partition_by=WebhookDelivery.host, order_by=(WebhookDelivery.next_at, WebhookDelivery.id))
-        due = (
-            select(WebhookDelivery.id, WebhookDelivery.host, rank.label("rank"))
-            .where(
-                WebhookDelivery.state == "pending",
-                WebhookDelivery.next_at <= _now(),
-                or_(WebhookDelivery.lease_until.is_(None), WebhookDelivery.lease_until < _now()),
-            )
-            .subquery()
+        is_due = (
+            WebhookDelivery.state == "pending",
+            WebhookDelivery.next_at <= _now(),
+            or_(WebhookDelivery.lease_until.is_(None), WebhookDelivery.lease_until < _now()),
         )
+        rank = func.row_number().over(partition_by=WebhookDelivery.host, order_by=(WebhookDelivery.next_at, WebhookDelivery.id))
+        due = select(WebhookDelivery.id, WebhookDelivery.host, rank.label("rank")).where(*is_due).subquery()
         room = case(*((due.c.host == host, max_per_host - count) for host, count in in_flight.items()), (true(), max_per_host))
         chosen = (
             select(WebhookDelivery.id)
             .join(due, due.c.id == WebhookDelivery.id)
-            .where(due.c.rank <= room)
+            # Due once more, on the locked row: another sender may have claimed it since the ranks were counted.
+            .where(due.c.rank <= room, *is_due)
             .order_by(WebhookDelivery.next_at)
             .limit(limit)
             .with_for_update(skip_locked=True, of=WebhookDelivery)
+            .cte("chosen")
         )
         claimed = session.scalars(
             update(WebhookDelivery)
-            .where(WebhookDelivery.id.in_(chosen.scalar_subquery()))
+            .where(WebhookDelivery.id.in_(select(chosen.c.id)))
             .values(attempt=WebhookDelivery.attempt + 1, lease_until=_now() + timedelta(seconds=lease_s))
             .returning(WebhookDelivery)
         ).all()

@@ -21,45 +21,49 @@ def database_now(session: Session) -> datetime:
 
 def live_jobs(unit: Grid | Image) -> Select[Job]:
     """The jobs that wait for this unit, locked, in order of id."""
-    images_of_unit = Image.grid_id == unit.id if isinstance(unit, Grid) else Image.id == unit.id
+    # A picture that is drawn already does not need its grid any more.
+    needs = (Image.grid_id == unit.id, Image.state.in_(LIVE_WORK)) if isinstance(unit, Grid) else (Image.id == unit.id,)
     return (
         select(Job)
-        .where(Job.id.in_(select(Image.job_id).where(images_of_unit)), Job.status.not_in(TERMINAL_JOB))
+        .where(Job.id.in_(select(Image.job_id).where(*needs)), Job.status.not_in(TERMINAL_JOB))
         .order_by(Job.id)
         .with_for_update()
         .execution_options(populate_existing=True)
     )
 
 
-def end_work(session: Session, unit: Grid | Image, error: dict[str, Any]) -> None:
-    """Fail a unit for good, and every job that waits for it."""
+def end_work(session: Session, unit: Grid | Image, error: dict[str, Any]) -> list[str]:
+    """Fail a unit for good, and every job that waits for it. Returns the ids of other running work that nobody wants any more."""
     _close(session, unit, WorkState.FAILED, error)
     session.flush()
-    for job in session.scalars(live_jobs(unit)).all():
-        end_job(session, job, JobStatus.FAILED, error)
+    return [work_id for job in session.scalars(live_jobs(unit)).all() for work_id in end_job(session, job, JobStatus.FAILED, error)]
 
 
-def end_job(session: Session, job: Job, status: JobStatus, error: dict[str, Any] | None = None) -> list[Grid | Image]:
+def end_job(session: Session, job: Job, status: JobStatus, error: dict[str, Any] | None = None) -> list[str]:
     """
     End a job that this transaction has locked: what it still had to do is dropped, unless another job wants it too.
 
     Returns:
-        The units that were running and are not wanted any more: their workers should hear of it soon.
+        The ids of the units that were running and are not wanted any more: their workers should hear of it soon.
     """
-    stopped: list[Grid | Image] = []
+    stopped: list[str] = []
     images = session.scalars(select(Image).where(Image.job_id == job.id).order_by(Image.index).with_for_update()).all()
     for image in images:
         if image.state in LIVE_WORK:
             if image.state == WorkState.RUNNING:
-                stopped.append(image)
+                stopped.append(image.id)
             failed = status == JobStatus.FAILED
             _close(session, image, WorkState.FAILED if failed and image.state == WorkState.WAITING else WorkState.CANCELED, error)
     session.flush()
-    wanted = exists().where(Image.grid_id == Grid.id, Image.state == WorkState.WAITING)
-    unwanted = select(Grid).where(Grid.id.in_({image.grid_id for image in images}), Grid.state.in_(LIVE_WORK), ~wanted)
-    for grid in session.scalars(unwanted.order_by(Grid.id).with_for_update()).all():
+    grid_ids = {image.grid_id for image in images}
+    # Locked first, judged by a second statement: a submit that found one of them holds it, and only a statement that begins after
+    # that submit has committed sees the image which wants it.
+    session.execute(select(Grid.id).where(Grid.id.in_(grid_ids)).order_by(Grid.id).with_for_update())
+    wanted = exists().where(Image.grid_id == Grid.id, Image.state.in_(LIVE_WORK))
+    unwanted = select(Grid).where(Grid.id.in_(grid_ids), Grid.state.in_(LIVE_WORK), ~wanted).execution_options(populate_existing=True)
+    for grid in session.scalars(unwanted).all():
         if grid.state == WorkState.RUNNING:
-            stopped.append(grid)
+            stopped.append(grid.id)
         _close(session, grid, WorkState.CANCELED, None)
     job.status = status
     job.error = error

@@ -73,15 +73,17 @@ def finish_image(db: Database, image_id: str, attempt: int, artifact: StoredArti
     db.run(work)
 
 
-def fail(db: Database, stage: Stage, work_id: str, attempt: int, error: WorkError, retryable: bool) -> None:
+def fail(db: Database, stage: Stage, work_id: str, attempt: int, error: WorkError, retryable: bool) -> list[str]:
     """
     The attempt failed. Retryable: back to ready with back-off, `MAX_ERRORS` times; otherwise the unit and its jobs fail.
 
+    Returns:
+        The ids of other running work that nobody wants any more.
     Raises:
         StaleAttemptError: this attempt does not hold the unit any more.
     """
 
-    def work(session: Session) -> None:
+    def work(session: Session) -> list[str]:
         unit = held_unit(session, stage, work_id, attempt)
         if unit is None:
             raise StaleAttemptError(f"{work_id}: attempt {attempt} is over")
@@ -90,10 +92,10 @@ def fail(db: Database, stage: Stage, work_id: str, attempt: int, error: WorkErro
         if retryable and unit.num_errors < MAX_ERRORS:
             # Jitter, so that work that failed together does not come back together.
             requeue(session, unit, delay_s=2 ** (unit.num_errors - 1) * random.uniform(0.8, 1.2))  # noqa: S311 - not a secret
-        else:
-            end_work(session, unit, unit.error)
+            return []
+        return end_work(session, unit, unit.error)
 
-    db.run(work)
+    return db.run(work)
 
 
 def redraw_grid(db: Database, image_id: str, attempt: int, grid_sha256: str, reason: str) -> None:
@@ -113,7 +115,7 @@ def redraw_grid(db: Database, image_id: str, attempt: int, grid_sha256: str, rea
             raise StaleAttemptError(f"{image_id}: attempt {attempt} is over")
         grid = session.get_one(Grid, image.grid_id, with_for_update=True)
         image.num_errors += 1
-        if image.num_errors >= MAX_ERRORS:
+        if image.num_errors >= MAX_ERRORS or grid.state in (WorkState.FAILED, WorkState.CANCELED):
             end_work(session, image, {"code": "artifact_lost", "message": f"the token grid could not be used: {reason}"})
             return
         image.worker_id = image.lease_until = None

@@ -105,7 +105,7 @@ def cancel(db: Database, tenant_id: str, job_id: str) -> list[str] | None:
             return None
         if job.status in TERMINAL_JOB:
             raise RequestError("already_terminal", f"the job is {job.status} and cannot change any more")
-        return [unit.id for unit in end_job(session, job, JobStatus.CANCELED)]
+        return end_job(session, job, JobStatus.CANCELED)
 
     return db.run(work)
 
@@ -122,7 +122,7 @@ def expire(db: Database) -> list[str]:
             .with_for_update(skip_locked=True)
         ).all()
         error = {"code": "deadline_exceeded", "message": "the deadline passed before the last image was stored"}
-        return [unit.id for job in late for unit in end_job(session, job, JobStatus.EXPIRED, error)]
+        return [work_id for job in late for work_id in end_job(session, job, JobStatus.EXPIRED, error)]
 
     return db.run(work)
 

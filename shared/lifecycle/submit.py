@@ -97,7 +97,7 @@ def submit(db: Database, new: NewJob, idempotency: Idempotency | None = None) ->
     Raises:
         RequestError: `idempotency_mismatch`, the key came before with another request.
     """
-    return db.run(lambda session: _submit(session, new, idempotency))
+    return db.run(lambda session: submit_in(session, new, idempotency))
 
 
 def find_replay(db: Database, tenant_id: str, idempotency: Idempotency) -> str | None:
@@ -121,7 +121,8 @@ def _same_request(holder: IdempotencyKey, idempotency: Idempotency) -> str:
     return holder.job_id
 
 
-def _submit(session: Session, new: NewJob, idempotency: Idempotency | None) -> tuple[str, bool]:
+def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None) -> tuple[str, bool]:
+    """`submit` within a transaction of the caller's."""
     job = Job(
         id=new_id("job"),
         tenant_id=new.tenant_id,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -54,23 +54,23 @@ def release(db: Database, stage: Stage, window: int) -> list[str]:
     return db.run(work)
 
 
-def heartbeat(db: Database, stage: Stage, held: dict[str, int], lease_s: float) -> set[str]:
+def heartbeat(db: Database, stage: Stage, held: Collection[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:
     """
-    Extend the leases of `held` (attempt by work id).
+    Extend the leases of `held`: pairs of work id and attempt.
 
     Returns:
-        The ids still held. The others were canceled or rescued: stop them and write nothing.
+        The pairs still held. The others were canceled or rescued: stop them and write nothing.
     """
     row = WORK[stage]
 
-    def work(session: Session) -> set[str]:
+    def work(session: Session) -> set[tuple[str, int]]:
         extended = session.execute(
             update(row)
-            .where(row.id.in_(list(held)), row.state == WorkState.RUNNING)
+            .where(tuple_(row.id, row.attempt).in_(list(held)), row.state == WorkState.RUNNING)
             .values(lease_until=_now() + timedelta(seconds=lease_s))
             .returning(row.id, row.attempt)
         )
-        return {unit_id for unit_id, attempt in extended if held[unit_id] == attempt}
+        return {(unit_id, attempt) for unit_id, attempt in extended}
 
     return db.run(work)
 
@@ -97,21 +97,27 @@ def hand_back(db: Database, stage: Stage, work_id: str, attempt: int) -> bool:
     return db.run(work)
 
 
-def rescue(db: Database, stage: Stage) -> int:
-    """Take back expired leases and unclaimed releases; work that lost `MAX_LOST` leases fails. Returns how many were touched."""
+def rescue(db: Database, stage: Stage) -> tuple[int, list[str]]:
+    """
+    Take back expired leases and unclaimed releases; work that lost `MAX_LOST` leases fails.
+
+    Returns:
+        How many units were touched, and the ids of other running work that nobody wants any more.
+    """
     row = WORK[stage]
 
-    def work(session: Session) -> int:
+    def work(session: Session) -> tuple[int, list[str]]:
+        unclaimed = (
+            select(row.id)
+            .where(row.state == WorkState.RELEASED, row.released_at < _now() - timedelta(seconds=RELEASE_S))
+            .limit(_BATCH)
+            .with_for_update(skip_locked=True)
+            # A CTE that locks is computed once; a subquery with a limit might be computed again for every row.
+            .cte("unclaimed")
+        )
         forgotten = session.scalars(
             update(row)
-            .where(
-                row.id.in_(
-                    select(row.id)
-                    .where(row.state == WorkState.RELEASED, row.released_at < _now() - timedelta(seconds=RELEASE_S))
-                    .limit(_BATCH)
-                    .with_for_update(skip_locked=True)
-                )
-            )
+            .where(row.id.in_(select(unclaimed.c.id)))
             .values(state=WorkState.READY, released_at=None, not_before=_now() + timedelta(seconds=1))
             .returning(row.id)
         ).all()
@@ -122,14 +128,15 @@ def rescue(db: Database, stage: Stage) -> int:
             .limit(_BATCH)
             .with_for_update(skip_locked=True)
         ).all()
+        stopped: list[str] = []
         for unit in expired:
             unit.num_lost += 1
             if unit.num_lost >= MAX_LOST:
                 error = {"code": "worker_lost", "message": f"the worker was lost {unit.num_lost} times while doing this"}
-                end_work(session, unit, error)
+                stopped += end_work(session, unit, error)
             else:
                 requeue(session, unit, delay_s=2.0**unit.num_lost)
-        return len(forgotten) + len(expired)
+        return len(forgotten) + len(expired), stopped
 
     return db.run(work)
 

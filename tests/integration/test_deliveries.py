@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -63,3 +65,19 @@ def test_outcomes(db: Database, due: None) -> None:
     assert (again[one.id].attempt, again[one.id].body) == (2, b"{}")
     assert again[four.id].attempt == 1
     assert not {two.id, three.id} & set(again)
+
+
+def test_two_senders_share_the_work(db: Database, due: None) -> None:
+    """Senders that claim at the same moment never get the same delivery."""
+    claimed: list[str] = []
+
+    def claim() -> None:
+        while got := deliveries.claim_deliveries(db, 2, 30, {}, 100):
+            claimed.extend(delivery.id for delivery in got)
+
+    threads = [threading.Thread(target=claim) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(claimed) == len(set(claimed))

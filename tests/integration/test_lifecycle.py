@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.errors import PermanentWorkError, RequestError, StaleAttemptError, TransientWorkError
 from shared.lifecycle import claims, finish, jobs, work
-from shared.lifecycle.submit import Idempotency, NewJob, submit
+from shared.lifecycle.submit import Idempotency, NewJob, submit, submit_in
 from shared.states import JOB_MOVES, NEW_WORK, WORK_MOVES, JobStatus, Priority, Stage
 
 LEASE_S = 30.0
@@ -154,8 +156,8 @@ def test_late_worker_is_fenced(db: Database, new_job: NewJob) -> None:
     submit(db, new_job)
     late = claim_grid(db)
     execute(db, "UPDATE grid SET lease_until = clock_timestamp() - interval '1 s'")
-    assert work.rescue(db, Stage.AR) == 1
-    assert work.heartbeat(db, Stage.AR, {late.id: late.attempt}, LEASE_S) == set()
+    assert work.rescue(db, Stage.AR) == (1, [])
+    assert work.heartbeat(db, Stage.AR, {(late.id, late.attempt)}, LEASE_S) == set()
     with pytest.raises(StaleAttemptError):
         finish.finish_grid(db, late.id, late.attempt, ARTIFACT, 10)
     execute(db, "UPDATE grid SET not_before = clock_timestamp()")
@@ -203,7 +205,7 @@ def test_unclaimed_release_comes_back(db: Database, new_job: NewJob) -> None:
     submit(db, new_job)
     assert len(work.release(db, Stage.AR, 1)) == 1
     execute(db, "UPDATE grid SET released_at = clock_timestamp() - interval '31 s'")
-    assert work.rescue(db, Stage.AR) == 1
+    assert work.rescue(db, Stage.AR) == (1, [])
     execute(db, "UPDATE grid SET not_before = clock_timestamp()")
     assert len(work.release(db, Stage.AR, 1)) == 1
 
@@ -251,14 +253,91 @@ def test_cancel_ends_now_and_spares_what_others_want(db: Database, new_job: NewJ
     grid = claim_grid(db)
     assert jobs.cancel(db, new_job.tenant_id, first) == []
     assert document(db, new_job, first)["status"] == "canceled"
-    assert work.heartbeat(db, Stage.AR, {grid.id: grid.attempt}, LEASE_S) == {grid.id}
+    assert work.heartbeat(db, Stage.AR, {(grid.id, grid.attempt)}, LEASE_S) == {(grid.id, grid.attempt)}
     assert jobs.cancel(db, new_job.tenant_id, second) == [grid.id]
-    assert work.heartbeat(db, Stage.AR, {grid.id: grid.attempt}, LEASE_S) == set()
+    assert work.heartbeat(db, Stage.AR, {(grid.id, grid.attempt)}, LEASE_S) == set()
     with pytest.raises(StaleAttemptError):
         finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
     with pytest.raises(RequestError, match="canceled"):
         jobs.cancel(db, new_job.tenant_id, first)
     assert jobs.cancel(db, "ten_other", first) is None
+
+
+def test_cancel_and_submit_race_strands_nobody(db: Database, new_job: NewJob) -> None:
+    """A job that finds a grid at the moment its first job is canceled keeps it, or gets another one."""
+    for seed in range(15):
+        request = replace(new_job, layout_seed=seed)
+        first, _ = submit(db, request)
+        got: list[str] = []
+        threads = [
+            threading.Thread(target=jobs.cancel, args=(db, new_job.tenant_id, first)),
+            threading.Thread(target=lambda request=request, got=got: got.append(submit(db, request)[0])),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wanted = "SELECT grid.state FROM image JOIN grid ON grid.id = grid_id WHERE job_id = :id"
+        assert query(db, wanted, id=got[0]) == [("ready",)]
+
+
+def test_submit_that_holds_the_grid_keeps_it(db: Database, new_job: NewJob) -> None:
+    """A cancel that waits for a submit's lock sees the image which that submit wrote."""
+    first, _ = submit(db, new_job)
+    canceling = threading.Thread(target=jobs.cancel, args=(db, new_job.tenant_id, first))
+
+    def submit_slowly(session: Session) -> None:
+        submit_in(session, new_job, None)
+        canceling.start()
+        time.sleep(0.5)
+
+    db.run(submit_slowly)
+    canceling.join()
+    assert query(db, "SELECT state FROM grid") == [("ready",)]
+    assert query(db, "SELECT status FROM job ORDER BY created_at") == [("canceled",), ("queued",)]
+
+
+def test_redraw_is_not_canceled_with_another_job(db: Database, new_job: NewJob) -> None:
+    """Of two jobs that read a lost grid one is canceled; the other one still gets its picture."""
+    first, _ = submit(db, new_job)
+    second, _ = submit(db, new_job)
+    finish_one_grid(db)
+    images = [claim_image(db) for _ in range(2)]
+    finish.redraw_grid(db, images[0].id, images[0].attempt, ARTIFACT.sha256, "gone")
+    jobs.cancel(db, new_job.tenant_id, images[0].job_ids[0])
+    finish.redraw_grid(db, images[1].id, images[1].attempt, ARTIFACT.sha256, "gone")
+    finish_one_grid(db)
+    finish_one_image(db)
+    statuses = {document(db, new_job, job_id)["status"] for job_id in (first, second)}
+    assert statuses == {"canceled", "succeeded"}
+
+
+def test_failed_redraw_spares_finished_pictures(db: Database, new_job: NewJob) -> None:
+    """A grid that cannot be drawn again fails the jobs which still need it, not one whose picture of it is done."""
+    needs_more, _ = submit(db, replace(new_job, num_images=2))
+    finish_one_grid(db)
+    finish_one_image(db)
+    other, _ = submit(db, replace(new_job, steps=9))
+    image = claim_image(db)
+    finish.redraw_grid(db, image.id, image.attempt, ARTIFACT.sha256, "gone")
+    work.release(db, Stage.AR, 10)
+    grid = claims.claim_grid(db, "w1", LEASE_S, query(db, "SELECT id FROM grid WHERE seed = 1")[0][0])
+    assert grid is not None
+    finish.fail(db, Stage.AR, grid.id, grid.attempt, PermanentWorkError("ar_oom", "no"), retryable=False)
+    assert document(db, new_job, other)["status"] == "failed"
+    assert document(db, new_job, needs_more)["status"] == "running"
+
+
+def test_heartbeat_of_an_older_attempt_extends_nothing(db: Database, new_job: NewJob) -> None:
+    """A stale worker cannot keep the lease of its successor alive."""
+    submit(db, new_job)
+    first = claim_grid(db)
+    assert work.hand_back(db, Stage.AR, first.id, first.attempt)
+    second = claim_grid(db)
+    before = query(db, "SELECT lease_until FROM grid")
+    assert work.heartbeat(db, Stage.AR, {(first.id, first.attempt)}, 3000) == set()
+    assert query(db, "SELECT lease_until FROM grid") == before
+    assert work.heartbeat(db, Stage.AR, {(second.id, second.attempt)}, 3000) == {(second.id, second.attempt)}
 
 
 def test_cancel_and_finish_race_has_one_winner(db: Database, new_job: NewJob) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
 from shared.db import Database
-from shared.errors import PermanentWorkError, TransientWorkError, WorkStoppedError
+from shared.errors import EngineBrokenError, PermanentWorkError, TransientWorkError, WorkStoppedError
 from shared.lease import HeldWork, LeaseKeeper, StopReason
 from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.claims import ClaimedGrid, StoredArtifact
@@ -88,6 +89,7 @@ def test_success_is_written(db: Database, live: LiveState, settings: WorkerSetti
         (PermanentWorkError("unprocessable_prompt", "no"), "failed", "unprocessable_prompt"),
         (TransientWorkError("ar_oom", "no memory"), "ready", "ar_oom"),
         (StorageDownError("put"), "ready", "upload_failed"),
+        (EngineBrokenError("CUDA error"), "ready", "engine_broken"),
         (ZeroDivisionError("secret prompt"), "ready", "internal"),
     ],
 )
@@ -113,6 +115,38 @@ def test_shutdown_hands_back(db: Database, live: LiveState, settings: WorkerSett
     submit(db, new_job)
     attempt(db, live, settings, run)
     assert grid_row(db) == ("ready", 0, None)
+
+
+def test_row_that_cannot_be_claimed_harms_nobody(db: Database, live: LiveState, settings: WorkerSettings) -> None:
+    """Whatever a claim raises, the worker goes on looking."""
+
+    def claim(worker_id: str, unit_id: str | None) -> ClaimedGrid | None:
+        raise KeyError("file_x")
+
+    handler = Handler(Stage.AR, claim, raising(AssertionError()))
+    assert not WorkerProcess(settings, db, live, handler, {}).attempt(None)
+
+
+def test_worker_with_a_broken_engine_takes_nothing_more(db: Database, live: LiveState, settings: WorkerSettings, new_job: NewJob) -> None:
+    """A lost device fails one attempt, not everything in the queue."""
+    submit(db, new_job)
+    work.release(db, Stage.AR, 1)
+    handler = Handler(
+        Stage.AR, lambda worker_id, unit_id: claims.claim_grid(db, worker_id, 2, unit_id), raising(EngineBrokenError("CUDA error"))
+    )
+    worker = WorkerProcess(settings, db, live, handler, {})
+    assert worker.attempt(None)
+    submit(db, replace(new_job, layout_seed=2))
+    work.release(db, Stage.AR, 2)
+    assert not worker.attempt(None)
+
+
+def test_two_attempts_of_one_unit_are_kept_apart(db: Database, keeper: LeaseKeeper) -> None:
+    """With several slots a unit may come back before its lost attempt has ended; dropping the old one keeps the new one."""
+    old, new = keeper.hold("tok_x", 1), keeper.hold("tok_x", 2)
+    keeper.drop(old)
+    assert wait_for_stop(new) == StopReason.LOST
+    assert old.stop_reason in (None, StopReason.LOST)
 
 
 @pytest.fixture
@@ -146,11 +180,11 @@ def test_lease_is_kept(db: Database, keeper: LeaseKeeper, settings: WorkerSettin
     claimed = claim(db, settings)
     held = keeper.hold(claimed.id, claimed.attempt)
     time.sleep(settings.lease_s + 0.5)
-    assert work.rescue(db, Stage.AR) == 0
+    assert work.rescue(db, Stage.AR) == (0, [])
     assert not held.should_stop()
     keeper.drop(held)
     time.sleep(settings.lease_s + 0.3)
-    assert work.rescue(db, Stage.AR) == 1
+    assert work.rescue(db, Stage.AR) == (1, [])
 
 
 def test_flag_stops_within_a_moment(db: Database, live: LiveState, keeper: LeaseKeeper, settings: WorkerSettings, new_job: NewJob) -> None:

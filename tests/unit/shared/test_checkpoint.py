@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shared.checkpoint import ModelInfo, read_model_info, resolve_checkpoint
+from shared.checkpoint import ModelInfo, read_model_info, read_revision, resolve_checkpoint
 from shared.errors import StartupError
 
 
@@ -26,14 +26,15 @@ def write_checkpoint(folder: Path, own: dict[str, Any] | None = None) -> Path:
     for name, value in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(value))
-    (folder / "vae").mkdir()
+    for part in ("transformer", "text_encoder", "tokenizer", "vae", "scheduler"):
+        (folder / part).mkdir()
     (folder / "vae" / "model.safetensors").write_bytes(b"weights" * 1000)
     return folder
 
 
 def test_a_checkpoint_without_glmq_json_gets_the_published_defaults(tmp_path: Path) -> None:
     """Steps, guidance and sizes default to the published model's; the rest is read from the files."""
-    info = read_model_info(write_checkpoint(tmp_path / "GLM-Image"))
+    info = read_model_info(write_checkpoint(tmp_path / "GLM-Image"), "r")
 
     assert (info.name, info.codebook_size, info.steps, info.guidance_scale) == ("GLM-Image", 16384, 50, 1.5)
     assert (info.default_height_px, info.default_width_px, info.min_px, info.max_px) == (1024, 1024, 32, 2048)
@@ -43,14 +44,14 @@ def test_a_checkpoint_without_glmq_json_gets_the_published_defaults(tmp_path: Pa
 
 def test_glmq_json_overrides_the_defaults(tmp_path: Path) -> None:
     """A smaller checkpoint names its own steps, sizes and name."""
-    info = read_model_info(write_checkpoint(tmp_path / "x", {"name": "toy", "steps": 4, "guidance_scale": 3, "max_px": 256}))
+    info = read_model_info(write_checkpoint(tmp_path / "x", {"name": "toy", "steps": 4, "guidance_scale": 3, "max_px": 256}), "r")
 
     assert (info.name, info.steps, info.guidance_scale, info.max_px) == ("toy", 4, 3.0, 256)
 
 
 def test_the_miniature_describes_itself(miniature: Path) -> None:
     """The random-weight miniature has a name, small sizes and few steps."""
-    info = read_model_info(miniature)
+    info = read_model_info(miniature, "r")
 
     assert (info.name, info.codebook_size, info.max_px, info.default_height_px) == ("random-miniature", 256, 512, 256)
     assert (info.source_min_px, info.source_max_px) == (64, 512)
@@ -58,7 +59,7 @@ def test_the_miniature_describes_itself(miniature: Path) -> None:
 
 def test_model_info_survives_json(miniature: Path) -> None:
     """A worker writes its model's description into its row and the API reads the same back."""
-    info = read_model_info(miniature)
+    info = read_model_info(miniature, "r")
 
     assert ModelInfo.from_json(info.to_json()) == info
 
@@ -67,15 +68,15 @@ def test_the_revision_names_the_content_not_the_place(tmp_path: Path) -> None:
     """Copies share a revision; a changed weight or setting gets another."""
     original = write_checkpoint(tmp_path / "a")
     copy = shutil.copytree(original, tmp_path / "b")
-    assert read_model_info(copy).revision == read_model_info(original).revision
-    assert read_model_info(original).revision.startswith("sha256:")
+    assert read_revision(copy) == read_revision(original)
+    assert read_revision(original).startswith("sha256:")
 
     (copy / "vae" / "model.safetensors").write_bytes(b"Weights" + b"weights" * 999)
-    changed_weight = read_model_info(copy).revision
+    changed_weight = read_revision(copy)
     (copy / "model_index.json").write_text("{}")
-    changed_json = read_model_info(copy).revision
+    changed_json = read_revision(copy)
 
-    assert len({read_model_info(original).revision, changed_weight, changed_json}) == 3
+    assert len({read_revision(original), changed_weight, changed_json}) == 3
 
 
 def test_a_large_weight_file_is_sampled_to_its_end(tmp_path: Path) -> None:
@@ -83,19 +84,31 @@ def test_a_large_weight_file_is_sampled_to_its_end(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "a")
     weights = checkpoint / "vae" / "model.safetensors"
     weights.write_bytes(bytes(3 * 1024 * 1024))
-    before = read_model_info(checkpoint).revision
+    before = read_revision(checkpoint)
 
     weights.write_bytes(bytes(3 * 1024 * 1024 - 1) + b"x")
 
-    assert read_model_info(checkpoint).revision != before
+    assert read_revision(checkpoint) != before
 
 
 def test_a_hub_snapshot_is_named_by_its_commit(tmp_path: Path) -> None:
     """In the hub's cache, name and revision are the repository's."""
     commit = "0123456789abcdef0123456789abcdef01234567"
-    info = read_model_info(write_checkpoint(tmp_path / "models--zai-org--GLM-Image" / "snapshots" / commit))
+    snapshot = write_checkpoint(tmp_path / "models--zai-org--GLM-Image" / "snapshots" / commit)
+    shutil.rmtree(snapshot / "vae")
 
-    assert (info.name, info.revision) == ("zai-org/GLM-Image", commit)
+    assert read_revision(snapshot) == commit
+    assert read_model_info(snapshot, commit).name == "zai-org/GLM-Image"
+
+
+def test_half_a_folder_needs_a_named_revision(tmp_path: Path) -> None:
+    """Two machines with one half each could never agree on a digest, so the name is asked for."""
+    half = write_checkpoint(tmp_path / "half")
+    shutil.rmtree(half / "vae")
+
+    with pytest.raises(StartupError, match="has no vae: set GLMQ_MODEL_REVISION"):
+        read_revision(half)
+    assert read_revision(half, "v1") == "v1"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +131,7 @@ def test_a_broken_checkpoint_is_refused_by_name(tmp_path: Path, name: str, conte
         (checkpoint / name).write_text(content)
 
     with pytest.raises(StartupError, match=message):
-        read_model_info(checkpoint)
+        read_model_info(checkpoint, "r")
 
 
 def test_a_folder_resolves_to_itself(tmp_path: Path) -> None:

@@ -43,6 +43,14 @@ def test_wrong_setting_is_named(environment: pytest.MonkeyPatch, name: str, valu
         read_settings(WorkerSettings)
 
 
+def test_lease_must_outlive_missed_heartbeats(environment: pytest.MonkeyPatch) -> None:
+    """A heartbeat longer than a third of the lease is refused."""
+    environment.setenv("GLMQ_LEASE_S", "9")
+    environment.setenv("GLMQ_HEARTBEAT_S", "4")
+    with pytest.raises(StartupError, match="GLMQ_HEARTBEAT_S may be at most a third"):
+        read_settings(WorkerSettings)
+
+
 def test_missing_setting_is_named(environment: pytest.MonkeyPatch) -> None:
     """A variable that is needed and not there is named."""
     environment.delenv("GLMQ_CHECKPOINT")
