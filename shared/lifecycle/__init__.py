@@ -11,6 +11,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     workers.py     which workers live, and what model they loaded
     tenants.py     tenants, API keys, files
 
-Rows are locked in the order grid, image, job, tenant; whoever cannot keep it may be a deadlock's victim and is run again.
+Rows are locked in the order grid, image, job, tenant where a function can choose. Ends (cancel, expire, fail, redraw_grid) cannot: they
+go from a job or an image to its grids, and may be a deadlock's victim, which `Database.run` runs again.
 The database's clock decides every lease and delay; a worker's clock decides nothing.
 """

@@ -30,7 +30,7 @@ def record_event(session: Session, job: Job, event_type: str) -> None:
     """Append an event with the job as it now is, and one delivery if the job's webhook wants it."""
     session.flush()
     images, grids = images_and_grids(session, job.id)
-    # Last lock of the transaction: all of a tenant's changes pass here one by one, which is what makes `seq` gap-free.
+    # Locked until the transaction ends: all of a tenant's changes pass here one by one, which is what makes `seq` gap-free.
     take_seq = update(Tenant).where(Tenant.id == job.tenant_id).values(event_seq=Tenant.event_seq + 1).returning(Tenant.event_seq)
     seq = session.execute(take_seq).scalar_one()
     event = Event(id=new_id("evt"), tenant_id=job.tenant_id, seq=seq, job_id=job.id, type=event_type, data=job_document(job, images, grids))
