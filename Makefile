@@ -58,6 +58,7 @@ format: $(INSTALLED) ## Mend style and formatting
 lock: $(UV) ## Lock what pyproject.toml asks for; ARGS=--upgrade takes the newest
 	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 		--overrides infra/lock-overrides.txt --generate-hashes -q -o requirements.lock $(ARGS)
+	infra/docker/make-locks.sh
 
 settings-doc: $(INSTALLED) ## Write docs/settings.md from the settings classes
 	$(BIN)/python -m infra.settings_doc

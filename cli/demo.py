@@ -18,6 +18,7 @@ RECEIVER_NETWORK = "127.0.0.1/32"
 
 _TEXT_PROMPT = 'A poster on a deep blue ground with the words "GLMQ" and "HELLO" in large letters'
 _EDIT_PROMPT = 'The same poster on a warm red ground, with the word "AGAIN"'
+_RANDOM_WEIGHTS = "random-miniature"
 _SEED = 7
 _WEBHOOK_TIMEOUT_S = 30.0
 
@@ -27,17 +28,18 @@ def run_demo(state: StackState, folder: Path, console: Console) -> None:
     Draw an image, draw another from it, and receive a signed webhook for each.
 
     Args:
-        folder: gets the images.
+        folder: gets the images; it is there.
     Raises:
         ApiError: anything went otherwise than shown.
     """
-    folder.mkdir(exist_ok=True)
     client = Client(state.exports["GLMQ_URL"], state.exports["GLMQ_API_KEY"])
     with client, WebhookReceiver(client.webhook_secret()) as receiver:
         request: dict[str, Any] = {"prompt": _TEXT_PROMPT, "seed": _SEED}
         first = _draw(client, receiver, console, "text to image", request, folder / "text-to-image.png")
         request = {"prompt": _EDIT_PROMPT, "seed": _SEED, "images": [{"job_id": first["id"], "index": 0}]}
-        _draw(client, receiver, console, "image to image", request, folder / "image-to-image.png")
+        last = _draw(client, receiver, console, "image to image", request, folder / "image-to-image.png")
+    if last["model"]["name"] == _RANDOM_WEIGHTS:
+        console.print("\nThis checkpoint's weights are random, so its pictures are coloured noise: the README says what they prove.")
 
 
 def _draw(client: Client, receiver: WebhookReceiver, console: Console, title: str, request: dict[str, Any], file: Path) -> Job:

@@ -75,8 +75,11 @@ def generate(client: Client, wish: Wish, console: Console) -> list[Path]:
     missing = [str(source) for source in wish.sources if not source.is_file()]
     if missing:
         raise ApiError(f"no such file: {', '.join(missing)}")
+    # Before anything is drawn: the picture would have nowhere to go.
     if not wish.out.absolute().parent.is_dir():
         raise ApiError(f"no such folder: {wish.out.absolute().parent}")
+    if wish.out.is_dir():
+        raise ApiError(f"a folder, not a file: {wish.out}")
     job = client.submit(wish.request(), wish.sources)
     try:
         with JobProgress(console, wish.out.name) as progress:

@@ -131,6 +131,8 @@ def demo(
 ) -> None:
     """Start a stack, draw two images with it, receive signed webhooks, stop it. Exit code 0 if all of that worked."""
     folder = _folder(data)
+    with _exit_codes():
+        images.mkdir(parents=True, exist_ok=True)
     if folder.is_held():
         _demo_on_running(folder, images)
         return
@@ -162,7 +164,7 @@ def _exit_codes() -> Iterator[None]:
     """Errors that a person can do something about become a message and an exit code; others stay what they are."""
     try:
         yield
-    except (ApiError, CheckpointError, ServerError, StackError) as error:
+    except (ApiError, CheckpointError, ServerError, StackError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         out.print("\nstopped")

@@ -6,6 +6,7 @@ Run once before the services start, as often as one likes: `python -m infra.migr
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from alembic import command
@@ -43,12 +44,13 @@ def migrate_database(url: str, revision: str = "head") -> None:
         with engine.begin() as connection:
             # A lock of the transaction: it ends with it, even if this process is killed.
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
-            command.upgrade(_config(connection), revision)
+            command.upgrade(alembic_config(connection), revision)
     finally:
         engine.dispose()
 
 
-def _config(connection: Connection) -> Config:
+def alembic_config(connection: Connection) -> Config:
+    """Alembic's settings for our migrations on this connection."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
@@ -73,4 +75,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StartupError as error:
+        sys.exit(f"glmq migrate: {error}")

@@ -13,6 +13,9 @@ from shared.tables import Grid, Image, Job
 PHASES = ("draft", "grid", "denoise", "vae", "upload")
 """Phases of progress, in order. Image-to-image has no draft."""
 
+WATCHED_WORK = frozenset({WorkState.RUNNING, WorkState.CANCELED})
+"""Work whose live progress counts: canceled work stays where it was stopped."""
+
 Progress = tuple[str, int, int]
 """Phase, done, total."""
 
@@ -163,11 +166,11 @@ def _progress(images: Sequence[Image], grids: Mapping[str, Grid], live: Mapping[
 def _position(image: Image, grid: Grid, live: Mapping[str, Progress]) -> Progress:
     if image.state == WorkState.DONE:
         return "upload", 1, 1
-    if image.state == WorkState.RUNNING and image.id in live:
+    if image.state in WATCHED_WORK and image.id in live:
         return live[image.id]
     if grid.state == WorkState.DONE:
         return "denoise", 0, image.steps
-    if grid.state == WorkState.RUNNING and grid.id in live:
+    if grid.state in WATCHED_WORK and grid.id in live:
         return live[grid.id]
     totals = _phase_totals(grid)
     first = "draft" if totals["draft"] else "grid"

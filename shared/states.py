@@ -1,7 +1,7 @@
 """
 Every state glmq's rows can be in, what it means, and every move between them. Pure.
 
-Two machines: *work* (rows `grid` and `image`) and *job*. The migration builds the database's own check of the moves
+Three machines: *grid* and *image*, the two kinds of work, and *job*. The migration builds the database's own check of the moves
 from these tables, so a move that is not listed here fails in Postgres too.
 """
 
@@ -33,7 +33,7 @@ class WorkState(StrEnum):
     """A worker holds the lease until `lease_until`. A dead worker leaves it so; the rescue takes it back."""
 
     DONE = "done"
-    """The artifact is stored and its key, hash and size stand in the row. Final."""
+    """The artifact is stored and its key, hash and size stand in the row. Final, unless a grid's artifact is lost."""
 
     FAILED = "failed"
     """`error` says why. Final."""
@@ -72,14 +72,23 @@ class Priority(StrEnum):
     BULK = "bulk"
 
 
-WORK_MOVES: dict[WorkState, frozenset[WorkState]] = {
-    WorkState.WAITING: frozenset({WorkState.READY, WorkState.FAILED, WorkState.CANCELED}),
-    WorkState.READY: frozenset({WorkState.RELEASED, WorkState.WAITING, WorkState.CANCELED}),
-    WorkState.RELEASED: frozenset({WorkState.RUNNING, WorkState.READY, WorkState.WAITING, WorkState.CANCELED}),
-    # Back to waiting: an image whose grid turned out to be lost.
-    WorkState.RUNNING: frozenset({WorkState.DONE, WorkState.READY, WorkState.WAITING, WorkState.FAILED, WorkState.CANCELED}),
+GRID_MOVES: dict[WorkState, frozenset[WorkState]] = {
+    WorkState.READY: frozenset({WorkState.RELEASED, WorkState.CANCELED}),
+    WorkState.RELEASED: frozenset({WorkState.RUNNING, WorkState.READY, WorkState.CANCELED}),
+    WorkState.RUNNING: frozenset({WorkState.DONE, WorkState.READY, WorkState.FAILED, WorkState.CANCELED}),
     # A finished grid whose artifact is gone from every store is drawn again.
     WorkState.DONE: frozenset({WorkState.READY}),
+    WorkState.FAILED: frozenset(),
+    WorkState.CANCELED: frozenset(),
+}
+
+IMAGE_MOVES: dict[WorkState, frozenset[WorkState]] = {
+    WorkState.WAITING: frozenset({WorkState.READY, WorkState.FAILED, WorkState.CANCELED}),
+    # Back to waiting, here and below: its grid turned out to be lost.
+    WorkState.READY: frozenset({WorkState.RELEASED, WorkState.WAITING, WorkState.CANCELED}),
+    WorkState.RELEASED: frozenset({WorkState.RUNNING, WorkState.READY, WorkState.WAITING, WorkState.CANCELED}),
+    WorkState.RUNNING: frozenset({WorkState.DONE, WorkState.READY, WorkState.WAITING, WorkState.FAILED, WorkState.CANCELED}),
+    WorkState.DONE: frozenset(),
     WorkState.FAILED: frozenset(),
     WorkState.CANCELED: frozenset(),
 }
@@ -93,11 +102,12 @@ JOB_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.EXPIRED: frozenset(),
 }
 
-NEW_WORK = frozenset({WorkState.WAITING, WorkState.READY})
+NEW_GRID = frozenset({WorkState.READY})
+NEW_IMAGE = frozenset({WorkState.WAITING, WorkState.READY})
 """How work may begin: an image whose grid is already done is ready at once."""
 
 LIVE_WORK = frozenset({WorkState.WAITING, WorkState.READY, WorkState.RELEASED, WorkState.RUNNING})
-"""Work that may still change; the rest is final (but see DONE)."""
+"""Work that may still change; the rest is final, but for a grid that was lost."""
 
 TERMINAL_JOB = frozenset(status for status, moves in JOB_MOVES.items() if not moves)
 """Statuses that never change again."""

@@ -49,3 +49,5 @@ class Publisher:
             except BrokerDownError as error:
                 down_until = time.monotonic() + _PAUSE_S
                 log.warning("broker_away", stage=stage, units=len(work_ids), error=str(error))
+            except Exception:  # a message is a hint: whatever is wrong with one must not end the thread that sends the others
+                log.exception("message_lost", stage=stage, units=len(work_ids))

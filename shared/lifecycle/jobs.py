@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.errors import RequestError
-from shared.job_document import Progress, job_document
+from shared.job_document import WATCHED_WORK, Progress, job_document
 from shared.lifecycle.claims import StoredArtifact, finished_artifact
 from shared.lifecycle.ending import end_job
 from shared.lifecycle.events import images_and_grids
@@ -142,5 +142,5 @@ def get_result(db: Database, tenant_id: str, job_id: str, index: int) -> StoredR
 def _document(session: Session, job: Job, read_progress: ReadProgress) -> dict[str, Any]:
     images, grids = images_and_grids(session, job.id)
     units: list[Grid | Image] = [*images, *grids.values()]
-    running = [unit.id for unit in units if unit.state == WorkState.RUNNING]
-    return job_document(job, images, grids, read_progress(running) if running else {})
+    watched = [unit.id for unit in units if unit.state in WATCHED_WORK]
+    return job_document(job, images, grids, read_progress(watched) if watched else {})

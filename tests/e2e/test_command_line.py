@@ -69,9 +69,7 @@ def test_from_the_demo_to_the_end(data: DataFolder, tmp_path: Path, miniature: P
         assert connection.execute("select count(*) from job").fetchone() == (2,)
 
     # Images of one's own: by the environment, from a source, several
-    made = glmq(
-        "generate 'A sign that says \"OPEN\"' -o open.png --size 100x60 --steps 2", **shell | {"GLMQ_DATA": "/nonexistent"}
-    )
+    made = glmq("generate 'A sign that says \"OPEN\"' -o open.png --size 100x60 --steps 2", **shell | {"GLMQ_DATA": "/nonexistent"})
     assert made.returncode == 0, made.stderr
     assert Image.open(BytesIO((tmp_path / "open.png").read_bytes())).size == (100, 60)
     several = glmq("generate 'At night' -o night.webp --image open.png -n 2 --size 64x64 --steps 2")

@@ -18,7 +18,7 @@ from shared.db import Database
 from shared.errors import PermanentWorkError, RequestError, StaleAttemptError, TransientWorkError
 from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.submit import Idempotency, NewJob, submit, submit_in
-from shared.states import JOB_MOVES, NEW_WORK, WORK_MOVES, JobStatus, Priority, Stage
+from shared.states import GRID_MOVES, IMAGE_MOVES, JOB_MOVES, NEW_GRID, NEW_IMAGE, JobStatus, Priority, Stage
 
 LEASE_S = 30.0
 ARTIFACT = claims.StoredArtifact("t/key", "ab" * 32, 100)
@@ -312,6 +312,15 @@ def test_redraw_is_not_canceled_with_another_job(db: Database, new_job: NewJob) 
     assert statuses == {"canceled", "succeeded"}
 
 
+def test_finished_image_is_final(db: Database, new_job: NewJob) -> None:
+    """A picture that is stored is never drawn again, whoever writes the row."""
+    submit(db, new_job)
+    finish_one_grid(db)
+    finish_one_image(db)
+    with pytest.raises(IntegrityError):
+        execute(db, "UPDATE image SET state = 'ready'")
+
+
 def test_failed_redraw_spares_finished_pictures(db: Database, new_job: NewJob) -> None:
     """A grid that cannot be drawn again fails the jobs which still need it, not one whose picture of it is done."""
     needs_more, _ = submit(db, replace(new_job, num_images=2))
@@ -479,9 +488,13 @@ def test_progress_is_that_of_the_image_furthest_behind(db: Database, new_job: Ne
 
 def test_database_allows_the_same_moves(db: Database) -> None:
     """The moves that Postgres checks are those of shared/states.py."""
-    expected = {("work", "new", state) for state in NEW_WORK} | {("job", "new", JobStatus.QUEUED)}
-    expected |= {("work", origin, target) for origin, targets in WORK_MOVES.items() for target in targets}
-    expected |= {("job", origin, target) for origin, targets in JOB_MOVES.items() for target in targets}
+    machines: dict[str, tuple[Any, Any]] = {
+        "grid": (NEW_GRID, GRID_MOVES),
+        "image": (NEW_IMAGE, IMAGE_MOVES),
+        "job": ({JobStatus.QUEUED}, JOB_MOVES),
+    }
+    expected = {(machine, "new", state) for machine, (new, _) in machines.items() for state in new}
+    expected |= {(name, origin, target) for name, (_, moves) in machines.items() for origin, targets in moves.items() for target in targets}
     assert set(query(db, "SELECT machine, origin, target FROM allowed_move")) == expected
 
 
@@ -494,6 +507,9 @@ def test_database_allows_the_same_moves(db: Database) -> None:
         "UPDATE job SET status = 'nonsense', version = version + 1",
         "UPDATE job SET custom_id = 'x'",
         "UPDATE event SET type = 'job.failed'",
+        "DELETE FROM event",
+        "UPDATE grid SET attempt = -1",
+        "UPDATE grid SET state = 'waiting'",
         "UPDATE job SET status = 'failed', version = version + 1, completed_at = now()",
         "UPDATE image SET grid_id = 'tok_none'",
         "INSERT INTO event (id, tenant_id, seq, job_id, type, data) SELECT 'evt_x', tenant_id, 1, id, 'job.queued', '{}' FROM job",

@@ -17,13 +17,19 @@ branch_labels = None
 depends_on = None
 
 _MOVES = {
-    "work": {
+    "grid": {
+        "new": ("ready",),
+        "ready": ("released", "canceled"),
+        "released": ("running", "ready", "canceled"),
+        "running": ("done", "ready", "failed", "canceled"),
+        "done": ("ready",),
+    },
+    "image": {
         "new": ("waiting", "ready"),
         "waiting": ("ready", "failed", "canceled"),
         "ready": ("released", "waiting", "canceled"),
         "released": ("running", "ready", "waiting", "canceled"),
         "running": ("done", "ready", "waiting", "failed", "canceled"),
-        "done": ("ready",),
     },
     "job": {
         "new": ("queued",),
@@ -35,13 +41,12 @@ _MOVES = {
 _CHECK_MOVE = """
 CREATE FUNCTION check_move() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    machine_name text := TG_ARGV[0];
-    column_name text := TG_ARGV[1];
+    column_name text := TG_ARGV[0];
     old_state text := CASE TG_OP WHEN 'INSERT' THEN 'new' ELSE to_jsonb(OLD) ->> column_name END;
     new_state text := to_jsonb(NEW) ->> column_name;
 BEGIN
     IF old_state <> new_state AND NOT EXISTS (
-        SELECT FROM allowed_move WHERE machine = machine_name AND origin = old_state AND target = new_state
+        SELECT FROM allowed_move WHERE machine = TG_TABLE_NAME AND origin = old_state AND target = new_state
     ) THEN
         RAISE EXCEPTION '% %: move from % to % is not allowed', TG_TABLE_NAME, NEW.id, old_state, new_state
             USING ERRCODE = 'check_violation';
@@ -60,10 +65,20 @@ BEGIN
 END $$
 """
 
+_CHECK_ATTEMPT = """
+CREATE FUNCTION check_attempt() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.attempt < OLD.attempt THEN
+        RAISE EXCEPTION '% %: attempt % is below %', TG_TABLE_NAME, NEW.id, NEW.attempt, OLD.attempt USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END $$
+"""
+
 _KEEP_EVENTS = """
 CREATE FUNCTION keep_event() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'event %: events are never changed', OLD.id USING ERRCODE = 'check_violation';
+    RAISE EXCEPTION 'event %: events are never changed or deleted', OLD.id USING ERRCODE = 'check_violation';
 END $$
 """
 
@@ -397,27 +412,31 @@ def upgrade() -> None:
             for target in targets
         ],
     )
-    for function in (_CHECK_MOVE, _CHECK_JOB, _KEEP_EVENTS):
+    for function in (_CHECK_MOVE, _CHECK_JOB, _CHECK_ATTEMPT, _KEEP_EVENTS):
         op.execute(function)
-    for table, machine, column in (("grid", "work", "state"), ("image", "work", "state"), ("job", "job", "status")):
+    for table, column in (("grid", "state"), ("image", "state"), ("job", "status")):
         op.execute(
             f"CREATE TRIGGER {table}_move BEFORE INSERT OR UPDATE OF {column} ON {table} "
-            f"FOR EACH ROW EXECUTE FUNCTION check_move('{machine}', '{column}')"
+            f"FOR EACH ROW EXECUTE FUNCTION check_move('{column}')"
         )
     op.execute("CREATE TRIGGER job_version BEFORE UPDATE ON job FOR EACH ROW EXECUTE FUNCTION check_job_version()")
-    op.execute("CREATE TRIGGER event_kept BEFORE UPDATE ON event FOR EACH ROW EXECUTE FUNCTION keep_event()")
+    for table in ("grid", "image"):
+        op.execute(f"CREATE TRIGGER {table}_attempt BEFORE UPDATE OF attempt ON {table} FOR EACH ROW EXECUTE FUNCTION check_attempt()")
+    op.execute("CREATE TRIGGER event_kept BEFORE UPDATE OR DELETE ON event FOR EACH ROW EXECUTE FUNCTION keep_event()")
 
 
 def downgrade() -> None:
     for table, trigger in (
         ("event", "event_kept"),
+        ("image", "image_attempt"),
+        ("grid", "grid_attempt"),
         ("job", "job_version"),
         ("job", "job_move"),
         ("image", "image_move"),
         ("grid", "grid_move"),
     ):
         op.execute(f"DROP TRIGGER {trigger} ON {table}")
-    for function in ("keep_event", "check_job_version", "check_move"):
+    for function in ("keep_event", "check_attempt", "check_job_version", "check_move"):
         op.execute(f"DROP FUNCTION {function}()")
     op.drop_table("allowed_move")
     op.drop_index("ix_webhook_delivery_due", table_name="webhook_delivery", postgresql_where=sa.text("state = 'pending'"))

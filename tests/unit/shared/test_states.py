@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from shared.states import JOB_MOVES, LIVE_WORK, NEW_WORK, TERMINAL_JOB, WORK_MOVES, JobStatus, WorkState
+from shared.states import GRID_MOVES, IMAGE_MOVES, JOB_MOVES, LIVE_WORK, NEW_GRID, NEW_IMAGE, TERMINAL_JOB, JobStatus, WorkState
 
 
 def test_every_state_has_its_moves() -> None:
     """No state is missing in the tables."""
-    assert set(WORK_MOVES) == set(WorkState)
+    assert set(IMAGE_MOVES) == set(WorkState)
+    assert set(GRID_MOVES) == set(WorkState) - {WorkState.WAITING}
     assert set(JOB_MOVES) == set(JobStatus)
 
 
 def test_every_state_can_be_reached_and_left() -> None:
     """From the first states every other is reachable, and every live state leads to an end."""
-    reached = set(NEW_WORK)
-    while more := {target for state in reached for target in WORK_MOVES[state]} - reached:
-        reached |= more
-    assert reached == set(WorkState)
-    for state in LIVE_WORK:
-        assert WorkState.CANCELED in WORK_MOVES[state]
+    for new, moves in ((NEW_GRID, GRID_MOVES), (NEW_IMAGE, IMAGE_MOVES)):
+        reached = set(new)
+        while more := {target for state in reached for target in moves[state]} - reached:
+            reached |= more
+        assert reached == set(moves)
+        assert all(WorkState.CANCELED in moves[state] for state in LIVE_WORK & set(moves))
 
 
 def test_ends_are_final() -> None:
