@@ -19,7 +19,8 @@ Job = dict[str, Any]
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 _TIMEOUT_S = 30.0
-_POLL_S = 0.2
+_POLL_S = 0.05
+"""A person watches: phases of a small model last a tenth of a second."""
 _PATIENCE_S = 60.0
 """A service that does not answer for so long is taken for gone; a restart takes less."""
 
@@ -88,6 +89,10 @@ class Client:
         if answer.status_code != httpx.codes.OK:
             raise ApiError(f"the image cannot be fetched: HTTP {answer.status_code}")
         return answer.content
+
+    def model(self) -> dict[str, Any]:
+        """The loaded model: its name, limits and defaults."""
+        return dict(self._json(self._send("GET", "/v1/models"))["data"][0])
 
     def webhook_secret(self) -> str:
         """The secret that signs webhooks of jobs which name only a URL."""
