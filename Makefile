@@ -10,7 +10,7 @@ UV := $(BIN)/uv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down status doctor test lint types imports unit format lock settings-doc hooks clean
+.PHONY: help install demo up down status doctor test lint types imports unit format lock settings-doc train eval-miniature hooks clean
 
 help: ## List every chore
 	@echo "make CHORE, one of:"
@@ -62,6 +62,13 @@ lock: $(UV) ## Lock what pyproject.toml asks for; ARGS=--upgrade takes the newes
 
 settings-doc: $(INSTALLED) ## Write docs/settings.md from the settings classes
 	$(BIN)/python -m infra.settings_doc
+
+# Hours on one core. Stopped and started again, it goes on from the last snapshots in build/train.
+train: $(INSTALLED) ## Train the miniature checkpoint from scratch; ARGS="layout --minutes 5" trains one stage
+	OMP_NUM_THREADS=1 $(BIN)/python -m checkpoints.train $(or $(ARGS),all)
+
+eval-miniature: $(INSTALLED) ## Measure the miniature on held-out prompts and edits; ARGS="--only 20" measures fewer
+	OMP_NUM_THREADS=1 $(BIN)/python -m checkpoints.evaluate $(ARGS)
 
 hooks: $(INSTALLED) ## Run the style checks before every commit
 	$(BIN)/pre-commit install
