@@ -1,0 +1,409 @@
+"""
+Stage `vae`: an AutoencoderKL between posters and latents of 16 channels at an eighth of their size.
+
+Three phases, each a run of its own. `skeleton`: the network's linear path alone, which an untrained network needs a long time to
+find. `whole`: everything, from the skeleton on; at its end the encoder is frozen and the latents' mean and spread are measured.
+The last phase trains the decoder alone, with noisy latents, so that small errors of the DiT do not show; what the DiT learns
+from stays as it is, so this phase may run beside the DiT's training, or again after it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from torch.nn import functional as F
+
+from checkpoints.train import networks
+from checkpoints.train.networks import LATENT_CHANNELS
+from checkpoints.train.posters import MAX_CELLS, PATCH_PX, Bytes, Style, draw, sample_poster
+from checkpoints.train.run import Run, load_weights
+
+_SKELETON_SHARE, _WHOLE_SHARE = 0.07, 0.63
+_POSTERIOR_STD = 0.1
+_LATENT_NOISE = 0.1
+"""In units of each channel's spread, for the pipeline divides by it; absolute noise only makes the encoder's output grow."""
+
+_DECODER_NOISE = (0.0, 0.25)
+"""The range of the decoder's last phase, one draw for each picture."""
+
+
+# ---------------------------------------------------------------- the stage
+
+
+def train(folder: Path, *, minutes: float = 45, max_steps: int | None = None, seed: int = 0) -> None:
+    """
+    All phases that are not done yet. Where `folder/vae/autoencoder` exists, by `adopt` or an earlier call, only the decoder's last.
+
+    Args:
+        max_steps: of each phase.
+    """
+    if not (folder / "vae" / "autoencoder").is_dir():
+        skeleton = _train_skeleton(folder, _SKELETON_SHARE * minutes, max_steps, seed)
+        _train_whole(folder, skeleton, _WHOLE_SHARE * minutes, max_steps, seed)
+    finish_decoder(folder, minutes=(1 - _SKELETON_SHARE - _WHOLE_SHARE) * minutes, max_steps=max_steps, seed=seed)
+
+
+def adopt(folder: Path, autoencoder: Path) -> None:
+    """
+    Begin with the AutoencoderKL folder of another run instead of with the first two phases.
+
+    Raises:
+        FileExistsError: this run has an encoder already, and a DiT may have learned from it.
+    """
+    net = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32, local_files_only=True)
+    _save(folder, net)
+
+
+def encoder_of(folder: Path) -> AutoencoderKL:
+    """
+    The net after the phase `whole`, frozen, in float32, with the latents' statistics in its config.
+
+    Raises:
+        OSError: that phase is not done.
+    """
+    net = AutoencoderKL.from_pretrained(folder / "vae" / "autoencoder", torch_dtype=torch.float32, local_files_only=True)
+    net.requires_grad_(False)
+    return net.eval()
+
+
+def finished(folder: Path) -> AutoencoderKL:
+    """`encoder_of` with its decoder as far as the last phase has come. The encoder and the statistics are the same in both."""
+    net = encoder_of(folder)
+    if (folder / "vae" / "snapshot.safetensors").is_file():
+        load_weights(folder / "vae", {"decoder": net.decoder})
+    return net
+
+
+def _save(folder: Path, net: AutoencoderKL) -> None:
+    place = folder / "vae" / "autoencoder"
+    if place.exists():
+        raise FileExistsError(f"{place} exists, and later stages depend on it")
+    unfinished = place.with_name("unfinished-autoencoder")
+    # bf16, as it will be published: the DiT shall learn the latents that this encoder gives, not almost these.
+    net.to(torch.bfloat16).save_pretrained(unfinished)
+    unfinished.rename(place)
+
+
+# ---------------------------------------------------------------- phases
+
+
+class _FanInRun(Run):
+    """
+    A run whose learning rate is smaller where more inputs meet.
+
+    Adam moves each weight by about the learning rate, so the output of a convolution moves by that times its inputs. One rate for
+    all, if the small layers are to learn, wrecks the skeleton in the wide ones within a minute.
+    """
+
+    def __init__(self, folder: Path, nets: dict[str, nn.Module], **settings: Any) -> None:
+        super().__init__(folder, nets, **settings)
+        optimizer = self._optimizers[-1]
+        [group] = optimizer.param_groups
+        common = {name: value for name, value in group.items() if name not in ("params", "lr")}
+        optimizer.param_groups[:] = [
+            {**common, "params": [parameter], "lr": group["lr"] * self._scale(parameter)} for parameter in group["params"]
+        ]
+        self._base_lrs = [group["lr"] for group in optimizer.param_groups]
+
+    @staticmethod
+    def _scale(parameter: nn.Parameter) -> float:
+        return min(1.0, 64 / parameter[0].numel()) if parameter.ndim == 4 else 0.3
+
+
+def _train_skeleton(folder: Path, minutes: float, max_steps: int | None, seed: int) -> Skeleton:
+    """A trained skeleton, installed in its net."""
+    torch.manual_seed(seed)
+    skeleton = Skeleton(networks.vae())
+    run = Run(
+        folder / "vae" / "skeleton",
+        {"skeleton": skeleton},
+        minutes=minutes,
+        lr=2e-3,
+        ema_decay=0.99,
+        weight_decay=0.0,
+        warmup_steps=50,
+        constant_share=0.0,
+        max_steps=max_steps,
+        seed=seed,
+    )
+    crops = _Crops(random.Random(f"skeleton {seed} {run.step}"))
+    for _ in run.steps():
+        pixels = crops.batch(8, 64)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = skeleton.encode(pixels)
+            drawn = skeleton.decode(latents + 0.02 * latents.std().detach() * torch.randn_like(latents)).float()
+        loss = F.mse_loss(drawn, pixels)
+        run.note(psnr=_decibels(loss.item()))
+        run.update(loss, len(pixels))
+    run.load_average()
+    skeleton.install(_Crops(random.Random(f"install {seed}")).batch(64, 64))
+    return skeleton
+
+
+def _train_whole(folder: Path, skeleton: Skeleton, minutes: float, max_steps: int | None, seed: int) -> None:
+    net = skeleton.net
+    run = _FanInRun(
+        folder / "vae" / "whole",
+        {"vae": net},
+        minutes=minutes,
+        lr=1e-3,
+        ema_decay=0.998,
+        weight_decay=1e-4,
+        warmup_steps=200,
+        constant_share=0.25,
+        max_steps=max_steps,
+        seed=seed,
+    )
+    crops = _Crops(random.Random(f"whole {seed} {run.step}"))
+    spread: torch.Tensor | None = None
+    for step in run.steps():
+        pixels = crops.mixed_batch(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = net.encode(pixels).latent_dist.mode().float()
+        with torch.no_grad():
+            seen = latents.std((0, 2, 3), keepdim=True)
+            spread = seen if spread is None else spread.lerp(seen, 0.02)
+        with torch.autocast("cpu", torch.bfloat16):
+            drawn = net.decode(latents + _LATENT_NOISE * spread * torch.randn_like(latents)).sample.float()
+        loss = _loss(drawn, pixels) + 1e-3 * latents.square().mean()
+        run.note(loss=loss.item(), psnr=_decibels(F.mse_loss(drawn, pixels).item()), spread=spread.mean().item())
+        run.update(loss, len(pixels))
+    run.load_average()
+    with torch.no_grad():
+        latents = net.encode(_unseen(32)[0]).latent_dist.mode()
+    net.register_to_config(latents_mean=latents.mean((0, 2, 3)).tolist(), latents_std=latents.std((0, 2, 3)).tolist())
+    _save(folder, net)
+
+
+def finish_decoder(folder: Path, *, minutes: float, max_steps: int | None = None, seed: int = 0) -> None:
+    """
+    Train the decoder alone, from `encoder_of`, for latents with noise of up to a quarter of each channel's spread.
+
+    Raises:
+        OSError: there is no encoder yet.
+    """
+    torch.manual_seed(seed)
+    net = encoder_of(folder)
+    net.decoder.requires_grad_(True)
+    spread = torch.tensor(net.config.latents_std).view(1, -1, 1, 1)
+    run = _FanInRun(
+        folder / "vae",
+        {"decoder": net.decoder},
+        minutes=minutes,
+        lr=7e-4,
+        ema_decay=0.998,
+        weight_decay=1e-4,
+        warmup_steps=200,
+        constant_share=0.25,
+        max_steps=max_steps,
+        seed=seed,
+    )
+    crops = _Crops(random.Random(f"decoder {seed} {run.step}"))
+    for step in run.steps():
+        pixels = crops.mixed_batch(step)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            latents = net.encode(pixels).latent_dist.mode().float()
+        amount = torch.empty(len(pixels), 1, 1, 1).uniform_(*_DECODER_NOISE)
+        with torch.autocast("cpu", torch.bfloat16):
+            drawn = net.decode(latents + amount * spread * torch.randn_like(latents)).sample.float()
+        loss = _loss(drawn, pixels)
+        run.note(loss=loss.item(), psnr=_decibels(F.mse_loss(drawn, pixels).item()))
+        run.update(loss, len(pixels))
+
+
+def _loss(drawn: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Absolute and squared error, and the absolute error of the differences of neighbours, which keeps edges sharp."""
+    error = drawn - pixels
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + 3 * error.square().mean() + 0.5 * edges
+
+
+# ---------------------------------------------------------------- the skeleton
+
+
+class Skeleton(nn.Module):
+    """
+    The linear path through an AutoencoderKL: no norms, no activations, no residual branches, a 1x1 convolution at either end.
+
+    It finds a linear code of 8x8 blocks in minutes. A block PCA cannot be put in its place: a constant latent, upsampled by
+    repetition and 3x3 convolutions, gives a constant patch, so the decoder must learn kernels that overlap.
+    """
+
+    def __init__(self, net: AutoencoderKL) -> None:
+        super().__init__()
+        self.net = net
+        channels = net.config.block_out_channels
+        self.down = nn.Linear(channels[2], LATENT_CHANNELS)
+        self.up = nn.Linear(channels[1], 3)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, height, width) -> (B, 16, height / 8, width / 8)."""
+        hidden = self.net.encoder.conv_in(pixels)
+        for block in self.net.encoder.down_blocks[:3]:
+            hidden = block.downsamplers[0](_shortcut(block.resnets[0], hidden))
+        return F.conv2d(hidden, self.down.weight[:, :, None, None], self.down.bias)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, 16, height / 8, width / 8) -> (B, 3, height, width)."""
+        hidden = self.net.decoder.conv_in(latents)
+        for block in self.net.decoder.up_blocks[:3]:
+            hidden = block.upsamplers[0](_shortcut(block.resnets[0], hidden))
+        return F.conv2d(hidden, self.up.weight[:, :, None, None], self.up.bias)
+
+    @torch.no_grad()
+    def install(self, pixels: torch.Tensor) -> None:
+        """Make the net compute nearly what the skeleton does: latents whitened over `pixels`, residual branches silent."""
+        net = self.net
+        for module in net.modules():
+            if type(module).__name__ == "ResnetBlock2D":
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.conv2.bias)
+        flat = self.encode(pixels).permute(1, 0, 2, 3).flatten(1)
+        mean = flat.mean(1)
+        variances, axes = torch.linalg.eigh(torch.cov(flat))
+        variances = variances.clamp(min=1e-8)
+        whiten = (axes * variances.rsqrt()).T
+        encoder_out = net.encoder.conv_out
+        _route(
+            net.encoder.down_blocks[3].resnets[0].conv_shortcut,
+            net.encoder.conv_norm_out,
+            encoder_out,
+            whiten @ self.down.weight,
+            whiten @ (self.down.bias - mean),
+        )
+        nn.init.zeros_(encoder_out.weight[LATENT_CHANNELS:])
+        nn.init.constant_(encoder_out.bias[LATENT_CHANNELS:], 2 * math.log(_POSTERIOR_STD))
+        decoder_in = net.decoder.conv_in
+        old = decoder_in.weight.clone()
+        # Exact but for the rim, where padding with zeros is not padding with the mean.
+        decoder_in.bias += torch.einsum("oikl,i->o", old, mean)
+        decoder_in.weight.copy_(torch.einsum("oikl,ij->ojkl", old, axes * variances.sqrt()))
+        _route(
+            net.decoder.up_blocks[3].resnets[0].conv_shortcut,
+            net.decoder.conv_norm_out,
+            net.decoder.conv_out,
+            self.up.weight,
+            self.up.bias,
+        )
+
+
+def _shortcut(resnet: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    shortcut = resnet.conv_shortcut
+    result: torch.Tensor = hidden if shortcut is None else shortcut(hidden)
+    return result
+
+
+def _route(
+    shortcut: nn.Conv2d, norm: nn.GroupNorm, out: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor, constant: float = 8.0
+) -> None:
+    """
+    Lead a linear map, `weight` (n, in) and `bias`, through the last shortcut, norm, SiLU and convolution.
+
+    Each output travels as a pair, for silu(v) - silu(-v) = v, beside two large constants that make the norm nearly a fixed scale.
+    """
+    constant = 8.0
+    count = len(weight)
+    rest = shortcut.weight[2 * count + 2 :] * 0.3
+    shortcut.weight.zero_()
+    shortcut.bias.zero_()
+    shortcut.weight[:count, :, 0, 0], shortcut.weight[count : 2 * count, :, 0, 0] = weight, -weight
+    shortcut.bias[:count], shortcut.bias[count : 2 * count] = bias, -bias
+    shortcut.bias[2 * count], shortcut.bias[2 * count + 1] = constant, -constant
+    shortcut.weight[2 * count + 2 :] = rest
+    # 0.3 is a guess of what the signal itself adds to the variance.
+    norm.weight.fill_((2 * constant**2 / shortcut.out_channels + 0.3) ** 0.5)
+    norm.bias.zero_()
+    out.weight.mul_(0.02)
+    out.bias.zero_()
+    for i in range(count):
+        out.weight[i, i, 1, 1] += 1
+        out.weight[i, count + i, 1, 1] -= 1
+
+
+# ---------------------------------------------------------------- pictures
+
+
+class _Crops:
+    """Crops of posters, most of them with something in them; a sixth as many posters as crops are drawn anew."""
+
+    def __init__(self, rng: random.Random, pool: int = 192) -> None:
+        self._rng = rng
+        self._pool = [self._poster() for _ in range(pool)]
+
+    def mixed_batch(self, step: int) -> torch.Tensor:
+        """Crops of two sizes, and now and then a whole poster of any size, whose rim is at its true place."""
+        if step % 8 == 7:
+            rows, columns = self._rng.randint(2, MAX_CELLS), self._rng.randint(2, MAX_CELLS)
+            return _to_tensor([draw(sample_poster(self._rng, rows, columns), Style.sample(self._rng))[0]])
+        return self.batch(8, 64) if step % 2 else self.batch(2, 128)
+
+    def batch(self, count: int, size: int) -> torch.Tensor:
+        """(count, 3, size, size) in -1..1."""
+        rng = self._rng
+        for _ in range(max(1, count // 6)):
+            self._pool[rng.randrange(len(self._pool))] = self._poster()
+        crops: list[Bytes] = []
+        while len(crops) < count:
+            poster = rng.choice(self._pool)
+            step = 8 if rng.random() < 0.85 else 1
+            top, left = rng.randrange(0, poster.shape[0] - size + 1, step), rng.randrange(0, poster.shape[1] - size + 1, step)
+            crop = poster[top : top + size, left : left + size]
+            if rng.random() < 0.15 or crop[::4, ::4].std(axis=(0, 1)).max() > 12:
+                crops.append(crop)
+        return _to_tensor(crops)
+
+    def _poster(self) -> Bytes:
+        rows, columns = self._rng.randint(4, MAX_CELLS), self._rng.randint(4, MAX_CELLS)
+        return draw(sample_poster(self._rng, rows, columns), Style.sample(self._rng))[0]
+
+
+def _to_tensor(pictures: list[Bytes]) -> torch.Tensor:
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
+    return (pixels / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def measure(net: AutoencoderKL, count: int = 32, noise: float = 0.0) -> dict[str, float]:
+    """
+    PSNR in dB over posters of 256x256 that no training saw: all pixels, patches with a character, patches without.
+
+    Args:
+        noise: added to the latents, in units of each channel's spread.
+    """
+    pixels, letters = _unseen(count)
+    spread = torch.tensor(net.config.latents_std).view(1, -1, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        latents = net.encode(pixels).latent_dist.mode()
+        drawn = net.decode(latents + noise * spread * torch.randn(latents.shape, generator=generator)).sample.clamp(-1, 1)
+    error = (drawn - pixels).square().mean(1)
+    return {
+        "all": _decibels(error.mean().item()),
+        "text": _decibels(error[letters].mean().item()),
+        "no text": _decibels(error[~letters].mean().item()),
+    }
+
+
+def _unseen(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posters of 256x256, (count, 3, 256, 256), and where a patch holds a character, (count, 256, 256)."""
+    pictures, letters = [], []
+    for i in range(count):
+        rng = random.Random(f"unseen poster {i}")
+        picture, characters = draw(sample_poster(rng, MAX_CELLS, MAX_CELLS), Style.sample(rng))
+        pictures.append(picture)
+        letters.append(np.repeat(np.repeat(characters > 0, PATCH_PX, axis=0), PATCH_PX, axis=1))
+    return _to_tensor(pictures), torch.from_numpy(np.stack(letters))
+
+
+def _decibels(mean_square: float) -> float:
+    """PSNR of pixels in -1..1."""
+    return 10 * math.log10(4 / max(mean_square, 1e-10))
