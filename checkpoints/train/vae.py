@@ -228,7 +228,7 @@ def _loss(drawn: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------- the skeleton
 
 
-class Skeleton(nn.Module):
+class Skeleton(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """
     The linear path through an AutoencoderKL: no norms, no activations, no residual branches, a 1x1 convolution at either end.
 
@@ -257,9 +257,12 @@ class Skeleton(nn.Module):
             hidden = block.upsamplers[0](_shortcut(block.resnets[0], hidden))
         return F.conv2d(hidden, self.up.weight[:, :, None, None], self.up.bias)
 
-    @torch.no_grad()
     def install(self, pixels: torch.Tensor) -> None:
         """Make the net compute nearly what the skeleton does: latents whitened over `pixels`, residual branches silent."""
+        with torch.no_grad():
+            self._install(pixels)
+
+    def _install(self, pixels: torch.Tensor) -> None:
         net = self.net
         for module in net.modules():
             if type(module).__name__ == "ResnetBlock2D":
