@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shared.errors import StartupError
+from shared.grid import TOKEN_PX
 
 _HALF_FOLDERS = {
     "ar": ("vision_language_encoder", "processor"),
@@ -51,6 +52,8 @@ class ModelInfo:
         min_px: smallest side that may be asked for; `max_px`: the largest.
         source_min_px: smallest side of a normalised source image; `source_max_px`: the largest.
         max_source_aspect: longest side of a source over its shortest. The image processor refuses more.
+        min_generate_px: smallest side that the model draws.
+        max_generate_px: longest side that the model draws; larger pictures are drawn at a smaller size and resized. None: any.
     """
 
     name: str
@@ -67,6 +70,8 @@ class ModelInfo:
     source_min_px: int
     source_max_px: int
     max_source_aspect: float = 4.0
+    min_generate_px: int = TOKEN_PX
+    max_generate_px: int | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -105,11 +110,12 @@ def read_model_info(path: Path, revision: str) -> ModelInfo:
     Raises:
         StartupError: a file is missing, broken or without a value that is needed.
     """
-    own = _read_json(path / "glmq.json") if (path / "glmq.json").is_file() else {}
+    own = _read_own(path)
     sampling = _read_json(path / "vision_language_encoder" / "generation_config.json")
     try:
         codebook_size = _read_json(path / "vision_language_encoder" / "config.json")["vq_config"]["num_embeddings"]
         source_min_px, source_max_px = _source_limits(path / "processor")
+        min_generate_px, max_generate_px = _generate_limits(own)
         settings: dict[str, Any] = {name: type(default)(own.get(name, default)) for name, default in _PUBLISHED.items()}
         return ModelInfo(
             name=str(own.get("name") or _hub_name(path) or path.name),
@@ -120,10 +126,38 @@ def read_model_info(path: Path, revision: str) -> ModelInfo:
             top_p=float(sampling.get("top_p", 1.0)),
             source_min_px=source_min_px,
             source_max_px=source_max_px,
+            min_generate_px=min_generate_px,
+            max_generate_px=max_generate_px,
             **settings,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StartupError(f"checkpoint {path} has no usable value for {error}") from error
+
+
+def draws_any_size(path: Path) -> bool:
+    """
+    Does the model of the checkpoint at `path` draw every size that may be asked for? Either half is enough to tell.
+
+    Raises:
+        StartupError: glmq.json is broken.
+    """
+    try:
+        return _generate_limits(_read_own(path))[1] is None
+    except (TypeError, ValueError) as error:
+        raise StartupError(f"checkpoint {path} has no usable value for {error}") from error
+
+
+def _read_own(path: Path) -> dict[str, Any]:
+    return _read_json(path / "glmq.json") if (path / "glmq.json").is_file() else {}
+
+
+def _generate_limits(own: dict[str, Any]) -> tuple[int, int | None]:
+    """Shortest and longest side that the model draws, in pixels; the published model draws any."""
+    min_px = int(own.get("min_generate_px", TOKEN_PX))
+    max_px = None if own.get("max_generate_px") is None else int(own["max_generate_px"])
+    if min_px < 1 or (max_px is not None and math.ceil(min_px / TOKEN_PX) > max_px // TOKEN_PX):
+        raise ValueError(f"the sides that the model draws, {min_px} to {max_px} px: no multiple of {TOKEN_PX} is in that range")
+    return min_px, max_px
 
 
 def _source_limits(processor: Path) -> tuple[int, int]:

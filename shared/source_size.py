@@ -7,19 +7,10 @@ of 32 within the checkpoint's range, and on few others (MODEL.md section 3.2). S
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass
 
 from shared.errors import SourceImageError
-from shared.grid import TOKEN_PX
-
-_SCALE_WEIGHT = 0.07
-"""
-What a change of area costs beside a change of aspect when a size is rounded.
-
-Taste: 1920x1080 becomes 1920x1088 and 640x480 becomes 768x576.
-"""
+from shared.grid import SCALE_WEIGHT, nearest_size
 
 
 @dataclass(frozen=True)
@@ -28,6 +19,7 @@ class SourceLimits:
     What a source picture may be. `min_px` and `max_px` bound each side of the normalised picture and come from the checkpoint.
 
     Args:
+        shrink_weight: what a loss of area costs beside a change of aspect when a size is rounded.
         max_pixels: of the upload; a 48-megapixel phone photo passes.
         max_side_px: of the upload; WebP itself ends at 16,383.
     """
@@ -35,6 +27,7 @@ class SourceLimits:
     min_px: int = 512
     max_px: int = 2048
     max_aspect: float = 4.0
+    shrink_weight: float = SCALE_WEIGHT
     max_bytes: int = 20 << 20
     max_pixels: int = 50_000_000
     max_side_px: int = 16_384
@@ -44,8 +37,7 @@ def legal_size(height_px: int, width_px: int, limits: SourceLimits) -> tuple[int
     """
     The size (height, width) that a source of this size is resized to.
 
-    A legal size stays. Otherwise the picture is scaled into the range as the AR processor would scale it, and of the sizes
-    around the one is taken that changes aspect and area least.
+    The nearest legal one.
 
     Raises:
         SourceImageError: the aspect is beyond what the AR processor takes.
@@ -55,21 +47,4 @@ def legal_size(height_px: int, width_px: int, limits: SourceLimits) -> tuple[int
             "invalid_image",
             f"The image's aspect is {width_px}:{height_px}; the long side may be at most {limits.max_aspect:g} times the short side.",
         )
-    scale = max(1.0, limits.min_px / min(height_px, width_px))
-    scale = min(scale, limits.max_px / max(height_px, width_px))
-    height, width = height_px * scale, width_px * scale
-    pairs = itertools.product(_sides_around(height, limits), _sides_around(width, limits))
-    legal = [pair for pair in pairs if max(pair) <= limits.max_aspect * min(pair)]
-
-    def cost(size: tuple[int, int]) -> float:
-        height_change, width_change = math.log(size[0] / height), math.log(size[1] / width)
-        return abs(height_change - width_change) + _SCALE_WEIGHT * abs(height_change + width_change)
-
-    return min(legal, key=cost)
-
-
-def _sides_around(side_px: float, limits: SourceLimits) -> list[int]:
-    """The multiples of 32 nearest to `side_px`, three to each side, as far as they are in range."""
-    lowest, highest = math.ceil(limits.min_px / TOKEN_PX), limits.max_px // TOKEN_PX
-    nearest = min(max(round(side_px / TOKEN_PX), lowest), highest)
-    return [TOKEN_PX * side for side in range(max(nearest - 3, lowest), min(nearest + 3, highest) + 1)]
+    return nearest_size(height_px, width_px, limits.min_px, limits.max_px, limits.max_aspect, limits.shrink_weight)

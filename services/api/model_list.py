@@ -43,6 +43,8 @@ def describe(info: ModelInfo) -> dict[str, object]:
         "limits": {
             "min_side": info.min_px,
             "max_side": info.max_px,
+            # Larger results are drawn at this and resized; null where the model draws any size.
+            "max_generated_side": info.max_generate_px,
             "source_min_side": info.source_min_px,
             "source_max_side": info.source_max_px,
             "source_max_aspect": info.max_source_aspect,

@@ -8,6 +8,7 @@ from typing import Any
 from services.api.field_errors import ErrorCollector
 from services.api.schemas import MAX_SOURCES, JobRequest
 from shared.checkpoint import ModelInfo
+from shared.grid import TokenGrid
 from shared.lifecycle.submit import NewJob, SourceFile
 from shared.prompt_rules import find_control_token
 
@@ -75,6 +76,7 @@ def new_job(
         prompt=request.prompt,
         height_px=size[0],
         width_px=size[1],
+        grid=TokenGrid.drawn_for(*size, info.min_generate_px, info.max_generate_px),
         num_images=request.n,
         seed=seed,
         layout_seed=seed if request.layout_seed is None else request.layout_seed,

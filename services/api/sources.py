@@ -16,6 +16,7 @@ from services.api.schemas import SourceReference
 from shared.checkpoint import ModelInfo
 from shared.errors import GlmqError, RequestError
 from shared.fetch import fetch
+from shared.grid import LETTERS_SHRINK_WEIGHT, SCALE_WEIGHT
 from shared.ids import is_id
 from shared.lifecycle.jobs import get_result
 from shared.lifecycle.submit import SourceFile
@@ -40,7 +41,9 @@ class SourceReader:
     def __init__(self, parts: Parts, tenant_id: str, info: ModelInfo) -> None:
         self._parts = parts
         self._tenant_id = tenant_id
-        self._limits = SourceLimits(min_px=info.source_min_px, max_px=info.source_max_px, max_aspect=info.max_source_aspect)
+        # As results are resized (`TokenGrid.drawn_for`), or an earlier result would not lie on the grid that it was drawn in.
+        shrink_weight = SCALE_WEIGHT if info.max_generate_px is None else LETTERS_SHRINK_WEIGHT
+        self._limits = SourceLimits(info.source_min_px, info.source_max_px, info.max_source_aspect, shrink_weight)
 
     def prepare(self, references: Sequence[SourceReference], uploads: Sequence[Upload]) -> list[ReadySource]:
         """

@@ -1,38 +1,52 @@
 """
 A drawn picture -> the file that the customer asked for: exact size, format, colour profile.
 
-Knows Pillow; no tensors, no jobs, no store. Slow enough (a tenth of a second per megapixel) to be kept out of the engine's thread.
+Knows Pillow and arrays; no tensors, no jobs, no store. Slow enough (a tenth of a second per megapixel) to be kept out of the
+engine's thread.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import math
 from typing import Literal
 
+import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 
 CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
+_MAX_STRETCH = 1.12
+"""
+How much more one axis of a picture is scaled than the other before its edges are repeated.
+
+It takes up all rounding to whole tokens (`shared/grid.py`), goes unnoticed in lettering, and is undone when the result comes back as
+a source: its letters then lie on the tokens again. Only sizes longer than the model draws are left with room to fill.
+"""
+
 _DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
 """High: the model's subject is lettering, and rings around letters are the first thing compression shows."""
 
 
-def render(image: Image.Image, height: int, width: int, format: ImageFormat, quality: int | None = None) -> bytes:
+def render(
+    image: Image.Image, height: int, width: int, format: ImageFormat, quality: int | None = None, *, keep_whole: bool = False
+) -> bytes:
     """
     Encode the picture at exactly `height x width`, with an sRGB profile and no other metadata.
 
-    A picture of another size is scaled until it covers the size and cropped around its centre, in one resampling; one that has the size
-    already keeps every pixel.
+    One that has the size already keeps every pixel. A picture of another size is scaled until it covers the size and cropped around its
+    centre, in one resampling. With `keep_whole` nothing is cut: it is stretched a little, or repeats its edges where that does not do.
+    That suits a small model's pictures, where half a token is half a letter and the edge is background.
 
     Args:
         format: `png` (lossless), `jpeg` or `webp`.
         quality: 1..100 of jpeg and webp; None for 95 and 90. PNG has none.
     """
     if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
+        image = _fit_whole(image, height, width) if keep_whole else ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
     # A copy without `info`: Pillow's writers take comments and profiles from there unasked.
     image = image.convert("RGB")
     image.info = {}
@@ -50,6 +64,17 @@ def render(image: Image.Image, height: int, width: int, format: ImageFormat, qua
         case "webp":
             image.save(file, "WEBP", icc_profile=profile, quality=chosen, method=4)
     return file.getvalue()
+
+
+def _fit_whole(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The whole picture in the middle of `height x width`, as large on one axis and nearly so on the other; its edges fill the rest."""
+    scale = _MAX_STRETCH * min(height / image.height, width / image.width)
+    spare_h, spare_w = max(0.0, height / scale - image.height), max(0.0, width / scale - image.width)
+    pad_h, pad_w = math.ceil(spare_h / 2), math.ceil(spare_w / 2)
+    page = Image.fromarray(np.pad(np.asarray(image.convert("RGB")), ((pad_h, pad_h), (pad_w, pad_w), (0, 0)), "edge"))
+    # Pixels come whole and the spare room does not.
+    left, top = pad_w - spare_w / 2, pad_h - spare_h / 2
+    return page.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, page.width - left, page.height - top))
 
 
 @functools.cache

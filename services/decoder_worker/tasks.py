@@ -22,7 +22,11 @@ from shared.storage import Storage, StorageMissingError
 
 @dataclass(frozen=True)
 class ImageTasks:
-    """What a decoder worker does with an image."""
+    """
+    What a decoder worker does with an image.
+
+    `keep_whole`: nothing of a drawn picture may be cut when it is resized (`rendition.render`).
+    """
 
     db: Database
     storage: Storage
@@ -30,6 +34,7 @@ class ImageTasks:
     engine: DecoderEngine
     codebook_size: int
     model_revision: str
+    keep_whole: bool
     lease_s: float
 
     def claim(self, worker_id: str, image_id: str | None) -> claims.ClaimedImage | None:
@@ -69,7 +74,7 @@ class ImageTasks:
         held.on_progress("upload", 0, 1)
         # A check of the table allows these formats only.
         image_format = cast(ImageFormat, claim.format)
-        data = render(result.to_pil(), claim.height_px, claim.width_px, image_format, claim.quality)
+        data = render(result.to_pil(), claim.height_px, claim.width_px, image_format, claim.quality, keep_whole=self.keep_whole)
         artifact = claims.StoredArtifact(
             storage_key=f"t/{claim.tenant_id}/images/{claim.id}/{claim.attempt}.{claim.format}",
             sha256=hashlib.sha256(data).hexdigest(),

@@ -10,7 +10,7 @@ import torch
 from services.decoder_worker.engine import DecoderEngine
 from services.decoder_worker.tasks import ImageTasks
 from services.decoder_worker.weights import load_decoder_model
-from shared.checkpoint import read_revision, resolve_checkpoint
+from shared.checkpoint import draws_any_size, read_revision, resolve_checkpoint
 from shared.db import Database
 from shared.errors import StartupError
 from shared.logs import configure_logs
@@ -40,5 +40,7 @@ def serve(settings: WorkerSettings) -> NoReturn:
     engine.start()
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size)
     live = LiveState(settings.redis_url.get_secret_value())
-    tasks = ImageTasks(db, Storage(settings), live, engine, model.codebook_size, revision, settings.lease_s)
+    tasks = ImageTasks(
+        db, Storage(settings), live, engine, model.codebook_size, revision, keep_whole=not draws_any_size(path), lease_s=settings.lease_s
+    )
     WorkerProcess(settings, db, live, Handler(Stage.DECODER, tasks.claim, tasks.render_image), {"revision": revision}).serve()

@@ -43,13 +43,18 @@ class Idempotency:
 
 @dataclass(frozen=True)
 class NewJob:
-    """A validated request with every default and seed filled in."""
+    """
+    A validated request with every default and seed filled in.
+
+    `height_px` and `width_px` are the result's; `grid` is what the model draws, to be resized if it is another size.
+    """
 
     tenant_id: str
     input: dict[str, Any]
     prompt: str
     height_px: int
     width_px: int
+    grid: TokenGrid
     num_images: int
     seed: int
     layout_seed: int
@@ -187,11 +192,10 @@ def _claim_key(session: Session, job: Job, idempotency: Idempotency) -> str | No
 
 def _find_or_add_grid(session: Session, new: NewJob, layout_seed: int, lane: int) -> tuple[str, str]:
     """The grid with these tokens, whoever asked first; locked, so that it cannot end before the image is written."""
-    shape = TokenGrid.covering(new.height_px, new.width_px)
     identity = [
         new.prompt,
-        shape.token_h,
-        shape.token_w,
+        new.grid.token_h,
+        new.grid.token_w,
         layout_seed,
         new.temperature,
         new.top_p,
@@ -210,8 +214,8 @@ def _find_or_add_grid(session: Session, new: NewJob, layout_seed: int, lane: int
                 state=WorkState.READY,
                 lane=lane,
                 prompt=new.prompt,
-                token_h=shape.token_h,
-                token_w=shape.token_w,
+                token_h=new.grid.token_h,
+                token_w=new.grid.token_w,
                 seed=layout_seed,
                 temperature=new.temperature,
                 top_p=new.top_p,

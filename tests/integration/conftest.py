@@ -10,6 +10,7 @@ import pytest
 from infra.embedded.postgres import PostgresServer
 from infra.migrate import migrate_database
 from shared.db import Database
+from shared.grid import TokenGrid
 from shared.lifecycle.submit import NewJob
 from shared.lifecycle.tenants import ensure_tenant
 
@@ -58,6 +59,7 @@ def plain_job(tenant_id: str) -> NewJob:
         prompt="A cat",
         height_px=64,
         width_px=96,
+        grid=TokenGrid(2, 3),
         num_images=1,
         seed=1,
         layout_seed=1,

@@ -103,7 +103,7 @@ def test_models(client: FlaskClient, model: ModelInfo) -> None:
     [listed] = client.get("/v1/models").get_json()["data"]
     assert (listed["id"], listed["revision"]) == (model.name, model.revision)
     assert listed["defaults"]["size"] == "128x128"
-    assert listed["limits"]["max_side"] == 512
+    assert (listed["limits"]["max_side"], listed["limits"]["max_generated_side"]) == (512, None)
 
 
 def test_without_a_model_nothing_can_be_asked(app: APIFlask, account: Account) -> None:

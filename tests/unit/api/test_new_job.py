@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from services.api.field_errors import ErrorCollector, InvalidFieldsError
 from services.api.new_job import check_request, new_job, requested_size
 from services.api.schemas import JobRequest
 from shared.checkpoint import ModelInfo
+from shared.grid import TokenGrid
 from shared.lifecycle.submit import NewJob, SourceFile
 from shared.states import Priority
 
@@ -67,6 +69,16 @@ def test_request_overrides_the_checkpoint(info: ModelInfo) -> None:
 def test_size(info: ModelInfo, fields: dict[str, Any], sources: list[tuple[int, int]], expected: tuple[int, int]) -> None:
     """Height before width inside; "auto" follows the first source, within the range of results."""
     assert requested_size(ask(**fields), info, sources) == expected
+
+
+def test_what_is_drawn_follows_the_checkpoint(info: ModelInfo) -> None:
+    """The result has the size that was asked; a model with a limit draws it smaller, one without as large."""
+    assert make(info).grid == TokenGrid(2, 3)
+    small = replace(info, max_generate_px=64)
+    job = make(small)
+    assert (job.height_px, job.width_px, job.grid) == (64, 96, TokenGrid(1, 2))
+    assert job.params()["size"] == "96x64"
+    assert make(replace(small, min_generate_px=64)).grid == TokenGrid(2, 2)
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,11 @@ def test_png_keeps_every_pixel() -> None:
 
 
 @pytest.mark.parametrize("format", _FORMATS)
-@pytest.mark.parametrize(("height", "width"), [(96, 128), (90, 128), (96, 100), (65, 97), (1, 1), (200, 40), (300, 400)])
-def test_size_is_exactly_as_asked(format: ImageFormat, height: int, width: int) -> None:
+@pytest.mark.parametrize("keep_whole", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(96, 128), (90, 128), (96, 100), (65, 97), (1, 1), (200, 40), (300, 400), (32, 512)])
+def test_size_is_exactly_as_asked(format: ImageFormat, height: int, width: int, keep_whole: bool) -> None:
     """Smaller, larger, other aspect, a single pixel: the file has the size that was asked, in the format that was asked."""
-    image = _opened(render(_picture(96, 128), height, width, format, None))
+    image = _opened(render(_picture(96, 128), height, width, format, None, keep_whole=keep_whole))
     assert (image.height, image.width, image.format, image.mode) == (height, width, format.upper(), "RGB")
 
 
@@ -48,6 +49,41 @@ def test_the_crop_is_centred(height: int, width: int) -> None:
     is_red = image[..., 0] > image[..., 2]
     assert is_red[:, : width // 2 - 1].all()
     assert not is_red[:, width // 2 + 1 :].any()
+
+
+def _framed(height: int, width: int) -> Image.Image:
+    """A yellow page with a black frame that starts 4 pixels from the edge."""
+    pixels = np.full((height, width, 3), (240, 205, 60), np.uint8)
+    pixels[4:-4, 4:-4] = 20
+    pixels[12:-12, 12:-12] = (240, 205, 60)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(64, 128), (512, 1024), (69, 128), (550, 1024), (128, 128), (64, 512), (2048, 64), (48, 100)]
+)
+def test_a_whole_picture_loses_nothing(height: int, width: int) -> None:
+    """Kept whole, a picture shows all four sides of its frame, hardly stretched, and its page goes on around it."""
+    image = np.array(_opened(render(_framed(64, 128), height, width, "png", keep_whole=True))).astype(int)
+    # Across the middle: page, frame, page, frame, page.
+    for line, side in ((image[height // 2], width), (image[:, width // 2], height)):
+        dark = line.sum(axis=1) < 250
+        assert not dark[0]
+        assert not dark[-1]
+        assert not dark[side // 2]
+        assert np.count_nonzero(np.diff(dark.astype(int)) == 1) == 2
+    rows, columns = (np.flatnonzero((image.sum(axis=2) < 250).any(axis=axis)) for axis in (1, 0))
+    drawn = (rows[-1] - rows[0] + 1) / 56 * 120 / (columns[-1] - columns[0] + 1)
+    assert 1 / 1.25 < drawn < 1.25
+
+
+def test_a_whole_picture_comes_back_as_it_was() -> None:
+    """Enlarged to a size of slightly another aspect and reduced again, every part is where it was: edits find letters on their tokens."""
+    squares = np.random.default_rng(2).integers(0, 256, (8, 16, 3), dtype=np.uint8)
+    picture = Image.fromarray(np.kron(squares, np.ones((8, 8, 1), np.uint8)))
+    enlarged = _opened(render(picture, 550, 1024, "png", keep_whole=True))
+    back = np.array(enlarged.resize(picture.size, Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(back[4::8, 4::8] - squares).max() <= 8
 
 
 @pytest.mark.parametrize("format", _FORMATS)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shared.checkpoint import ModelInfo, read_model_info, read_revision, resolve_checkpoint
+from shared.checkpoint import ModelInfo, draws_any_size, read_model_info, read_revision, resolve_checkpoint
 from shared.errors import StartupError
 
 
@@ -47,6 +47,21 @@ def test_glmq_json_overrides_the_defaults(tmp_path: Path) -> None:
     info = read_model_info(write_checkpoint(tmp_path / "x", {"name": "toy", "steps": 4, "guidance_scale": 3, "max_px": 256}), "r")
 
     assert (info.name, info.steps, info.guidance_scale, info.max_px) == ("toy", 4, 3.0, 256)
+
+
+def test_a_small_model_says_what_sizes_it_draws(tmp_path: Path) -> None:
+    """Both halves learn of the limit, the decoder from glmq.json alone; without one, any size is drawn."""
+    small = write_checkpoint(tmp_path / "small", {"min_generate_px": 64, "max_generate_px": 256})
+    large = write_checkpoint(tmp_path / "large")
+
+    info = read_model_info(small, "r")
+    assert (info.min_generate_px, info.max_generate_px, info.max_px) == (64, 256, 2048)
+    info = read_model_info(large, "r")
+    assert (info.min_generate_px, info.max_generate_px) == (32, None)
+
+    shutil.rmtree(small / "vision_language_encoder")
+    assert not draws_any_size(small)
+    assert draws_any_size(large)
 
 
 def test_the_miniature_describes_itself(miniature: Path) -> None:
@@ -120,6 +135,8 @@ def test_half_a_folder_needs_a_named_revision(tmp_path: Path) -> None:
         ("processor/preprocessor_config.json", '{"size": {}}', "shortest_edge"),
         ("glmq.json", '{"steps": "many"}', "many"),
         ("glmq.json", "[]", "no JSON object"),
+        ("glmq.json", '{"max_generate_px": 31}', "32 to 31 px"),
+        ("glmq.json", '{"max_generate_px": "large"}', "large"),
     ],
 )
 def test_a_broken_checkpoint_is_refused_by_name(tmp_path: Path, name: str, content: str | None, message: str) -> None:
