@@ -16,8 +16,10 @@ from cli.receiver import WebhookReceiver
 RECEIVER_NETWORK = "127.0.0.1/32"
 """The demo's receiver is on loopback, which webhooks may reach only where the operator says so."""
 
-_TEXT_PROMPT = 'A poster on a deep blue ground with the words "GLMQ" and "HELLO" in large letters'
-_EDIT_PROMPT = 'The same poster on a warm red ground, with the word "AGAIN"'
+TEXT_PROMPT = 'A blue poster with the words "HELLO GLMQ" in white'
+EDIT_PROMPT = 'Replace the text with "AGAIN"'
+"""In words that the trained miniature knows; the published model knows more."""
+
 _RANDOM_WEIGHTS = "random-miniature"
 _LARGEST_PX = 512
 """Large enough for every phase to be seen on a laptop, small enough to be done in seconds."""
@@ -37,11 +39,12 @@ def run_demo(state: StackState, folder: Path, console: Console) -> None:
     client = Client(state.exports["GLMQ_URL"], state.exports["GLMQ_API_KEY"])
     with client, WebhookReceiver(client.webhook_secret()) as receiver:
         model = client.model()
-        side = min(_LARGEST_PX, model["limits"]["max_side"])
+        # Where the model draws small pictures only, a larger one would be the same, enlarged.
+        side = model["limits"]["max_generated_side"] or min(_LARGEST_PX, model["limits"]["max_side"])
         # No seed: with the one of an earlier run, the tokens of that run would be found and not written again.
-        request: dict[str, Any] = {"prompt": _TEXT_PROMPT, "size": f"{side}x{side}", "steps": _STEPS}
+        request: dict[str, Any] = {"prompt": TEXT_PROMPT, "size": f"{side}x{side}", "steps": _STEPS}
         first = _draw(client, receiver, console, "text to image", request, folder / "text-to-image.png")
-        request = {**request, "prompt": _EDIT_PROMPT, "images": [{"job_id": first["id"], "index": 0}]}
+        request = {**request, "prompt": EDIT_PROMPT, "images": [{"job_id": first["id"], "index": 0}]}
         _draw(client, receiver, console, "image to image", request, folder / "image-to-image.png")
     if model["id"] == _RANDOM_WEIGHTS:
         console.print("\nThis checkpoint's weights are random, so its pictures are coloured noise: the README says what they prove.")

@@ -235,7 +235,7 @@ def _tell_next(folder: DataFolder, *, running: bool) -> None:
     if not running:
         out.print(f"  glmq up --detach{where}")
     out.print(f'  eval "$(glmq status --env{where})"')
-    out.print("  glmq generate 'A sign that says \"OPEN\"' -o open.png")
+    out.print("  glmq generate 'A teal sign that says \"OPEN\"' -o open.png")
     out.print('  curl -H "Authorization: Bearer $GLMQ_API_KEY" $GLMQ_URL/v1/jobs')
     if running:
         out.print(f"  glmq status{where}; glmq down{where}")

@@ -52,7 +52,7 @@ class ModelInfo:
         min_px: smallest side that may be asked for; `max_px`: the largest.
         source_min_px: smallest side of a normalised source image; `source_max_px`: the largest.
         max_source_aspect: longest side of a source over its shortest. The image processor refuses more.
-        min_generate_px: smallest side that the model draws.
+        min_generate_px: smallest side that the model draws; by default `min_px`.
         max_generate_px: longest side that the model draws; larger pictures are drawn at a smaller size and resized. None: any.
     """
 
@@ -153,7 +153,7 @@ def _read_own(path: Path) -> dict[str, Any]:
 
 def _generate_limits(own: dict[str, Any]) -> tuple[int, int | None]:
     """Shortest and longest side that the model draws, in pixels; the published model draws any."""
-    min_px = int(own.get("min_generate_px", TOKEN_PX))
+    min_px = int(own.get("min_generate_px", own.get("min_px", TOKEN_PX)))
     max_px = None if own.get("max_generate_px") is None else int(own["max_generate_px"])
     if min_px < 1 or (max_px is not None and math.ceil(min_px / TOKEN_PX) > max_px // TOKEN_PX):
         raise ValueError(f"the sides that the model draws, {min_px} to {max_px} px: no multiple of {TOKEN_PX} is in that range")
