@@ -1,9 +1,10 @@
-"""One running stack for the stories of a test run."""
+"""Running stacks for the stories of a test run: one with random weights for all, and one with the trained miniature where words count."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,30 @@ from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
 from tests.stack import Stack, stack_environment
 
+TRAINED_MINIATURE = Path(__file__).parents[2] / "checkpoints" / "miniature"
+
 
 @pytest.fixture(scope="session")
 def stack(
     postgres_server: PostgresServer, redis_url: str, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """Every role running."""
-    environment = stack_environment(postgres_server, redis_url, s3, miniature, f"e2e_{uuid.uuid4().hex}")
-    running = Stack(tmp_path_factory.mktemp("stack"), environment)
+    """Every role running, with random weights."""
+    with _running(postgres_server, redis_url, s3, miniature, tmp_path_factory.mktemp("stack")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def trained_stack(
+    postgres_server: PostgresServer, redis_url: str, s3: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """Every role running, with the checkpoint that `glmq` runs unless another is named."""
+    with _running(postgres_server, redis_url, s3, TRAINED_MINIATURE, tmp_path_factory.mktemp("trained")) as running:
+        yield running
+
+
+@contextmanager
+def _running(postgres_server: PostgresServer, redis_url: str, s3: S3Server, checkpoint: Path, folder: Path) -> Iterator[Stack]:
+    running = Stack(folder, stack_environment(postgres_server, redis_url, s3, checkpoint, f"e2e_{uuid.uuid4().hex}"))
     try:
         running.start_all()
         yield running
