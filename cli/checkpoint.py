@@ -23,18 +23,18 @@ class CheckpointError(Exception):
     """The checkpoint cannot be used; the message says why."""
 
 
-def named_checkpoint(option: str | None, environ: Mapping[str, str] = os.environ) -> str | None:
+def named_checkpoint(option: str | None, environ: Mapping[str, str] = os.environ, trained: Path = TRAINED_MINIATURE) -> str | None:
     """
     The checkpoint that was asked for, as an absolute folder or a hub id; None for the random miniature, which is built when needed.
 
-    The order: the option, `GLMQ_CHECKPOINT`, the trained miniature of the repository.
+    The order: the option, `GLMQ_CHECKPOINT`, the trained miniature that glmq comes with.
 
     Raises:
         CheckpointError: what was named is not there, or is no checkpoint.
     """
     named = option or environ.get("GLMQ_CHECKPOINT")
     if named is None:
-        return str(TRAINED_MINIATURE) if (TRAINED_MINIATURE / "model_index.json").exists() else None
+        return str(trained) if (trained / "model_index.json").exists() else None
     folder = Path(named).expanduser().absolute()
     if folder.is_dir():
         _check_folder(folder)

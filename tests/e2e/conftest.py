@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cli.checkpoint import TRAINED_MINIATURE
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
 from tests.stack import Stack, stack_environment
-
-TRAINED_MINIATURE = Path(__file__).parents[2] / "checkpoints" / "miniature"
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from PIL import Image
 
 from checkpoints.evaluate.reading import Reader
 from checkpoints.train.posters import COLOURS
+from cli.checkpoint import TRAINED_MINIATURE
 from cli.demo import EDIT_PROMPT, TEXT_PROMPT
-from tests.e2e.conftest import TRAINED_MINIATURE
 from tests.stack import Stack
 
 _PATIENCE_S = 120
@@ -43,6 +44,16 @@ def background(picture: Image.Image) -> str:
     pixels = np.asarray(picture).astype(int)
     edge = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
     return min(COLOURS, key=lambda name: float(np.abs(edge - COLOURS[name]).sum()))
+
+
+def test_what_a_request_leaves_out_the_checkpoint_says(trained_stack: Stack) -> None:
+    """Size, steps, guidance, temperature and top_p are those of the checkpoint's files."""
+    own = json.loads((TRAINED_MINIATURE / "glmq.json").read_text())
+    sampling = json.loads((TRAINED_MINIATURE / "vision_language_encoder" / "generation_config.json").read_text())
+    params = trained_stack.submit(prompt="A plain red card that says 'HI'")["params"]
+    assert params["size"] == f"{own['default_width_px']}x{own['default_height_px']}"
+    assert (params["steps"], params["guidance_scale"]) == (own["steps"], own["guidance_scale"])
+    assert (params["temperature"], params["top_p"]) == (sampling["temperature"], sampling["top_p"])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,16 @@ def test_the_option_comes_before_the_environment(tmp_path: Path) -> None:
     assert named_checkpoint(None, {"GLMQ_CHECKPOINT": str(second)}) == str(second)
 
 
+def test_the_trained_miniature_is_the_default(tmp_path: Path) -> None:
+    """Where nothing is named, glmq runs what it comes with; without that, the random miniature, which is built when needed."""
+    trained = put_checkpoint(tmp_path / "trained")
+    other = put_checkpoint(tmp_path / "other")
+
+    assert named_checkpoint(None, {}, trained) == str(trained)
+    assert named_checkpoint(None, {"GLMQ_CHECKPOINT": str(other)}, trained) == str(other)
+    assert named_checkpoint(None, {}, tmp_path / "nothing") is None
+
+
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     """A path that is not there is told before anything starts, also where it has the form of a hub id."""
     with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
