@@ -1,8 +1,8 @@
 """
 Draws the curves of finished or running stages: `python -m checkpoints.train.curves [--folder build/train] [--out FOLDER]`.
 
-One PNG for each `log.jsonl`, one panel for each thing measured: the last word of a metric's name says what that is. Knows nothing
-of the stages but their logs.
+One PNG for each `log.jsonl`, one panel for each thing measured: the last word of a metric's name says what that is. What a stage finds
+in samples of its own, `sampled_...`, shares one panel. Knows nothing of the stages but their logs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def panels(lines: Sequence[Line]) -> dict[str, list[str]]:
     """Names of metrics by the panel that shows them, in the order of the log."""
     by_panel: defaultdict[str, list[str]] = defaultdict(list)
     for name in dict.fromkeys(name for line in lines for name in line if name not in _CLOCK):
-        by_panel[name.split()[-1]].append(name)
+        words = name.replace("_", " ").split()
+        by_panel["sampled" if words[0] == "sampled" else words[-1]].append(name)
     return dict(by_panel)
 
 

@@ -32,10 +32,18 @@ def test_lines_that_a_resumed_run_wrote_again_count_once(tmp_path: Path) -> None
 
 
 def test_metrics_of_one_kind_share_a_panel() -> None:
-    """The last word of a metric's name says what it measures; the clock is no metric."""
-    lines = [{"step": 1.0, "samples": 1.0, "seconds": 1.0, "loss": 1.0, "letter accuracy": 0.5}, {"seconds": 2.0, "word accuracy": 0.1}]
+    """The last word of a metric's name says what it measures, the first one that it was sampled; the clock is no metric."""
+    lines = [
+        {"step": 1.0, "samples": 1.0, "seconds": 1.0, "loss": 1.0, "letter accuracy": 0.5, "draft_nats": 9.0},
+        {"seconds": 2.0, "word accuracy": 0.1, "sampled_rows": 0.2, "sampled_colour": 0.3},
+    ]
 
-    assert curves.panels(lines) == {"loss": ["loss"], "accuracy": ["letter accuracy", "word accuracy"]}
+    assert curves.panels(lines) == {
+        "loss": ["loss"],
+        "accuracy": ["letter accuracy", "word accuracy"],
+        "nats": ["draft_nats"],
+        "sampled": ["sampled_rows", "sampled_colour"],
+    }
 
 
 def test_the_same_log_gives_the_same_picture(tmp_path: Path) -> None:
