@@ -68,7 +68,7 @@ train: $(INSTALLED) ## Train the miniature checkpoint from scratch; ARGS="layout
 	OMP_NUM_THREADS=1 $(BIN)/python -m checkpoints.train $(or $(ARGS),all)
 
 eval-miniature: $(INSTALLED) ## Measure the miniature on held-out prompts and edits; ARGS="--only 20" measures fewer
-	OMP_NUM_THREADS=1 $(BIN)/python -m checkpoints.evaluate $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m checkpoints.evaluate --processes $(JOBS) $(ARGS)
 
 hooks: $(INSTALLED) ## Run the style checks before every commit
 	$(BIN)/pre-commit install
