@@ -119,15 +119,16 @@ _CHAT_TEMPLATE = (
 )
 
 LAYOUT_WORDS = (
-    "red blue green yellow orange purple teal black white pink navy gray grey a an the and or of on in at to it its it's with by for from "
-    "this that which into as is be should one poster posters sign banner card flyer label picture image cover ad design billboard page "
-    "placard leaflet notice board panel print graphic artwork simple bold clean modern plain solid bright minimal small nice big large "
-    "dark light deep pale create make design draw please want generate show me give i need would like can you my our "
-    "word words text title phrase line lines letter letters lettering type says say saying reads read reading written write writes spelling "
-    "printed set placed put sits stands bearing carrying featuring titled called headline slogan caption message heading colour color "
-    "coloured colored background backdrop ground gradient shaded shading fading fades top bottom centre center middle centred centered upper "
-    "lower part half very near up down high low above below under over across edge around round border bordered frame framed outline bar "
-    "stripe strip rule band thin thick background's change replace turn use move new instead leave keep everything else same all no without just only"
+    "red blue green yellow orange purple teal black white pink navy gray grey a an the and or of on in at to it its it's with by for "
+    "from this that which into as is be should one poster posters sign banner card flyer label picture image cover ad design "
+    "billboard page placard leaflet notice board panel print graphic artwork simple bold clean modern plain solid bright minimal "
+    "small nice big large dark light deep pale create make design draw please want generate show me give i need would like can you my "
+    "our word words text title phrase line lines letter letters lettering type says say saying reads read reading written write "
+    "writes spelling printed set placed put sits stands bearing carrying featuring titled called headline slogan caption message "
+    "heading colour color coloured colored background backdrop ground gradient shaded shading fading fades top bottom centre center "
+    "middle centred centered upper lower part half very near up down high low above below under over across edge around round border "
+    "bordered frame framed outline bar stripe strip rule band thin thick background's change replace turn use move new instead leave "
+    "keep everything else same all no without just only"
 ).split()
 """Words that are one token each outside quotes, in lower case or with a capital. Any other word is spelled."""
 
@@ -211,14 +212,15 @@ def vision_language_encoder() -> GlmImageForConditionalGeneration:
             "eos_token_id": end_id,
         },
         vision_config={
-            "depth": 2,
+            # A cell must know how many lines of text stand above it.
+            "depth": 3,
             "hidden_size": vision_hidden,
             "num_heads": 4,
             "image_size": MAX_SOURCE_PX // 2,
             "patch_size": 16,
             "intermediate_size": 384,
         },
-        vq_config={"embed_dim": 32, "num_embeddings": CODEBOOK_SIZE, "latent_channels": vision_hidden},
+        vq_config={"embed_dim": 64, "num_embeddings": CODEBOOK_SIZE, "latent_channels": vision_hidden},
         image_token_id=text.convert_tokens_to_ids("<|image|>"),
         image_start_token_id=CODEBOOK_SIZE,
         image_end_token_id=end_id,
