@@ -2,7 +2,7 @@
 `python -m checkpoints.evaluate.showcase`: writes docs/posters.png, a page of pictures drawn by a checkpoint, each with its prompt and
 what the reader read in it.
 
-Prompts, sizes and seeds are fixed below and were written before there was a picture; none was left out.
+Prompts, sizes and seeds are fixed below and were written before there was a picture; none was left out. The captions' font has no「」.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from checkpoints.train.posters import Bytes
 PROMPTS: tuple[tuple[str, int, int], ...] = (
     ("A teal poster with the words 'GRAND OPENING' in white", 256, 256),
     ("A gradient navy poster with the title “Lighthouse” in yellow, with a frame", 256, 256),
-    ("「WET PAINT」 in black on a yellow background, at the top, with a bar at the bottom", 256, 256),
+    ("“WET PAINT” in black on a yellow background, at the top, with a bar at the bottom", 256, 256),
     ('An orange sign that reads "24-7" in navy letters, with a border', 256, 256),
     ("A pink poster with the words 'Once Upon Midnight' in purple, near the bottom", 256, 256),
     ("White background, red letters, “VACANCY”, with a bar at the top", 256, 256),
@@ -32,7 +32,7 @@ PROMPTS: tuple[tuple[str, int, int], ...] = (
     ("A red banner with the text “Departures” in white", 128, 256),
     ('A black label that says "Why?" in orange', 128, 256),
     ("A grey notice with the words 'Knock, knock!' in black, with a bar below", 128, 256),
-    ("A blue ticket with the words 「Gate B12」 in yellow, with a border", 128, 256),
+    ("A blue ticket with the words 'Gate B12' in yellow, with a border", 128, 256),
 )
 """(prompt, height, width); the seed is the place in the list."""
 

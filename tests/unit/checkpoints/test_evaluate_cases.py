@@ -18,7 +18,8 @@ from checkpoints.evaluate.cases import (
     prompt_cases,
     spread,
 )
-from checkpoints.train.posters import CELL_PX, COLOURS, MAX_CELLS, PAIRS, WORDS, Poster, lines, sample_edit, sample_poster, write_prompt
+from checkpoints.train.posters import CELL_PX, COLOURS, MAX_CELLS, PAIRS, WORDS, Poster, lines, sample_edit, sample_poster
+from checkpoints.train.wordings import prompt_for
 from shared.quoting import glyph_texts
 
 PROMPTS, EDITS = prompt_cases(), edit_cases()
@@ -47,7 +48,7 @@ def test_no_training_prompt_is_a_held_out_one() -> None:
 
     for _ in range(2000):
         rows, columns = rng.randint(2, MAX_CELLS), rng.randint(2, MAX_CELLS)
-        assert write_prompt(rng, sample_poster(rng, rows, columns)).lower() not in held_out
+        assert prompt_for(rng, sample_poster(rng, rows, columns)).lower() not in held_out
         edit = sample_edit(rng, rows, columns)
         # An instruction to recolour has no words of its own; its poster is what must be new.
         assert edit.source not in [case.source for case in EDITS]
