@@ -57,7 +57,7 @@ def adopt(folder: Path, autoencoder: Path) -> None:
     Raises:
         FileExistsError: this run has an encoder already, and a DiT may have learned from it.
     """
-    net = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32, local_files_only=True)
+    net = AutoencoderKL.from_pretrained(autoencoder, dtype=torch.float32, local_files_only=True)
     _save(folder, net)
 
 
@@ -68,7 +68,7 @@ def encoder_of(folder: Path) -> AutoencoderKL:
     Raises:
         OSError: that phase is not done.
     """
-    net = AutoencoderKL.from_pretrained(folder / "vae" / "autoencoder", torch_dtype=torch.float32, local_files_only=True)
+    net = AutoencoderKL.from_pretrained(folder / "vae" / "autoencoder", dtype=torch.float32, local_files_only=True)
     net.requires_grad_(False)
     return net.eval()
 

@@ -103,7 +103,7 @@ def test_the_stages_fit_together(folder: Path, tmp_path: Path) -> None:
         if file.suffix == ".safetensors"
         for tensor in load_file(file).values()
     )
-    pipeline = GlmImagePipeline.from_pretrained(tmp_path / "miniature", torch_dtype=torch.float32, local_files_only=True)
+    pipeline = GlmImagePipeline.from_pretrained(tmp_path / "miniature", dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline(prompt="A teal poster with the word 'HI'", height=64, width=64, num_inference_steps=2, output_type="pt").images[0]
     assert picture.shape == (3, 64, 64)
