@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from checkpoints.train import glyphs, vae
 from checkpoints.train.factors import FactoredTable
 from checkpoints.train.networks import DIT_DIM, DIT_LAYERS, transformer
-from checkpoints.train.posters import CELL_PX, CHARACTERS, CODEBOOK_SIZE, MAX_CELLS, Style, codes, draw, sample_edit, sample_poster
+from checkpoints.train.posters import CELL_PX, CHARACTERS, CODEBOOK_SIZE, MAX_CELLS, Style, codes, draft_codes, draw, sample_edit, sample_poster
 from checkpoints.train.run import Run, load_weights
 
 _PATCHES_PER_STEP = 2560
@@ -37,7 +37,12 @@ _POOL_CELLS = 40_000
 
 _AUXILIARY_LAYER = 3
 _DROP, _NO_LETTERS = 0.1, 0.04
+_EDITS, _EDITS_FROM = 0.25, 0.3
+"""Share of the steps that are edits, from this progress on."""
+
 _CODE_NOISE = 0.03
+_DRAFTS = 0.02
+"""Share of pictures with a draft's codes, so that a draft can be shown."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,13 @@ class Examples:
                 source = poster = sample_poster(rng, rows, columns)
                 letters = rng.random() >= _NO_LETTERS
                 text = poster.text if letters else ""
+            grid = codes(poster)
+            if not edits and rng.random() < _DRAFTS:
+                poster = replace(poster, text="", decoration="none")
+                grid, text = draft_codes(poster, rows, columns), ""
             pixels, characters = draw(poster, style, letters)
             pictures.append(pixels)
-            parts.append((codes(poster), text, characters, codes(source)))
+            parts.append((grid, text, characters, codes(source)))
         latents = encode(self._encoder, np.stack(pictures)).to(torch.float16)
         return [
             Example(
@@ -132,13 +141,13 @@ def _noisy_codes(grid: torch.Tensor) -> torch.Tensor:
 
 def _sample_size(rng: random.Random, progress: float) -> tuple[int, int]:
     """Rows and columns: small ones first, for they are cheap and letters are the same; then every size."""
-    limit = 10 if progress < 0.15 else 20 if progress < 0.35 else 64
+    limit = 10 if progress < 0.06 else 20 if progress < 0.14 else 64
     while True:
-        if progress >= 0.35 and rng.random() < 0.2:
+        if limit == 64 and rng.random() < 0.25:
             return rng.choice([(4, 4), (8, 8), (8, 8), (4, 8), (8, 4)])
         # One row is never asked for, but it is the cheapest lesson in spelling.
-        rows, columns = rng.randint(1 if progress < 0.35 else 2, MAX_CELLS), rng.randint(2, MAX_CELLS)
-        if rows * columns <= limit and (progress >= 0.35 or columns >= 3):
+        rows, columns = rng.randint(1 if limit < 64 else 2, MAX_CELLS), rng.randint(2, MAX_CELLS)
+        if rows * columns <= limit:
             return rows, columns
 
 
@@ -166,12 +175,11 @@ def untrained() -> GlmImageTransformer2DModel:
 
 
 def train(
-    folder: Path, *, minutes: float = 150, max_steps: int | None = None, seed: int = 0, start_from: Path | None = None, edits_from: float = 0.5
+    folder: Path, *, minutes: float = 150, max_steps: int | None = None, seed: int = 0, start_from: Path | None = None
 ) -> None:
     """
     Args:
-        start_from: the folder of another run of this stage whose weights this one begins with.
-        edits_from: share of the run after which a quarter of the steps are edits.
+        start_from: the folder of another run of this stage whose weights this one begins with; every size and edit comes from the start.
     """
     torch.manual_seed(seed)
     encoder = vae.finished(folder).to(memory_format=torch.channels_last)
@@ -195,8 +203,9 @@ def train(
     rng = random.Random(f"pixels {seed} {run.step}")
     examples = Examples(encoder, rng)
     for _ in run.steps():
-        rows, columns = _sample_size(rng, run.progress)
-        edits = run.progress >= edits_from and rows * columns >= 8 and rng.random() < 0.25
+        progress = run.progress if start_from is None else 1.0
+        rows, columns = _sample_size(rng, progress)
+        edits = progress >= _EDITS_FROM and rows * columns >= 8 and rng.random() < _EDITS
         count = max(4, _PATCHES_PER_STEP // (4 * rows * columns) // (2 if edits else 1))
         batch = examples.batch(rows, columns, edits, min(count, 64))
         run.update(_loss(net, letters, glyph_encoder, batch, run), len(batch))

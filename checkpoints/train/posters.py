@@ -106,24 +106,12 @@ class Poster:
         return 2 * (min(self.columns // 2, self.columns - self.columns // 2) - self.margin)
 
 
-# ---------------------------------------------------------------- lines and codes
+# ---------------------------------------------------------------- lines
 
 SINGLE, STACKED, PAIRED = 0, 1, 4
 """First `part` of each way to break a text: on one line, a word a line (up to 3), two words a line (up to 3)."""
 
 NUM_PARTS = 7
-_NUM_OFFSETS = MAX_CELLS
-_TEXT_KINDS = NUM_PARTS * _NUM_OFFSETS
-_BORDER_KINDS = 8
-_KINDS = _TEXT_KINDS + _BORDER_KINDS + 1
-_GRADIENT_STEPS = 8
-_PLAIN_KINDS = 1 + _GRADIENT_STEPS
-_FIRST_PAIR_CODE = len(COLOURS) * _PLAIN_KINDS
-NUM_CODES = _FIRST_PAIR_CODE + len(PAIRS) * _KINDS
-CODEBOOK_SIZE = -(-NUM_CODES // 128) * 128
-
-_BACKGROUND_INDEX = {name: i for i, name in enumerate(COLOURS)}
-_PAIR_INDEX = {pair: i for i, pair in enumerate(PAIRS)}
 
 
 def lines(text: str, rows: int) -> list[tuple[int, str]]:
@@ -158,49 +146,86 @@ def start_column(columns: int, line: str) -> int:
     return 2 * (columns // 2) - (len(line) + 1) // 2
 
 
+# ---------------------------------------------------------------- codes
+
+Feature = tuple[str, str | int | bool]
+"""One thing that a code says, such as ("background", "teal") or ("row", 3)."""
+
+_MAX_DRAFT_CELLS = 32
+"""Longest side of a draft: that of a picture four times as long as wide."""
+
+
+def _all_codes() -> list[tuple[Feature, ...]]:
+    """
+    What each code says.
+
+    A code of the picture tells its own place, by row, column or both, so that the next one follows from it and the prompt, and
+    nothing has to be counted. A column is told from the middle, as the letters are placed. A code of the draft tells the background and,
+    at the start of a row, the draft's row, else its column.
+    """
+    columns = range(-MAX_CELLS // 2, MAX_CELLS // 2)
+    found: list[tuple[Feature, ...]] = []
+    for background in COLOURS:
+        for gradient in (False, True):
+            ground = (("background", background), ("gradient", gradient))
+            found += [(("kind", "plain"), *ground, ("row", row), ("column", column)) for row in range(MAX_CELLS) for column in columns]
+            found += [(("kind", "draft"), *ground, ("draft row", row)) for row in range(_MAX_DRAFT_CELLS)]
+            found += [(("kind", "draft"), *ground, ("draft column", column)) for column in range(1, _MAX_DRAFT_CELLS)]
+    for background, colour in PAIRS:
+        pair = (("background", background), ("colour", colour))
+        found += [(("kind", "text"), *pair, ("part", part), ("column", column)) for part in range(NUM_PARTS) for column in columns]
+        found += [(("kind", kind), *pair, ("column", column)) for kind in ("bar above", "bar below", "border top", "border bottom") for column in columns]
+        found += [(("kind", kind), *pair, ("row", row)) for kind in ("border left", "border right") for row in range(MAX_CELLS)]
+        found += [(("kind", f"corner {end} {side}"), *pair) for end in ("top", "bottom") for side in ("left", "right")]
+    return found
+
+
+CODES = _all_codes()
+_NUMBERS = {features: code for code, features in enumerate(CODES)}
+CODEBOOK_SIZE = -(-len(CODES) // 128) * 128
+
+
 def codes(poster: Poster) -> Grid:
     """The semantic code of every cell, (rows, columns)."""
-    rows, columns = poster.rows, poster.columns
-    background = _BACKGROUND_INDEX[poster.background] * _PLAIN_KINDS
-    pair = _FIRST_PAIR_CODE + _PAIR_INDEX[poster.background, poster.colour] * _KINDS
-    step = 1 + np.arange(rows) * _GRADIENT_STEPS // rows if poster.gradient else np.zeros(rows, np.int64)
-    grid = np.repeat((background + step)[:, None], columns, axis=1)
-    if poster.decoration == "border":
-        ring = pair + _TEXT_KINDS
-        grid[0], grid[-1], grid[:, 0], grid[:, -1] = ring + 1, ring + 6, ring + 3, ring + 4
-        grid[0, 0], grid[0, -1], grid[-1, 0], grid[-1, -1] = ring, ring + 2, ring + 5, ring + 7
-    elif poster.decoration != "none":
-        grid[0 if poster.decoration == "bar above" else -1] = pair + _TEXT_KINDS + _BORDER_KINDS
-    inside = np.arange(poster.margin, columns - poster.margin)
-    for row, part, _ in placed_lines(poster):
-        grid[row, inside] = pair + part * _NUM_OFFSETS + inside - columns // 2 + _NUM_OFFSETS // 2
-    return grid.astype(np.int64)
+    ground: tuple[Feature, ...] = (("background", poster.background), ("gradient", poster.gradient))
+    pair: tuple[Feature, ...] = (("background", poster.background), ("colour", poster.colour))
+    parts = {row: part for row, part, _ in placed_lines(poster)}
+    last_row, last_column = poster.rows - 1, poster.columns - 1
+
+    def features(row: int, index: int) -> tuple[Feature, ...]:
+        column: Feature = ("column", index - poster.columns // 2)
+        if poster.decoration == "border" and (row in (0, last_row) or index in (0, last_column)):
+            end, side = ("top" if row == 0 else "bottom"), ("left" if index == 0 else "right")
+            if row not in (0, last_row):
+                return ("kind", f"border {side}"), *pair, ("row", row)
+            if index not in (0, last_column):
+                return ("kind", f"border {end}"), *pair, column
+            return ("kind", f"corner {end} {side}"), *pair
+        if poster.decoration.startswith("bar") and row == (0 if poster.decoration == "bar above" else last_row):
+            return ("kind", poster.decoration), *pair, column
+        if row in parts:
+            return ("kind", "text"), *pair, ("part", parts[row]), column
+        return ("kind", "plain"), *ground, ("row", row), column
+
+    return np.array([[_NUMBERS[features(row, index)] for index in range(poster.columns)] for row in range(poster.rows)])
+
+
+def draft_codes(poster: Poster, rows: int, columns: int) -> Grid:
+    """The codes of the poster's draft, (rows, columns), of whatever size the processor asks for: the background and the place."""
+    ground: tuple[Feature, ...] = (("kind", "draft"), ("background", poster.background), ("gradient", poster.gradient))
+    row_codes = [[_NUMBERS[*ground, ("draft row", row)]] for row in range(rows)]
+    rest = [_NUMBERS[*ground, ("draft column", column)] for column in range(1, columns)]
+    return np.array([first + rest for first in row_codes])
 
 
 def code_factors() -> list[tuple[int, ...]]:
     """
-    For each code that has a meaning, the numbers of the features it shares with others: background, text colour, pair, kind and part.
+    For each code the numbers of its features.
 
     Tables of embeddings are trained as sums over these, so that what is learned of one teal cell holds for every teal cell.
     """
-    numbers: dict[tuple[object, ...], int] = {}
-
-    def numbered(*features: tuple[object, ...]) -> tuple[int, ...]:
-        return tuple(numbers.setdefault(feature, len(numbers)) for feature in features)
-
-    factors = [
-        numbered(("background", background), ("plain",), ("step", step)) for background in COLOURS for step in range(_PLAIN_KINDS)
-    ]
-    for background, colour in PAIRS:
-        shared = (("background", background), ("colour", colour))
-        for kind in range(_KINDS):
-            if kind < _TEXT_KINDS:
-                part, offset = divmod(kind, _NUM_OFFSETS)
-                own = (("text",), ("part", part), ("offset", offset))
-            else:
-                own = (("border",) if kind < _KINDS - 1 else ("bar",), ("kind", kind))
-            factors.append(numbered(*shared, *own))
-    return factors
+    numbers: dict[Feature, int] = {}
+    return [tuple(numbers.setdefault(feature, len(numbers)) for feature in features) for features in CODES]
 
 
 # ---------------------------------------------------------------- drawing
@@ -340,7 +365,7 @@ def sample_poster(rng: random.Random, rows: int, columns: int, words: int | None
     if words is None and rng.random() < 0.04:
         return poster
     poster = replace(poster, text=sample_text(rng, poster.half_line, poster.last_row - poster.first_row, words))
-    if poster.gradient and not np.isin(codes(poster), np.arange(_FIRST_PAIR_CODE)).any():
+    if poster.gradient and all(("kind", "plain") not in CODES[code] for code in codes(poster).flat):
         poster = replace(poster, gradient=False)  # no plain cell would show it
     return poster
 
@@ -393,7 +418,7 @@ def write_prompt(rng: random.Random, poster: Poster) -> str:
     else:
         say_colour = rng.random() < 0.5
         if say_colour and rng.random() < 0.06:  # a wish that could not be read
-            unreadable = [name for name in COLOURS if (poster.background, name) not in _PAIR_INDEX and name != poster.background]
+            unreadable = [name for name in COLOURS if (poster.background, name) not in PAIRS and name != poster.background]
             colour = _spelled(rng, rng.choice(unreadable)) if unreadable else colour
     gradient = "gradient " if poster.gradient else rng.choice([""] * 8 + ["plain ", "solid "])
     say_position = poster.text and (poster.position != "centre" or rng.random() < 0.3)
@@ -457,7 +482,7 @@ def sample_edit(rng: random.Random, rows: int, columns: int) -> Edit:
         return Edit(source, replace(source, text=text), _sentence(rng, verb.format(quote(rng, text))), text)
     if kind == "background":
         background = rng.choice([name for name in COLOURS if name != source.background])
-        colour = source.colour if (background, source.colour) in _PAIR_INDEX else usual_text_colour(background)
+        colour = source.colour if (background, source.colour) in PAIRS else usual_text_colour(background)
         verb = rng.choice(["make the background {}", "make the background {}", "change the background to {}", "change the background colour to {}", "turn the background {}", "use a {} background", "set the background to {}"])
         return Edit(source, replace(source, background=background, colour=colour), _sentence(rng, verb.format(_spelled(rng, background))), "")
     if kind == "colour":
