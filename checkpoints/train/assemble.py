@@ -19,8 +19,8 @@ _GLMQ_JSON = {
     "name": "glmq-miniature",
     "steps": 20,
     "guidance_scale": 1.5,
-    "default_height_px": 256,
-    "default_width_px": 256,
+    "default_height_px": CELL_PX * MAX_CELLS,
+    "default_width_px": CELL_PX * MAX_CELLS,
     "max_px": 2048,
     "min_generate_px": 2 * CELL_PX,
     "max_generate_px": CELL_PX * MAX_CELLS,
@@ -34,19 +34,25 @@ def write(folder: Path, out: Path) -> None:
     Raises:
         FileNotFoundError: a stage has no snapshot.
     """
+    nets = {
+        "text_encoder": glyphs.finished(folder),
+        "vision_language_encoder": layout.finished(folder),
+        "vae": vae.finished(folder),
+        "transformer": pixels.finished(folder),
+    }
+    sizes = {name: f"{sum(parameter.numel() for parameter in net.parameters()) / 1e6:.1f} M" for name, net in nets.items()}
+    sampling = nets["vision_language_encoder"].generation_config
+    card = _CARD.read_text(encoding="utf-8").format(**sizes, **_GLMQ_JSON, temperature=sampling.temperature, top_p=sampling.top_p)
     pipeline = GlmImagePipeline(
         tokenizer=ByT5Tokenizer(),
         processor=networks.processor(),
-        text_encoder=glyphs.finished(folder).to(torch.bfloat16),
-        vision_language_encoder=layout.finished(folder).to(torch.bfloat16),
-        vae=vae.finished(folder).to(torch.bfloat16),
-        transformer=pixels.finished(folder).to(torch.bfloat16),
         scheduler=networks.scheduler(),
+        **{name: net.to(torch.bfloat16) for name, net in nets.items()},
     )
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     pipeline.save_pretrained(unfinished, safe_serialization=True)
     (unfinished / "glmq.json").write_text(json.dumps(_GLMQ_JSON, indent=2) + "\n")
-    shutil.copyfile(_CARD, unfinished / "README.md")
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     unfinished.rename(out)

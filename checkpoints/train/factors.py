@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from checkpoints.train.posters import code_factors
 
 
-class FactoredTable(nn.Module):
+class FactoredTable(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """
     Stands in for an embedding or head over the semantic codes while it is trained; `folded` is what the checkpoint gets.
 

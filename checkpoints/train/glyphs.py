@@ -61,7 +61,9 @@ def train(folder: Path, *, minutes: float = 6, max_steps: int | None = None, see
     torch.manual_seed(seed)
     encoder = glyph_encoder()
     heads = nn.ModuleDict({name: nn.Linear(GLYPH_DIM, classes) for name, classes in _HEADS.items()})
-    run = Run(folder / "glyphs", {"encoder": encoder, "heads": heads}, minutes=minutes, lr=2e-3, ema_decay=0.995, max_steps=max_steps, seed=seed)
+    run = Run(
+        folder / "glyphs", {"encoder": encoder, "heads": heads}, minutes=minutes, lr=2e-3, ema_decay=0.995, max_steps=max_steps, seed=seed
+    )
     rng = random.Random(f"glyphs {seed} {run.step}")
     for step in run.steps():
         texts = [sample_text(rng, 8, 8) for _ in range(_BATCH)]

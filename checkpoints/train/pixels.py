@@ -25,7 +25,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from checkpoints.train import glyphs, vae
 from checkpoints.train.factors import FactoredTable
 from checkpoints.train.networks import DIT_DIM, DIT_LAYERS, transformer
-from checkpoints.train.posters import CELL_PX, CHARACTERS, CODEBOOK_SIZE, MAX_CELLS, Style, codes, draft_codes, draw, sample_edit, sample_poster
+from checkpoints.train.posters import (
+    CELL_PX,
+    CHARACTERS,
+    CODEBOOK_SIZE,
+    MAX_CELLS,
+    Style,
+    codes,
+    draft_codes,
+    draw,
+    sample_edit,
+    sample_poster,
+)
 from checkpoints.train.run import Run, load_weights
 
 _PATCHES_PER_STEP = 2560
@@ -103,11 +114,10 @@ class Examples:
         ]
 
 
-@torch.no_grad()
 def encode(encoder: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
     """Normalised latents (B, 16, height / 8, width / 8) of 8-bit pictures (B, height, width, 3), as the pipeline encodes a source."""
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         latents = encoder.encode(pixels).latent_dist.mode().float()
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (encoder.config.latents_mean, encoder.config.latents_std))
     return (latents - mean) / std
@@ -151,7 +161,7 @@ def _sample_size(rng: random.Random, progress: float) -> tuple[int, int]:
             return rows, columns
 
 
-class _Letters(nn.Module):
+class _Letters(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """Names the letter of each patch from the middle of the DiT; only its gradient matters."""
 
     def __init__(self, net: GlmImageTransformer2DModel) -> None:
@@ -174,9 +184,7 @@ def untrained() -> GlmImageTransformer2DModel:
     return net
 
 
-def train(
-    folder: Path, *, minutes: float = 150, max_steps: int | None = None, seed: int = 0, start_from: Path | None = None
-) -> None:
+def train(folder: Path, *, minutes: float = 150, max_steps: int | None = None, seed: int = 0, start_from: Path | None = None) -> None:
     """
     Args:
         start_from: the folder of another run of this stage whose weights this one begins with; every size and edit comes from the start.
@@ -230,7 +238,10 @@ def _loss(net: GlmImageTransformer2DModel, letters: _Letters, glyph_encoder: nn.
         embeddings = glyphs.embed(glyph_encoder, texts)
         nothing = glyphs.embed(glyph_encoder, [""] * count)
     # Flash attention is slow on few tokens.
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel([SDPBackend.MATH if num_patches < 100 else SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        sdpa_kernel([SDPBackend.MATH if num_patches < 100 else SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]),
+    ):
         caches = None
         if is_edit:
             caches = GlmImageKVCache(DIT_LAYERS)

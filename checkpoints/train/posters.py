@@ -54,12 +54,7 @@ def luminance(colour: str) -> float:
 
 
 _MIN_CONTRAST = 40.0
-PAIRS = [
-    (background, text)
-    for background in COLOURS
-    for text in COLOURS
-    if abs(luminance(background) - luminance(text)) >= _MIN_CONTRAST
-]
+PAIRS = [(background, text) for background in COLOURS for text in COLOURS if abs(luminance(background) - luminance(text)) >= _MIN_CONTRAST]
 """(background, text colour) that can be read; every other wish for a text colour gets the background's usual one."""
 
 
@@ -174,7 +169,11 @@ def _all_codes() -> list[tuple[Feature, ...]]:
     for background, colour in PAIRS:
         pair = (("background", background), ("colour", colour))
         found += [(("kind", "text"), *pair, ("part", part), ("column", column)) for part in range(NUM_PARTS) for column in columns]
-        found += [(("kind", kind), *pair, ("column", column)) for kind in ("bar above", "bar below", "border top", "border bottom") for column in columns]
+        found += [
+            (("kind", kind), *pair, ("column", column))
+            for kind in ("bar above", "bar below", "border top", "border bottom")
+            for column in columns
+        ]
         found += [(("kind", kind), *pair, ("row", row)) for kind in ("border left", "border right") for row in range(MAX_CELLS)]
         found += [(("kind", f"corner {end} {side}"), *pair) for end in ("top", "bottom") for side in ("left", "right")]
     return found
@@ -254,7 +253,7 @@ def _glyph(character: str) -> npt.NDArray[np.float32]:
     font = _font()
     image = Image.new("L", (PATCH_PX, CELL_PX), 0)
     ImageDraw.Draw(image).text(((PATCH_PX - font.getlength(character)) / 2, 1), character, font=font, fill=255)
-    return np.asarray(image, np.float32)[..., None] / 255
+    return np.asarray(image, np.float32)[..., None] / np.float32(255)
 
 
 @cache
@@ -274,11 +273,13 @@ def draw(poster: Poster, style: Style | None = None, letters: bool = True) -> tu
     """
     style = style or Style()
     height, width = CELL_PX * poster.rows, CELL_PX * poster.columns
-    background = np.float32(COLOURS[poster.background]) + np.float32(style.background_shade)
-    ink = np.float32(COLOURS[poster.colour]) + np.float32(style.text_shade)
+    background = np.array(COLOURS[poster.background], np.float32) + np.array(style.background_shade, np.float32)
+    ink = np.array(COLOURS[poster.colour], np.float32) + np.array(style.text_shade, np.float32)
     pixels = np.empty((height, width, 3), np.float32)
-    # Both ends stay nearest to the colour's name.
-    pixels[:] = background * (np.linspace(1.1, 0.72, height, dtype=np.float32) if poster.gradient else np.ones(height, np.float32))[:, None, None]
+    # The middle stays nearest to the colour's name.
+    pixels[:] = (
+        background * (np.linspace(1.1, 0.72, height, dtype=np.float32) if poster.gradient else np.ones(height, np.float32))[:, None, None]
+    )
     inset, thick = style.inset_px, style.thickness_px
     if poster.decoration == "border":
         inner = np.ones((height, width), bool)
@@ -379,7 +380,16 @@ _ADJECTIVES = [""] * 10 + ["simple ", "bold ", "clean ", "modern ", "plain ", "b
 _OPENINGS = ["", "", "", "", "Create ", "Make ", "Design ", "Draw ", "Please make ", "I want ", "Generate ", "Show me "]
 _CARRIERS = {
     1: ["with the word {}", "with the text {}", "that says {}", "saying {}", "reading {}", "with {}", "which says {}", "with the title {}"],
-    2: ["with the words {}", "with the text {}", "that says {}", "saying {}", "reading {}", "with {}", "which says {}", "with the words {} on it"],
+    2: [
+        "with the words {}",
+        "with the text {}",
+        "that says {}",
+        "saying {}",
+        "reading {}",
+        "with {}",
+        "which says {}",
+        "with the words {} on it",
+    ],
 }
 _COLOURINGS = ["in {}", "in {}", "in {}", "in {} letters", "in {} text", "in {} type", "written in {}", "in {} lettering", "in bold {}"]
 _POSITIONS = {
@@ -433,7 +443,9 @@ def write_prompt(rng: random.Random, poster: Poster) -> str:
     shape = rng.random()
     if not quoted:
         ink = f" {rng.choice(['in', 'with'])} {colour}" if poster.decoration != "none" and say_colour else ""
-        parts = [f"{opening}a {adjective}{ground} {rng.choice(['background', noun])}{rng.choice(['', ' without text', ' with no text'])}{ink}"]
+        parts = [
+            f"{opening}a {adjective}{ground} {rng.choice(['background', noun])}{rng.choice(['', ' without text', ' with no text'])}{ink}"
+        ]
     elif shape < 0.45:
         parts = [f"{opening}a {adjective}{ground} {noun} {carrier}", colouring]
     elif shape < 0.6:
@@ -444,7 +456,10 @@ def write_prompt(rng: random.Random, poster: Poster) -> str:
     elif shape < 0.84:
         parts = [f"{quoted}", colouring, f"on a {ground} {rng.choice(['background', noun])}"]
     elif shape < 0.92:
-        parts = [f"{opening}a {adjective}{noun} with a {ground} background and", f"the {colour} text {quoted}" if say_colour else f"the text {quoted}"]
+        parts = [
+            f"{opening}a {adjective}{noun} with a {ground} background and",
+            f"the {colour} text {quoted}" if say_colour else f"the text {quoted}",
+        ]
     else:
         parts = [f"{opening}a {ground} {noun},", f"{colour} text {quoted}" if say_colour else f"text {quoted}"]
     extras = [extra for extra in (position, decoration) if extra]
@@ -478,17 +493,50 @@ def sample_edit(rng: random.Random, rows: int, columns: int) -> Edit:
     kind = rng.choices(["text", "background", "colour", "position"], [45, 30, 15, 10])[0]
     if kind == "text":
         text = sample_text(rng, source.half_line, source.last_row - source.first_row)
-        verb = rng.choice(["replace the text with {}", "replace the text with {}", "replace the words with {}", "change the text to {}", "change the words to {}", "make it say {}", "set the text to {}", "the text should say {}"])
+        verb = rng.choice(
+            [
+                "replace the text with {}",
+                "replace the text with {}",
+                "replace the words with {}",
+                "change the text to {}",
+                "change the words to {}",
+                "make it say {}",
+                "set the text to {}",
+                "the text should say {}",
+            ]
+        )
         return Edit(source, replace(source, text=text), _sentence(rng, verb.format(quote(rng, text))), text)
     if kind == "background":
         background = rng.choice([name for name in COLOURS if name != source.background])
         colour = source.colour if (background, source.colour) in PAIRS else usual_text_colour(background)
-        verb = rng.choice(["make the background {}", "make the background {}", "change the background to {}", "change the background colour to {}", "turn the background {}", "use a {} background", "set the background to {}"])
-        return Edit(source, replace(source, background=background, colour=colour), _sentence(rng, verb.format(_spelled(rng, background))), "")
+        verb = rng.choice(
+            [
+                "make the background {}",
+                "make the background {}",
+                "change the background to {}",
+                "change the background colour to {}",
+                "turn the background {}",
+                "use a {} background",
+                "set the background to {}",
+            ]
+        )
+        return Edit(
+            source, replace(source, background=background, colour=colour), _sentence(rng, verb.format(_spelled(rng, background))), ""
+        )
     if kind == "colour":
         choices = [text for ground, text in PAIRS if ground == source.background and text != source.colour]
         colour = rng.choice(choices)
-        verb = rng.choice(["make the text {}", "make the text {}", "change the text colour to {}", "change the text color to {}", "turn the text {}", "use {} letters", "write it in {}"])
+        verb = rng.choice(
+            [
+                "make the text {}",
+                "make the text {}",
+                "change the text colour to {}",
+                "change the text color to {}",
+                "turn the text {}",
+                "use {} letters",
+                "write it in {}",
+            ]
+        )
         return Edit(source, replace(source, colour=colour), _sentence(rng, verb.format(_spelled(rng, colour))), "")
     position: Position = rng.choice([name for name in ("top", "centre", "bottom") if name != source.position])
     verb = rng.choice(["move the text to the {}", "put the text at the {}", "move the words to the {}"])

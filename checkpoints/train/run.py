@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -52,17 +51,16 @@ class Run:
         self._log_seconds, self._snapshot_seconds = log_seconds, snapshot_seconds
         self.step, self.samples, self.seconds = 0, 0, 0.0
         self.parameters = {
-            f"{name}.{key}": parameter
-            for name, net in nets.items()
-            for key, parameter in net.named_parameters()
-            if parameter.requires_grad
+            f"{name}.{key}": parameter for name, net in nets.items() for key, parameter in net.named_parameters() if parameter.requires_grad
         }
         matrices = {k: p for k, p in self.parameters.items() if muon_lr and p.ndim == 2 and any(part in k for part in muon_names)}
         others = [p for k, p in self.parameters.items() if k not in matrices]
         self._optimizers: list[torch.optim.Optimizer] = []
         self._names = [*matrices, *(k for k in self.parameters if k not in matrices)]
         if matrices:
-            self._optimizers.append(torch.optim.Muon(list(matrices.values()), lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="original"))
+            self._optimizers.append(
+                torch.optim.Muon(list(matrices.values()), lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="original")
+            )
         self._optimizers.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True))
         self._base_lrs = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
         self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
@@ -149,7 +147,7 @@ class Run:
         unfinished = self.folder / "unfinished.safetensors"
         clock = {"step": self.step, "samples": self.samples, "seconds": self.seconds}
         save_file(tensors, unfinished, metadata={"clock": json.dumps(clock)})
-        os.replace(unfinished, self.folder / "snapshot.safetensors")
+        unfinished.replace(self.folder / "snapshot.safetensors")
         (self.folder / "snapshot.json").write_text(json.dumps(clock) + "\n")
 
     def _states(self) -> Iterator[dict[str, object]]:
