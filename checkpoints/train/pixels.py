@@ -184,7 +184,7 @@ def untrained() -> GlmImageTransformer2DModel:
     return net
 
 
-def train(folder: Path, *, minutes: float = 150, max_steps: int | None = None, seed: int = 0, start_from: Path | None = None) -> None:
+def train(folder: Path, *, minutes: float = 80, max_steps: int | None = None, seed: int = 0, start_from: Path | None = None) -> None:
     """
     Args:
         start_from: the folder of another run of this stage whose weights this one begins with; every size and edit comes from the start.
