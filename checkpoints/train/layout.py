@@ -1,8 +1,8 @@
 """
 Stage `layout`: the AR model learns to write the codes of the poster that a prompt asks for, or of what an edit makes of a source.
 
-Teacher forcing on exactly the ids and positions of the real processor and of cached generation: prompt, a draft of about 256 codes
-(the poster's own, resized by nearest neighbour), the poster's codes. Everything is fixed by the prompt, so the best loss is zero.
+Teacher forcing on exactly the ids and positions of the real processor and of cached generation: prompt, a draft of about 256 codes,
+the poster's codes. Everything is fixed by the prompt, so the best loss is zero.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +29,15 @@ from checkpoints.train.networks import VISION_VOCAB_SIZE, processor, tokenizer, 
 from checkpoints.train.posters import (
     CELL_PX,
     CODEBOOK_SIZE,
-    NUM_CODES,
+    CODES,
+    COLOURS,
+    Decoration,
     Grid,
+    Position,
     Poster,
     all_sizes,
-    code_factors,
     codes,
+    draft_codes,
     sample_edit,
     sample_poster,
 )
@@ -41,19 +45,21 @@ from checkpoints.train.run import Run, load_weights
 from checkpoints.train.wordings import prompt_for, worn
 
 _START, _END = CODEBOOK_SIZE, CODEBOOK_SIZE + 1
-_STEP_TOKENS = 5000
-"""Tokens of a training step; a batch holds rows of one size."""
+_PIECE = 24
+"""Codes of the draft that a usual step looks at."""
 
-_WARM_UP = 0.12
-"""Share of the run whose drafts are as small as their targets: many times more prompts a second while the words are learned."""
+_QUIET_SHARE = 0.3
+
+_STEPS = {
+    "prompts": (24, 5, lambda progress: 0.5 if progress < 0.5 else 0.15),
+    "some": (9, 5, lambda progress: 0.45 if progress < 0.5 else 0.6),
+    "whole": (7, 2, lambda progress: 0.05 if progress < 0.5 else 0.25),
+}
+"""Kinds of steps, see `look`: sizes of pictures, rows of each size, share at a progress."""
 
 _EDITS = 0.22
 _SOURCE_NOISE = 0.03
-_QUIET_SHARE = 0.1
-"""Share of the positions whose code repeats the one before that the loss looks at; each stands for all of them."""
-
-_TARGET_WEIGHT = 2.0
-"""Of a code of the picture against one of the draft, which nothing but the model itself ever reads."""
+_HINTS_WEIGHT = 0.5
 
 _CHECK_SECONDS = 300.0
 Size = tuple[int, int]
@@ -77,8 +83,9 @@ class LayoutNet:
         vocabulary, hidden = self.language.embed_tokens.weight.shape
         # Every block adds outputs of norm one, beside which smaller embeddings would be inaudible.
         self.embedding = FactoredTable(vocabulary, hidden, std=0.4)
-        nn.init.normal_(self.embedding.own[NUM_CODES:], std=0.5)
+        nn.init.normal_(self.embedding.own[len(CODES) :], std=0.5)
         self.head = FactoredTable(VISION_VOCAB_SIZE, hidden, std=0.02)
+        self.hints = Hints(hidden)
 
     @property
     def trained(self) -> dict[str, nn.Module]:
@@ -129,17 +136,16 @@ class Batch:
     posters: list[Poster]
     prompts: list[str]
 
+    @property
+    def size(self) -> Size:
+        """Rows and columns of the pictures."""
+        return self.posters[0].rows, self.posters[0].columns
+
 
 def draft_size(rows: int, columns: int) -> Size:
     """The processor's rule."""
     ratio = rows / columns
     return int(math.sqrt(ratio) * 16), int(math.sqrt(1 / ratio) * 16)
-
-
-def draft_codes(grid: Grid, size: Size) -> Grid:
-    """The picture's codes resized by nearest neighbour to the draft's size."""
-    rows, columns = np.arange(size[0]) * grid.shape[0] // size[0], np.arange(size[1]) * grid.shape[1] // size[1]
-    return grid[np.ix_(rows, columns)]
 
 
 def _cells(grid_size: Size, start: int) -> npt.NDArray[np.int64]:
@@ -179,7 +185,7 @@ def _assemble(prompts: list[str], sources: list[Grid] | None, targets: list[Grid
             head.pop()
         place = np.concatenate([place, np.tile(np.arange(len(text)) + position, (3, 1))], axis=1)
         position += len(text)
-        written = [] if draft is None else draft_codes(targets[i], draft).ravel().tolist()
+        written = [] if draft is None else draft_codes(posters[i], *draft).ravel().tolist()
         if draft is not None:
             place = np.concatenate([place, _cells(draft, position)], axis=1)
             position += max(draft)
@@ -219,7 +225,7 @@ def make_edit_batch(rng: random.Random, size: Size, count: int) -> Batch:
     for edit in edits:
         grid = codes(edit.source)
         misread = noise.random(grid.shape) < (_SOURCE_NOISE if rng.random() < 0.5 else 0.0)
-        others = np.where(noise.random(grid.shape) < 0.5, noise.integers(0, NUM_CODES, grid.shape), noise.permuted(grid))
+        others = np.where(noise.random(grid.shape) < 0.5, noise.integers(0, len(CODES), grid.shape), noise.permuted(grid))
         sources.append(np.where(misread, others, grid))
     targets = [edit.target for edit in edits]
     return _assemble([worn(rng, edit.instruction) for edit in edits], sources, [codes(t) for t in targets], None, targets)
@@ -243,72 +249,195 @@ def _plain_attention(
 AttentionInterface.register("plain", _plain_attention)
 
 
-def _look_at(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights (B, N) of the loss, zero where it does not look, and where the code differs from the one before (B, N)."""
-    changes = torch.ones_like(batch.written, dtype=torch.bool)
-    changes[:, 1:] = batch.written[:, 1:] != batch.written[:, :-1]
-    weights = torch.where(changes, 1.0, (torch.rand(changes.shape) < _QUIET_SHARE).float() / _QUIET_SHARE)
-    weights[:, batch.draft :] *= _TARGET_WEIGHT
-    return weights, changes
+class Hints(nn.Module):
+    """
+    Extra questions while training, thrown away after it, to the hidden states in the middle of the model.
+
+    The start of a picture must know what the prompt asks for, so that every cell can look it up there, and each cell which cell it is.
+    The words of the prompt are asked as well, whether they can know or not: that "in white" is the text's colour is learned beside
+    "white", and without this the model takes the first colour for the background for an hour.
+    """
+
+    SUMMARY: ClassVar = {"background": 12, "colour": 12, "decoration": 4, "position": 3, "gradient": 2, "words": 7, "rows": 9, "columns": 9}
+    PLACE: ClassVar = {"row": 8, "column": 8}
+    LAYERS = (1, 2)
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        widths = [sum(self.SUMMARY.values()), sum(self.PLACE.values())]
+        self.summary = nn.ModuleList(nn.Linear(hidden, widths[0]) for _ in self.LAYERS)
+        self.place = nn.ModuleList(nn.Linear(hidden, widths[1]) for _ in self.LAYERS)
+
+    def loss(self, states: list[torch.Tensor], view: View) -> tuple[torch.Tensor, dict[str, float]]:
+        """Mean loss over questions and layers, and how many of the deepest layer's answers are right."""
+        wanted, start = _summaries(view.posters), view.columns[:, 0]
+        in_prompt = (torch.arange(view.ids.shape[1]) < start[:, None]) & (view.ids > CODEBOOK_SIZE)
+        losses, right = [], {}
+        for layer, state in enumerate(states):
+            told = self.summary[layer](state[in_prompt].float()).split(list(self.SUMMARY.values()), dim=-1)
+            answers = self.summary[layer](state[torch.arange(len(state)), start].float()).split(list(self.SUMMARY.values()), dim=-1)
+            for name, early, answer, truth in zip(self.SUMMARY, told, answers, wanted.T, strict=True):
+                losses.append(F.cross_entropy(early, truth.repeat_interleave(in_prompt.sum(1))) / len(self.SUMMARY))
+                losses.append(F.cross_entropy(answer, truth) / len(self.SUMMARY))
+                right[name] = float((answer.detach().argmax(-1) == truth).float().mean())
+            at_cells = state.gather(1, view.columns[..., None].expand(-1, -1, state.shape[-1])).float()
+            answers = self.place[layer](at_cells).split(list(self.PLACE.values()), dim=-1)
+            for name, answer, truth in zip(self.PLACE, answers, view.places, strict=True):
+                losses.append(F.cross_entropy(answer.flatten(0, 1), truth.flatten(), ignore_index=_NOTHING) / len(self.PLACE))
+                right[name] = float((answer.detach().argmax(-1) == truth)[truth != _NOTHING].float().mean())
+        return torch.stack(losses).sum() / len(states), {f"knows_{name}": value for name, value in right.items()}
 
 
-def loss_of(net: LayoutNet, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-    """Mean loss of a code in nats, and metrics."""
-    weights, changes = _look_at(batch)
-    row, at = weights.nonzero(as_tuple=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = net.language(inputs_embeds=net.embedding(batch.ids), position_ids=batch.positions, use_cache=False).last_hidden_state
-        logits = F.linear(hidden[row, batch.starts[row] + at - 1], net.head.folded()).float()
-    target, weight = batch.written[row, at], weights[row, at]
-    nats = F.cross_entropy(logits, target, reduction="none")
-    share = batch.draft + _TARGET_WEIGHT * (batch.written.shape[1] - batch.draft)
-    loss = (nats * weight).sum() / (share * len(batch.ids))
-    right = (logits.detach().argmax(-1) == target).float()
-    in_draft, at_change, count = at < batch.draft, changes[row, at], len(batch.ids)
-    spoken = nats.detach() * torch.where(in_draft, weight, weight / _TARGET_WEIGHT)
+def _summaries(posters: list[Poster]) -> torch.Tensor:
+    """The answers to `Hints.SUMMARY`, (B, 8)."""
+    colours, decorations, positions = list(COLOURS), get_args(Decoration), get_args(Position)
+    return torch.tensor(
+        [
+            [
+                colours.index(poster.background),
+                colours.index(poster.colour),
+                decorations.index(poster.decoration),
+                positions.index(poster.position),
+                int(poster.gradient),
+                len(poster.text.split()),
+                poster.rows,
+                poster.columns,
+            ]
+            for poster in posters
+        ]
+    )
 
-    def mean(values: torch.Tensor) -> float:
-        return float(values.mean()) if len(values) else math.nan
 
-    picture = "draft" if batch.draft else "edit"
+@dataclass
+class View:
+    """
+    What a training step looks at: some of the codes of each row, with what was written before them wholly or in part unreadable.
+
+    Attributes:
+        ids: (B, S) of prompts and the codes that are left.
+        positions: (3, B, S).
+        columns: (B, K) where in S the code before each wanted one stands; the first is the picture's start.
+        wanted: (B, K) codes, or `_NOTHING`.
+        places: (2, B, K) row and column of the picture that each wanted code shows, or `_NOTHING`.
+        of_draft: (B, K) whether it is a code of the draft.
+        spoilt: (B,) share of codes that cannot be read.
+        posters: what each row shows.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    columns: torch.Tensor
+    wanted: torch.Tensor
+    places: torch.Tensor
+    of_draft: torch.Tensor
+    spoilt: torch.Tensor
+    posters: list[Poster]
+
+
+_NOTHING = -100
+
+
+def look(batch: Batch, kind: str) -> View:
+    """
+    Some of the codes of each row and what stands before them.
+
+    A model that may read its own past learns first to repeat it, and one slip while sampling then goes through the whole picture.
+    So some rows spoil a part of the past.
+
+    Args:
+        kind: "prompts": the first code, for it is the prompts that are hard; "some": the first codes, a piece of the draft and the
+            whole picture; "whole": every code.
+    """
+    count, length = batch.written.shape[0], batch.written.shape[1] - 1  # the end is known
+    if kind == "prompts":
+        chosen = torch.zeros(1, dtype=torch.long)
+    elif kind == "whole" or not batch.draft:
+        chosen = torch.arange(length)
+    else:
+        piece = int(torch.randint(2, batch.draft - _PIECE, ()))
+        chosen = torch.cat([torch.arange(2), torch.arange(piece, piece + _PIECE), torch.arange(batch.draft - 2, length)])
+    index = chosen.unique().expand(count, -1)
+    starts = batch.starts - 1
+    ids = torch.full((count, int(starts.max()) + index.shape[1]), _tokenizer().pad_token_id)
+    positions = torch.zeros(3, *ids.shape, dtype=torch.long)
+    for row, start in enumerate(starts.tolist()):
+        source = torch.cat([torch.arange(start), start + index[row]])
+        ids[row, : len(source)], positions[:, row, : len(source)] = batch.ids[row, source], batch.positions[:, row, source]
+    columns = starts[:, None] + torch.arange(index.shape[1])
+    spoilt = torch.where(torch.rand(count) < 0.6, 0.0, 0.3 * torch.rand(count))
+    bad = (torch.rand(columns.shape) < spoilt[:, None]) & (index > 0)
+    past = ids.gather(1, columns)
+    strange = past.flatten()[torch.randint(past.numel(), past.shape)]
+    strange = torch.where((torch.rand(past.shape) < 0.3) | (strange >= CODEBOOK_SIZE), _tokenizer().pad_token_id, strange)
+    ids.scatter_(1, columns, torch.where(bad, strange, past))
+    wanted, places = batch.written.gather(1, index), _places(batch)[:, index]
+    # A code within a row follows from the one before; the loss looks at one in three of these.
+    starts_row = (places[1] == 0) | ((index < batch.draft) & (index % draft_size(*batch.size)[1] == 0))
+    decided = starts_row | (index == 1) | (torch.rand(wanted.shape) < _QUIET_SHARE)
+    wanted = torch.where(decided, wanted, _NOTHING)
+    return View(ids, positions, columns, wanted, places, index < batch.draft, spoilt, batch.posters)
+
+
+def together(views: list[View]) -> View:
+    """One view of rows of several sizes: a step that saw one size alone would push the model towards it."""
+
+    def stacked(tensors: list[torch.Tensor], filler: int) -> torch.Tensor:
+        width = max(tensor.shape[-1] for tensor in tensors)
+        return torch.cat([F.pad(tensor, (0, width - tensor.shape[-1]), value=filler) for tensor in tensors], dim=-2)
+
+    return View(
+        stacked([view.ids for view in views], _tokenizer().pad_token_id),
+        stacked([view.positions for view in views], 0),
+        stacked([view.columns for view in views], 0),
+        stacked([view.wanted for view in views], _NOTHING),
+        stacked([view.places for view in views], _NOTHING),
+        stacked([view.of_draft for view in views], False),
+        torch.cat([view.spoilt for view in views]),
+        [poster for view in views for poster in view.posters],
+    )
+
+
+def _places(batch: Batch) -> torch.Tensor:
+    """Row and column of the picture that each written code shows, (2, N); the draft's codes show no place."""
+    row, column = np.divmod(np.arange(batch.size[0] * batch.size[1]), batch.size[1])
+    return F.pad(torch.from_numpy(np.stack([row, column])), (batch.draft, 0), value=_NOTHING)
+
+
+def loss_of(net: LayoutNet, view: View) -> tuple[torch.Tensor, dict[str, float]]:
+    """Mean loss of a code in nats with what the hints add, and metrics."""
+    states: list[torch.Tensor] = []
+    hooks = [net.language.layers[layer].register_forward_hook(lambda _, __, state: states.append(state)) for layer in Hints.LAYERS]
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = net.language(inputs_embeds=net.embedding(view.ids), position_ids=view.positions, use_cache=False).last_hidden_state
+            row, at = (view.wanted != _NOTHING).nonzero(as_tuple=True)
+            logits = F.linear(hidden[row, view.columns[row, at]], net.head.folded()).float()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    wanted = view.wanted[row, at]
+    loss = F.cross_entropy(logits, wanted)
+    hints, knowledge = net.hints.loss(states, view)
+    right = (logits.detach().argmax(-1) == wanted).float()
+    of_draft, of_edit = view.of_draft[row, at], ~view.of_draft.any(1)[row]
+    starts_row = view.places[1][row, at] == 0
+
+    def mean(chosen: torch.Tensor) -> float:
+        return float(right[chosen].mean()) if bool(chosen.any()) else math.nan
+
     metrics = {
         "loss": float(loss.detach()),
-        f"{'target' if batch.draft else 'edit'}_nats": float(spoken[~in_draft].sum()) / count,
-        f"{'target' if batch.draft else 'edit'}_changes_right": mean(right[~in_draft & at_change]),
+        "hints": float(hints.detach()),
+        "first_right": mean((at == 0) & ~of_edit),
+        "draft_right": mean(of_draft & (at > 0)),
+        "target_right": mean(~of_draft & ~of_edit),
+        "row_starts_right": mean(~of_draft & ~of_edit & starts_row),
+        "edit_right": mean(of_edit),
     }
-    if batch.draft:
-        metrics |= {f"{picture}_nats": float(spoken[in_draft].sum()) / count, f"{picture}_changes_right": mean(right[in_draft & at_change])}
-    return loss, metrics
+    return loss + _HINTS_WEIGHT * hints, metrics | knowledge
 
 
 # ---------------------------------------------------------------- sampled checks
-
-
-@dataclass(frozen=True)
-class _Meanings:
-    """Number of each feature of every code, -1 where it has none; see `posters.code_factors`."""
-
-    background: npt.NDArray[np.int64]
-    shade: npt.NDArray[np.int64]
-    colour: npt.NDArray[np.int64]
-    part: npt.NDArray[np.int64]
-    decoration: npt.NDArray[np.int64]
-
-
-@cache
-def _meanings() -> _Meanings:
-    table = np.full((CODEBOOK_SIZE, 5), -1)
-    all_factors = code_factors()
-    plain = all_factors[0][2]
-    for code, factors in enumerate(all_factors):
-        table[code, 0] = factors[0]
-        if len(factors) == 3:
-            table[code, 1] = factors[2] if factors[2] != plain else -1
-        elif len(factors) == 5:
-            table[code, [2, 3]] = factors[1], factors[3]
-        else:
-            table[code, [2, 4]] = factors[1], factors[3]
-    return _Meanings(*(column.copy() for column in table.T))
 
 
 def judge(grid: Grid, poster: Poster) -> dict[str, float]:
@@ -317,22 +446,24 @@ def judge(grid: Grid, poster: Poster) -> dict[str, float]:
 
     `rows` is which part of the text marks which row; `exact` is every cell.
     """
-    truth, meanings = codes(poster), _meanings()
+    said, truth = ([[dict(CODES[code]) if code < len(CODES) else {} for code in row] for row in g.tolist()] for g in (grid, codes(poster)))
 
-    def same(values: npt.NDArray[np.int64]) -> float:
-        return float((values[grid] == values[truth]).all())
+    def told(cells: list[list[dict[str, str | int | bool]]], feature: str) -> set[str | int | bool]:
+        return {cell[feature] for row in cells for cell in row if feature in cell}
 
-    colours = meanings.colour[grid]
-    wanted = meanings.colour[truth].max()
-    parts = [{(int(row), int(part)) for row, part in zip(*np.nonzero(meanings.part[g] >= 0), strict=True)} for g in (grid, truth)]
-    rows = [{(row, int(meanings.part[g][row, column])) for row, column in cells} for g, cells in zip((grid, truth), parts, strict=True)]
+    def decorated(cells: list[list[dict[str, str | int | bool]]]) -> list[object]:
+        return [cell.get("kind") if cell.get("kind") not in ("plain", "text") else "" for row in cells for cell in row]
+
+    def rows(cells: list[list[dict[str, str | int | bool]]]) -> set[tuple[int, object]]:
+        return {(i, cell["part"]) for i, row in enumerate(cells) for cell in row if "part" in cell}
+
     return {
-        "background": same(meanings.background),
-        "colour": float((colours[colours >= 0] == wanted).all() and (colours >= 0).any()),
-        "decoration": same(meanings.decoration),
-        "gradient": float((meanings.shade[grid] >= 0).any() == (meanings.shade[truth] >= 0).any()),
-        "rows": float(rows[0] == rows[1]),
-        "exact": float((grid == truth).all()),
+        "background": float(told(said, "background") == {poster.background}),
+        "colour": float(told(said, "colour") == told(truth, "colour")),
+        "decoration": float(decorated(said) == decorated(truth)),
+        "gradient": float(told(said, "gradient") == told(truth, "gradient")),
+        "rows": float(rows(said) == rows(truth)),
+        "exact": float((grid == codes(poster)).all()),
     }
 
 
@@ -384,12 +515,13 @@ def train(folder: Path, *, minutes: float = 78, max_steps: int | None = None, se
     net = LayoutNet(seed)
     run = Run(
         folder / "layout",
-        net.trained,
+        net.trained | {"hints": net.hints},
         minutes=minutes,
         lr=2e-3,
         muon_lr=0.02,
         muon_names=("layers.",),
-        constant_share=0.4,
+        ema_decay=0.998,
+        constant_share=0.45,
         seed=seed,
         max_steps=max_steps,
     )
@@ -399,18 +531,17 @@ def train(folder: Path, *, minutes: float = 78, max_steps: int | None = None, se
     net.language.config._attn_implementation = "plain"
     next_check = run.seconds + _CHECK_SECONDS
     for _ in run.steps():
-        [size] = rng.choices(list(weights), list(weights.values()))
-        cells, warm = size[0] * size[1], run.progress < _WARM_UP
-        if rng.random() < _EDITS:
-            batch = make_edit_batch(rng, size, min(48, _STEP_TOKENS // (2 * cells + 35)))
-        elif warm:
-            batch = make_batch(rng, size, min(48, _STEP_TOKENS // (2 * cells + 50)), draft=size)
-        else:
-            batch = make_batch(rng, size, _STEP_TOKENS // (256 + cells + 50))
-        loss, metrics = loss_of(net, batch)
-        run.update(loss, len(batch.ids))
+        kind = rng.choices(list(_STEPS), [share(run.progress) for _, _, share in _STEPS.values()])[0]
+        sizes, count, _ = _STEPS[kind]
+        views = []
+        for size in rng.choices(list(weights), list(weights.values()), k=sizes):
+            batch = make_edit_batch(rng, size, count) if rng.random() < _EDITS else make_batch(rng, size, count)
+            views.append(look(batch, kind))
+        view = together(views)
+        loss, metrics = loss_of(net, view)
+        run.update(loss, len(view.posters))
         run.note(**metrics)
-        if run.seconds >= next_check and not warm:
+        if run.seconds >= next_check:
             next_check = run.seconds + _CHECK_SECONDS
             average = LayoutNet()
             with torch.no_grad():

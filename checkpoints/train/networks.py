@@ -133,7 +133,7 @@ LAYOUT_WORDS = (
 """Words that are one token each outside quotes, in lower case or with a capital. Any other word is spelled."""
 
 _QUOTED = r""" ?(?:'[^']*'|"[^"]*"|“[^“”]*”|「[^「」]*」)"""
-_PIECES = r"""\A ?['"“「]| ?(?:[A-Za-z][A-Za-z']*|[0-9]+)(?![^'"”」]*['"”」]\z)|."""
+_PIECES = r"""\A ?['"“「]| ?(?:[A-Za-z]+(?:'[a-z]+)?|[0-9]+)(?!.*['"”」]\z)|."""
 _BYTE_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 

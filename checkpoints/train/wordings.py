@@ -318,7 +318,7 @@ def _reworded(rng: random.Random, poster: Poster) -> str:
 def worn(rng: random.Random, prompt: str) -> str:
     """The prompt with strange words, an aside or other capitals outside its quotes; most prompts stay as they are."""
     parts = _QUOTED.split(prompt)
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         for _ in range(rng.choice([1, 1, 2, 3])):
             at = 2 * rng.randrange(len(parts) // 2 + 1)
             words = parts[at].split(" ")

@@ -12,9 +12,9 @@ from diffusers import GlmImagePipeline
 from PIL import Image
 from transformers import GlmImageForConditionalGeneration, GlmImageProcessor
 
-from checkpoints.train.layout import Batch, LayoutNet, draft_codes, draft_size, judge, loss_of, make_batch, make_edit_batch
+from checkpoints.train.layout import Batch, LayoutNet, draft_size, judge, look, loss_of, make_batch, make_edit_batch, together
 from checkpoints.train.networks import LAYOUT_WORDS, processor, tokenizer
-from checkpoints.train.posters import CODEBOOK_SIZE, COLOURS, NUM_CODES, WORDS, Poster, all_sizes, codes, sample_poster
+from checkpoints.train.posters import CODEBOOK_SIZE, COLOURS, WORDS, Poster, all_sizes, codes, draft_codes, sample_poster
 from checkpoints.train.wordings import prompt_for
 from shared.source_size import SourceLimits, legal_size
 
@@ -103,33 +103,64 @@ def test_an_edit_row_is_what_generation_sees(net: LayoutNet, words: GlmImageProc
 
     heard = recorded_logits(net.model, words, batch, 0, prompt=batch.prompts[0], height=32 * size[0], width=32 * size[1], image=[[picture]])
 
-    assert int((batch.ids[0, : batch.starts[0]] < NUM_CODES).sum()) == size[0] * size[1]
+    assert int((batch.ids[0, : batch.starts[0]] < CODEBOOK_SIZE).sum()) == size[0] * size[1]
     torch.testing.assert_close(heard, taught_logits(net, batch, 0), atol=2e-3, rtol=1e-4)
 
 
 def test_training_attention_is_the_librarys(net: LayoutNet) -> None:
     """The faster attention of training gives the library's loss."""
-    batch, losses = make_batch(random.Random(7), (4, 3), 4), []
+    rng, losses = random.Random(7), []
+    view = together([look(make_batch(rng, (4, 3), 2), "whole"), look(make_batch(rng, (2, 5), 2), "some")])
     usual = net.language.config._attn_implementation
     try:
         for attention in ("sdpa", "plain"):
             net.language.config._attn_implementation = attention
-            torch.manual_seed(0)
-            losses.append(loss_of(net, batch)[0].item())
+            losses.append(loss_of(net, view)[0].item())
     finally:
         net.language.config._attn_implementation = usual
 
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
 
 
+@pytest.mark.parametrize("kind", ["prompts", "some", "whole"])
+def test_a_view_shows_what_its_batch_holds(kind: str) -> None:
+    """Where nothing is spoilt, prompts, codes and positions are the batch's, and each wanted code follows the one shown before it."""
+    batch = make_batch(random.Random(11), (3, 4), 30)
+    torch.manual_seed(1)
+    view = look(batch, kind)
+    clean = [row for row in range(30) if view.spoilt[row] == 0]
+    assert clean
+
+    for row in clean:
+        start = int(batch.starts[row])
+        places = {tuple(place): int(code) for place, code in zip(batch.positions[:, row].T.tolist(), batch.ids[row], strict=True)}
+        assert view.ids[row, :start].tolist() == batch.ids[row, :start].tolist()
+        shown = int(view.columns[row, -1]) + 1
+        for place, code in zip(view.positions[:, row, start:shown].T.tolist(), view.ids[row, start:shown].tolist(), strict=True):
+            assert places[tuple(place)] == code
+        assert view.wanted[row, 0] == batch.written[row, 0]
+
+
+def test_views_of_several_sizes_go_together() -> None:
+    """Padding is wanted from nobody."""
+    rng = random.Random(12)
+    views = [look(make_batch(rng, (2, 2), 3), "some"), look(make_edit_batch(rng, (5, 4), 2), "some")]
+
+    whole = together(views)
+
+    assert whole.ids.shape[0] == len(whole.posters) == 5
+    assert int((whole.wanted >= 0).sum()) == sum(int((view.wanted >= 0).sum()) for view in views)
+    assert whole.wanted[:3, : views[0].wanted.shape[1]].tolist() == views[0].wanted.tolist()
+
+
 def test_a_batch_says_what_its_posters_show() -> None:
-    """The draft is the picture seen small, and both are the poster's codes."""
+    """The draft's codes, the picture's, and the end."""
     size = (5, 8)
     batch = make_batch(random.Random(8), size, 6)
 
     for poster, written in zip(batch.posters, batch.written, strict=True):
         grid = codes(poster)
-        assert written[: batch.draft].tolist() == draft_codes(grid, draft_size(*size)).ravel().tolist()
+        assert written[: batch.draft].tolist() == draft_codes(poster, *draft_size(*size)).ravel().tolist()
         assert written[batch.draft :].tolist() == [*grid.ravel().tolist(), CODEBOOK_SIZE + 1]
 
 
@@ -154,7 +185,9 @@ def test_the_judge_knows_right_from_wrong() -> None:
     for what, other in others.items():
         verdict = judge(codes(other), poster)
         assert verdict["exact"] == 0
-        assert [name for name, right in verdict.items() if not right and name != "exact"] == [what] or what == "decoration"
+        assert not verdict[what]
+        # A border takes its place from the plain cells and the text.
+        assert what == "decoration" or [name for name, right in verdict.items() if not right and name != "exact"] == [what]
 
 
 # ---------------------------------------------------------------- the tokenizer
