@@ -38,6 +38,7 @@ from checkpoints.train.posters import (
     all_sizes,
     codes,
     draft_codes,
+    placed_lines,
     sample_edit,
     sample_poster,
 )
@@ -45,15 +46,15 @@ from checkpoints.train.run import Run, load_weights
 from checkpoints.train.wordings import prompt_for, worn
 
 _START, _END = CODEBOOK_SIZE, CODEBOOK_SIZE + 1
-_PIECE = 24
-"""Codes of the draft that a usual step looks at."""
+_DRAFT_SHARE = 0.08
+"""Of the codes inside a draft's rows that a usual step shows; where its rows end it shows all."""
 
-_QUIET_SHARE = 0.3
+_QUIET_SHARE = 0.25
 
 _STEPS = {
-    "prompts": (24, 5, lambda progress: 0.5 if progress < 0.5 else 0.15),
-    "some": (9, 5, lambda progress: 0.45 if progress < 0.5 else 0.6),
-    "whole": (7, 2, lambda progress: 0.05 if progress < 0.5 else 0.25),
+    "prompts": (24, 5, lambda progress: 0.5 if progress < 0.3 else 0.3 if progress < 0.7 else 0.15),
+    "some": (9, 5, lambda progress: 0.5),
+    "whole": (7, 2, lambda progress: 0.05 if progress < 0.4 else 0.3),
 }
 """Kinds of steps, see `look`: sizes of pictures, rows of each size, share at a progress."""
 
@@ -258,7 +259,18 @@ class Hints(nn.Module):
     "white", and without this the model takes the first colour for the background for an hour.
     """
 
-    SUMMARY: ClassVar = {"background": 12, "colour": 12, "decoration": 4, "position": 3, "gradient": 2, "words": 7, "rows": 9, "columns": 9}
+    SUMMARY: ClassVar = {
+        "background": 12,
+        "colour": 12,
+        "decoration": 4,
+        "position": 3,
+        "gradient": 2,
+        "words": 7,
+        "rows": 9,
+        "columns": 9,
+        "line": 9,
+        "part": 9,
+    }
     PLACE: ClassVar = {"row": 8, "column": 8}
     LAYERS = (1, 2)
 
@@ -289,7 +301,7 @@ class Hints(nn.Module):
 
 
 def _summaries(posters: list[Poster]) -> torch.Tensor:
-    """The answers to `Hints.SUMMARY`, (B, 8)."""
+    """The answers to `Hints.SUMMARY`, (B, 10): `line` is the row of the first line of text, and `part` how it is marked."""
     colours, decorations, positions = list(COLOURS), get_args(Decoration), get_args(Position)
     return torch.tensor(
         [
@@ -302,6 +314,7 @@ def _summaries(posters: list[Poster]) -> torch.Tensor:
                 len(poster.text.split()),
                 poster.rows,
                 poster.columns,
+                *next(((row, part) for row, part, _ in placed_lines(poster)), (8, 8)),
             ]
             for poster in posters
         ]
@@ -345,8 +358,8 @@ def look(batch: Batch, kind: str) -> View:
     So some rows spoil a part of the past.
 
     Args:
-        kind: "prompts": the first code, for it is the prompts that are hard; "some": the first codes, a piece of the draft and the
-            whole picture; "whole": every code.
+        kind: "prompts": the first code, for it is the prompts that are hard; "some": the edges of the draft's rows and the whole picture;
+            "whole": every code.
     """
     count, length = batch.written.shape[0], batch.written.shape[1] - 1  # the end is known
     if kind == "prompts":
@@ -354,8 +367,9 @@ def look(batch: Batch, kind: str) -> View:
     elif kind == "whole" or not batch.draft:
         chosen = torch.arange(length)
     else:
-        piece = int(torch.randint(2, batch.draft - _PIECE, ()))
-        chosen = torch.cat([torch.arange(2), torch.arange(piece, piece + _PIECE), torch.arange(batch.draft - 2, length)])
+        index, columns = torch.arange(length), draft_size(*batch.size)[1]
+        edge = (index + 1) % columns <= 2  # the last two codes of a row and the first of the next
+        chosen = index[edge | (index >= batch.draft - 1) | (torch.rand(length) < _DRAFT_SHARE)]
     index = chosen.unique().expand(count, -1)
     starts = batch.starts - 1
     ids = torch.full((count, int(starts.max()) + index.shape[1]), _tokenizer().pad_token_id)
@@ -416,11 +430,13 @@ def loss_of(net: LayoutNet, view: View) -> tuple[torch.Tensor, dict[str, float]]
         for hook in hooks:
             hook.remove()
     wanted = view.wanted[row, at]
-    loss = F.cross_entropy(logits, wanted)
+    starts_row = view.places[1][row, at] == 0
+    # At the start of a row of the picture it is decided what the row will be.
+    weights = torch.where(starts_row, 3.0, 1.0)
+    loss = (F.cross_entropy(logits, wanted, reduction="none") * weights).sum() / weights.sum()
     hints, knowledge = net.hints.loss(states, view)
     right = (logits.detach().argmax(-1) == wanted).float()
     of_draft, of_edit = view.of_draft[row, at], ~view.of_draft.any(1)[row]
-    starts_row = view.places[1][row, at] == 0
 
     def mean(chosen: torch.Tensor) -> float:
         return float(right[chosen].mean()) if bool(chosen.any()) else math.nan
