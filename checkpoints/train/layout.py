@@ -51,12 +51,14 @@ _DRAFT_SHARE = 0.08
 
 _QUIET_SHARE = 0.25
 
-_STEPS = {
-    "prompts": (24, 5, lambda progress: 0.5 if progress < 0.3 else 0.3 if progress < 0.7 else 0.15),
-    "some": (9, 5, lambda progress: 0.5),
-    "whole": (7, 2, lambda progress: 0.05 if progress < 0.4 else 0.3),
-}
-"""Kinds of steps, see `look`: sizes of pictures, rows of each size, share at a progress."""
+_STEPS = {"prompts": (24, 5), "some": (9, 5), "whole": (7, 2)}
+"""Kinds of steps, see `look`: sizes of pictures, rows of each size."""
+
+
+def _step_shares(progress: float) -> list[float]:
+    """How often each kind of step comes."""
+    return [0.5 if progress < 0.3 else 0.3 if progress < 0.7 else 0.15, 0.5, 0.05 if progress < 0.4 else 0.3]
+
 
 _EDITS = 0.22
 _SOURCE_NOISE = 0.03
@@ -92,11 +94,11 @@ class LayoutNet:
     def trained(self) -> dict[str, nn.Module]:
         return {"layers": self.language.layers, "norm": self.language.norm, "embedding": self.embedding, "head": self.head}
 
-    @torch.no_grad()
     def fold(self) -> GlmImageForConditionalGeneration:
         """The model with whole tables."""
-        self.language.embed_tokens.weight.copy_(self.embedding.folded())
-        self.model.lm_head.weight.copy_(self.head.folded())
+        with torch.no_grad():
+            self.language.embed_tokens.weight.copy_(self.embedding.folded())
+            self.model.lm_head.weight.copy_(self.head.folded())
         return self.model.eval()
 
 
@@ -250,7 +252,7 @@ def _plain_attention(
 AttentionInterface.register("plain", _plain_attention)
 
 
-class Hints(nn.Module):
+class Hints(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
     """
     Extra questions while training, thrown away after it, to the hidden states in the middle of the model.
 
@@ -290,7 +292,7 @@ class Hints(nn.Module):
             answers = self.summary[layer](state[torch.arange(len(state)), start].float()).split(list(self.SUMMARY.values()), dim=-1)
             for name, early, answer, truth in zip(self.SUMMARY, told, answers, wanted.T, strict=True):
                 losses.append(F.cross_entropy(early, truth.repeat_interleave(in_prompt.sum(1))) / len(self.SUMMARY))
-                losses.append(F.cross_entropy(answer, truth) / len(self.SUMMARY))
+                losses.append(F.cross_entropy(answer, truth) * (4.0 if name == "line" else 1.0) / len(self.SUMMARY))
                 right[name] = float((answer.detach().argmax(-1) == truth).float().mean())
             at_cells = state.gather(1, view.columns[..., None].expand(-1, -1, state.shape[-1])).float()
             answers = self.place[layer](at_cells).split(list(self.PLACE.values()), dim=-1)
@@ -547,8 +549,8 @@ def train(folder: Path, *, minutes: float = 78, max_steps: int | None = None, se
     net.language.config._attn_implementation = "plain"
     next_check = run.seconds + _CHECK_SECONDS
     for _ in run.steps():
-        kind = rng.choices(list(_STEPS), [share(run.progress) for _, _, share in _STEPS.values()])[0]
-        sizes, count, _ = _STEPS[kind]
+        [kind] = rng.choices(list(_STEPS), _step_shares(run.progress))
+        sizes, count = _STEPS[kind]
         views = []
         for size in rng.choices(list(weights), list(weights.values()), k=sizes):
             batch = make_edit_batch(rng, size, count) if rng.random() < _EDITS else make_batch(rng, size, count)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import nn
@@ -20,7 +22,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from checkpoints.train.factors import FactoredTable
 from checkpoints.train.networks import vision_language_encoder
-from checkpoints.train.posters import CODEBOOK_SIZE, Bytes, Poster, Style, all_sizes, codes, draw, sample_poster
+from checkpoints.train.posters import CELL_PX, CODEBOOK_SIZE, Bytes, Grid, Poster, Style, all_sizes, codes, draw, sample_poster
 from checkpoints.train.run import Run, load_weights
 
 _BATCH_CELLS = 768
@@ -30,7 +32,7 @@ _SHARPNESS = 24.0
 _PATCH_PX = 16
 _MEAN, _STD = np.float32(OPENAI_CLIP_MEAN), np.float32(OPENAI_CLIP_STD)
 
-_VARIETY = 0.25
+_AS_DRAWN = 0.25
 """Share of pictures that are left as drawn; the others are noisy, blurred, shaded or scaled as pictures come from networks and people."""
 
 
@@ -80,7 +82,7 @@ def install(folder: Path, model: GlmImageForConditionalGeneration) -> None:
 # ---------------------------------------------------------------- pictures
 
 
-def patches_of(pixels: Bytes) -> np.ndarray:
+def patches_of(pixels: Bytes) -> npt.NDArray[np.float32]:
     """
     What the image processor makes of a picture of a trained size: halved, normalised, (cells, 3 * 16 * 16).
 
@@ -95,7 +97,7 @@ def patches_of(pixels: Bytes) -> np.ndarray:
 
 def vary(rng: random.Random, noise: np.random.Generator, pixels: Bytes) -> Bytes:
     """The picture as it might come back from the VAE, from the DiT, or from someone's disk."""
-    if rng.random() < _VARIETY:
+    if rng.random() < _AS_DRAWN:
         return pixels
     height, width = pixels.shape[:2]
     image = Image.fromarray(pixels)
@@ -103,7 +105,7 @@ def vary(rng: random.Random, noise: np.random.Generator, pixels: Bytes) -> Bytes
         scale = rng.choice([0.5, 0.6, 0.75, 0.9, 1.5, 2.0])
         image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
         image = image.resize((width, height), rng.choice([Image.Resampling.BICUBIC, Image.Resampling.LANCZOS]))
-    values = np.asarray(image, np.float32)
+    values: npt.NDArray[np.floating[Any]] = np.asarray(image, np.float32)
     if rng.random() < 0.4:  # coarse blotches
         blotches = noise.normal(0, rng.uniform(0, 6), (height // 8, width // 8, 3))
         values = values + blotches.repeat(8, 0).repeat(8, 1)
@@ -157,14 +159,14 @@ def train(folder: Path, *, minutes: float = 12, max_steps: int | None = None, se
 # ---------------------------------------------------------------- how good
 
 
-@torch.no_grad()
-def read(model: GlmImageForConditionalGeneration, pixels: Bytes) -> np.ndarray:
+def read(model: GlmImageForConditionalGeneration, pixels: Bytes) -> Grid:
     """The codes that the finished model reads from a picture of a trained size, (rows, columns)."""
-    rows, columns = pixels.shape[0] // 32, pixels.shape[1] // 32
+    rows, columns = pixels.shape[0] // CELL_PX, pixels.shape[1] // CELL_PX
     grid = torch.tensor([[1, rows, columns]])
     patches = torch.from_numpy(patches_of(pixels)).to(model.model.visual.patch_embed.proj.weight.dtype)
-    hidden = model.model.visual(patches, grid_thw=grid).last_hidden_state
-    ids: np.ndarray = model.model.get_image_tokens(hidden, grid).view(rows, columns).numpy()
+    with torch.no_grad():
+        hidden = model.model.visual(patches, grid_thw=grid).last_hidden_state
+        ids: Grid = model.model.get_image_tokens(hidden, grid).view(rows, columns).numpy()
     return ids
 
 
