@@ -521,11 +521,11 @@ def check(net: GlmImageForConditionalGeneration, sizes: Iterable[Size], count: i
 
 
 def size_weights() -> dict[Size, float]:
-    """How often each trained size comes: all of them, squares and the largest more often."""
-    weights = dict.fromkeys(all_sizes(), 1.0)
+    """How often each trained size comes: the larger, with more to go wrong, and the usual ones more often."""
+    weights = {(rows, columns): 0.4 + rows * columns / 24 for rows, columns in all_sizes()}
     for size in ((4, 4), (6, 6), (4, 8), (8, 4)):
-        weights[size] = 3.0
-    weights[8, 8] = 8.0
+        weights[size] *= 2
+    weights[8, 8] *= 4
     return weights
 
 
