@@ -529,7 +529,7 @@ def size_weights() -> dict[Size, float]:
     return weights
 
 
-def train(folder: Path, *, minutes: float = 78, max_steps: int | None = None, seed: int = 0) -> None:
+def train(folder: Path, *, minutes: float = 45, max_steps: int | None = None, seed: int = 0) -> None:
     net = LayoutNet(seed)
     run = Run(
         folder / "layout",
