@@ -29,6 +29,7 @@ from checkpoints.train.posters import (
     CELL_PX,
     CHARACTERS,
     CODEBOOK_SIZE,
+    CODES,
     MAX_CELLS,
     Style,
     codes,
@@ -47,6 +48,9 @@ _POOL_CELLS = 40_000
 """Cells of posters that are kept for each size."""
 
 _AUXILIARY_LAYER = 3
+_IS_LINE = torch.tensor([str(features[0][1]).startswith(("bar", "border", "corner")) for features in CODES])
+"""(codes,) whether a cell of this code holds a piece of a border or a bar."""
+
 _DROP, _NO_LETTERS = 0.1, 0.04
 _EDITS, _EDITS_FROM = 0.25, 0.3
 """Share of the steps that are edits, from this progress on."""
@@ -253,8 +257,10 @@ def _loss(net: GlmImageTransformer2DModel, letters: _Letters, glyph_encoder: nn.
         velocity = net(mixed, embeddings, grid, drop, times(levels, num_patches), size, corner, kv_caches=caches).sample.float()
         logits = letters()
     error = (velocity - (noise - latents)) ** 2
-    # Letters are few among the patches, and all that a reader looks at.
-    weight = 1 + 2 * (labels > 0).float().view(count, 1, 2 * rows, 2 * columns).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    # Letters and lines are few among the patches, and all that one looks at.
+    lines = _IS_LINE[torch.stack([example.codes for example in batch])].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    matters = (labels > 0).view(count, 2 * rows, 2 * columns) | lines
+    weight = 1 + 2 * matters.float()[:, None].repeat_interleave(2, 2).repeat_interleave(2, 3)
     kept = ~dropped
     naming = F.cross_entropy(logits[kept].flatten(0, 1), labels[kept].flatten())
     with torch.no_grad():
