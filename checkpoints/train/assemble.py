@@ -52,6 +52,10 @@ def write(folder: Path, out: Path) -> None:
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     pipeline.save_pretrained(unfinished, safe_serialization=True)
+    config = unfinished / "vae" / "config.json"
+    values = json.loads(config.read_text())
+    values.pop("_name_or_path", None)  # a folder of the machine that trained
+    config.write_text(json.dumps(values, indent=2) + "\n")
     (unfinished / "glmq.json").write_text(json.dumps(_GLMQ_JSON, indent=2) + "\n")
     (unfinished / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)

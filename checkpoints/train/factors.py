@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from checkpoints.train.posters import code_factors
+from checkpoints.train.codes import code_factors
 
 
 class FactoredTable(nn.Module):  # type: ignore[misc]  # torch is Any to mypy

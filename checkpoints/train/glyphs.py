@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import T5EncoderModel
 
 from checkpoints.train.networks import GLYPH_DIM, glyph_encoder
-from checkpoints.train.posters import sample_text
+from checkpoints.train.prompts import sample_text
 from checkpoints.train.run import Run, load_weights
 
 _BATCH = 64

@@ -24,24 +24,11 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, GlmImageForConditionalGeneration, PreTrainedTokenizerFast
 
 from checkpoints.train import tokens
+from checkpoints.train.codes import CODEBOOK_SIZE, CODES, codes, draft_codes
 from checkpoints.train.factors import FactoredTable
 from checkpoints.train.networks import VISION_VOCAB_SIZE, processor, tokenizer, vision_language_encoder
-from checkpoints.train.posters import (
-    CELL_PX,
-    CODEBOOK_SIZE,
-    CODES,
-    COLOURS,
-    Decoration,
-    Grid,
-    Position,
-    Poster,
-    all_sizes,
-    codes,
-    draft_codes,
-    placed_lines,
-    sample_edit,
-    sample_poster,
-)
+from checkpoints.train.posters import CELL_PX, COLOURS, Decoration, Grid, Position, Poster, all_sizes, placed_lines
+from checkpoints.train.prompts import sample_edit, sample_poster
 from checkpoints.train.run import Run, load_weights
 from checkpoints.train.wordings import prompt_for, worn
 

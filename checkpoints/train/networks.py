@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
 
-from checkpoints.train.posters import CODEBOOK_SIZE
+from checkpoints.train.codes import CODEBOOK_SIZE
 
 LATENT_CHANNELS = 16
 GLYPH_DIM = 128

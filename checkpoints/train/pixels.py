@@ -23,21 +23,11 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from checkpoints.train import glyphs, vae
+from checkpoints.train.codes import CODEBOOK_SIZE, CODES, codes, draft_codes
 from checkpoints.train.factors import FactoredTable
 from checkpoints.train.networks import DIT_DIM, DIT_LAYERS, transformer
-from checkpoints.train.posters import (
-    CELL_PX,
-    CHARACTERS,
-    CODEBOOK_SIZE,
-    CODES,
-    MAX_CELLS,
-    Style,
-    codes,
-    draft_codes,
-    draw,
-    sample_edit,
-    sample_poster,
-)
+from checkpoints.train.posters import CELL_PX, CHARACTERS, MAX_CELLS, Style, draw
+from checkpoints.train.prompts import sample_edit, sample_poster
 from checkpoints.train.run import Run, load_weights
 
 _PATCHES_PER_STEP = 2560

@@ -20,9 +20,11 @@ from torch.nn import functional as F
 from transformers import GlmImageForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from checkpoints.train.codes import CODEBOOK_SIZE, codes
 from checkpoints.train.factors import FactoredTable
 from checkpoints.train.networks import vision_language_encoder
-from checkpoints.train.posters import CELL_PX, CODEBOOK_SIZE, Bytes, Grid, Poster, Style, all_sizes, codes, draw, sample_poster
+from checkpoints.train.posters import CELL_PX, Bytes, Grid, Poster, Style, all_sizes, draw
+from checkpoints.train.prompts import sample_poster
 from checkpoints.train.run import Run, load_weights
 
 _BATCH_CELLS = 768

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from checkpoints.train import networks
 from checkpoints.train.networks import LATENT_CHANNELS
-from checkpoints.train.posters import MAX_CELLS, PATCH_PX, Bytes, Style, draw, sample_poster
+from checkpoints.train.posters import MAX_CELLS, PATCH_PX, Bytes, Style, draw
+from checkpoints.train.prompts import sample_poster
 from checkpoints.train.run import Run, load_weights
 
 _SKELETON_SHARE, _WHOLE_SHARE = 0.07, 0.63

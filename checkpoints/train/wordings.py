@@ -1,5 +1,5 @@
 """
-More ways to ask for a poster than `posters.write_prompt` knows, and how a prompt is worn by people: odd words, capitals, asides.
+More ways to ask for a poster than `prompts.write_prompt` knows, and how a prompt is worn by people: odd words, capitals, asides.
 
 The AR model alone reads prompts; the wider their English here, the more of a customer's English it follows. What is said means the
 same as there: colour of the text not said -> the background's usual one; position -> centre; decoration -> none.
@@ -11,7 +11,8 @@ import random
 import re
 
 from checkpoints.train.networks import LAYOUT_WORDS
-from checkpoints.train.posters import COLOURS, Poster, quote, usual_text_colour, write_prompt
+from checkpoints.train.posters import COLOURS, Poster, usual_text_colour
+from checkpoints.train.prompts import quote, write_prompt
 
 _QUOTED = re.compile(r"('[^']*'|\"[^\"]*\"|“[^“”]*”|「[^「」]*」)")
 

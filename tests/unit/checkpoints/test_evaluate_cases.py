@@ -18,7 +18,8 @@ from checkpoints.evaluate.cases import (
     prompt_cases,
     spread,
 )
-from checkpoints.train.posters import CELL_PX, COLOURS, MAX_CELLS, PAIRS, WORDS, Poster, lines, sample_edit, sample_poster
+from checkpoints.train.posters import CELL_PX, COLOURS, MAX_CELLS, PAIRS, Poster, lines
+from checkpoints.train.prompts import WORDS, sample_edit, sample_poster
 from checkpoints.train.wordings import prompt_for
 from shared.quoting import glyph_texts
 

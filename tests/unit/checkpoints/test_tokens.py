@@ -11,8 +11,9 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from checkpoints.train import tokens
+from checkpoints.train.codes import CODEBOOK_SIZE, codes
 from checkpoints.train.networks import processor, vision_language_encoder
-from checkpoints.train.posters import CELL_PX, CODEBOOK_SIZE, codes
+from checkpoints.train.posters import CELL_PX
 
 
 def test_patches_are_the_processors() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from checkpoints.train import networks, vae
-from checkpoints.train.posters import Style, draw, sample_poster
+from checkpoints.train.posters import Style, draw
+from checkpoints.train.prompts import sample_poster
 
 
 def pictures(count: int) -> torch.Tensor:
