@@ -13,10 +13,12 @@ from PIL import Image
 from transformers import GlmImageForConditionalGeneration, GlmImageProcessor
 
 from checkpoints.train.codes import CODEBOOK_SIZE, codes, draft_codes
-from checkpoints.train.layout import Batch, LayoutNet, draft_size, judge, look, loss_of, make_batch, make_edit_batch, together
+from checkpoints.train.layout import LayoutNet, loss_of
 from checkpoints.train.networks import LAYOUT_WORDS, processor, tokenizer
 from checkpoints.train.posters import COLOURS, Poster, all_sizes
 from checkpoints.train.prompts import WORDS, sample_poster
+from checkpoints.train.rows import Batch, draft_size, look, make_batch, make_edit_batch, together
+from checkpoints.train.sampled import judge
 from checkpoints.train.wordings import prompt_for
 from shared.source_size import SourceLimits, legal_size
 
