@@ -11,6 +11,7 @@ import torch
 from checkpoints.train import networks, vae
 from checkpoints.train.posters import Style, draw
 from checkpoints.train.prompts import sample_poster
+from checkpoints.train.skeleton import Skeleton
 
 
 def pictures(count: int) -> torch.Tensor:
@@ -38,7 +39,7 @@ def test_the_net_computes_what_the_skeleton_found() -> None:
     """Installed, the linear path gives almost the skeleton's pictures, from latents that are white."""
     # Given
     torch.manual_seed(0)
-    skeleton = vae.Skeleton(networks.vae())
+    skeleton = Skeleton(networks.vae())
     pixels = pictures(32)
     with torch.no_grad():
         skeleton.down.weight.mul_(3)
