@@ -1,7 +1,8 @@
 """
 An engine as the tasks around it see it: a thread of its own that takes requests and gives Futures. For GPU workers only: needs torch.
 
-Knows neither nets nor jobs. A subclass says what one request is; progress and stopping come in as callables that touch memory alone.
+Knows neither nets nor jobs. A subclass says what a turn is; progress, stopping and what comes before the end go through callables that
+touch memory alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import queue
 import threading
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -21,6 +23,7 @@ from shared.errors import EngineBrokenError, TransientWorkError, WorkStoppedErro
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
+Interim = TypeVar("Interim")
 
 Progress = Callable[[str, int, int], None]
 """Called with phase, done and total on the engine's thread: it must be quick."""
@@ -128,3 +131,182 @@ class SerialEngine(ABC, Generic[Request, Result]):
 def _is_out_of_memory(error: Exception) -> bool:
     # On the CPU torch raises a plain RuntimeError, which only its words tell from a programming fault.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+@dataclass(eq=False)
+class Ticket(Generic[Request, Result, Interim]):
+    """One request on its way: who wants to hear of it, and the future that ends it."""
+
+    request: Request
+    on_progress: Progress
+    should_stop: ShouldStop
+    on_interim: Callable[[Interim], None]
+    future: Future[Result]
+
+
+class BatchEngine(ABC, Generic[Request, Result, Interim]):
+    """
+    Serves many requests at once, turn by turn. A request that fails, fails alone.
+
+    A subclass keeps its live tickets, and in `turn` takes waiting ones up, moves some of the live ones on, and ends those that are
+    done. Everything below but `start`, `submit`, `run` and `close` happens on the engine's thread.
+    """
+
+    def __init__(self, name: str, oom_code: str) -> None:
+        """
+        Args:
+            name: for people, such as `AR engine`.
+            oom_code: error code of a request that ran out of memory.
+        """
+        self._name = name
+        self._oom_code = oom_code
+        self._waiting: deque[Ticket[Request, Result, Interim]] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        # A daemon: a process that was told to exit must not wait for a picture of four minutes.
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+
+    @abstractmethod
+    def live(self) -> Collection[Ticket[Request, Result, Interim]]:
+        """The tickets that were taken up and have not ended."""
+
+    @abstractmethod
+    def turn(self) -> None:
+        """
+        One round of work. What it raises fails every live ticket, so it catches what belongs to one of them (`fail`).
+
+        Called while anything waits or lives; must take up or move something, or the loop spins.
+        """
+
+    @abstractmethod
+    def drop(self, ticket: Ticket[Request, Result, Interim]) -> None:
+        """Forget a live ticket that has just ended, and free what it held."""
+
+    def start(self) -> None:
+        """Start the thread; once."""
+        self._thread.start()
+
+    def submit(
+        self, request: Request, on_progress: Progress, should_stop: ShouldStop, on_interim: Callable[[Interim], None] = lambda _: None
+    ) -> Future[Result]:
+        """
+        Queue a request.
+
+        The future fails with WorkStoppedError once `should_stop` is true or the engine closes, with TransientWorkError when memory ran
+        out, EngineBrokenError when the device is lost, and with what the subclass says of a bad request; any other exception is a
+        fault of this program or of the machine.
+
+        Args:
+            on_interim: told, on the engine's thread, of what exists before the end: it must be quick.
+        """
+        ticket = Ticket(request, on_progress, should_stop, on_interim, Future[Result]())
+        with self._changed:
+            if self._closing:
+                ticket.future.set_exception(WorkStoppedError(f"the {self._name} is closed"))
+            else:
+                self._waiting.append(ticket)
+                self._changed.notify()
+        return ticket.future
+
+    def run(self, request: Request, on_progress: Progress, should_stop: ShouldStop, handle: Callable[[Interim], None]) -> Result:
+        """
+        Submit, and wait on the calling thread, which handles what comes before the end: it may store, upload and take its time.
+
+        Only the newest of what came is certain to be handled before this returns or raises; `handle` failing fails the call.
+        """
+        came: queue.SimpleQueue[Interim | None] = queue.SimpleQueue()
+        future = self.submit(request, on_progress, should_stop, came.put)
+        future.add_done_callback(lambda _: came.put(None))
+        while (interim := came.get()) is not None:
+            handle(interim)
+        return future.result()
+
+    def close(self) -> None:
+        """Stop the live requests at their next token or step, fail the waiting ones, and end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def take_waiting(self, room: int) -> list[Ticket[Request, Result, Interim]]:
+        """Up to `room` of those who wait, oldest first. Those who were stopped meanwhile end here."""
+        taken: list[Ticket[Request, Result, Interim]] = []
+        while len(taken) < room:
+            with self._changed:
+                if not self._waiting:
+                    break
+                ticket = self._waiting.popleft()
+            if ticket.future.set_running_or_notify_cancel() and not self.stopped(ticket):
+                taken.append(ticket)
+        return taken
+
+    def num_waiting(self) -> int:
+        """Requests that nobody has taken up yet."""
+        return len(self._waiting)
+
+    def stopped(self, ticket: Ticket[Request, Result, Interim]) -> bool:
+        """Was it told to stop? Then it has ended with this call."""
+        try:
+            if not (self._closing or ticket.should_stop()):
+                return False
+        except Exception as error:  # the caller's own callable: its fault is its request's
+            self.fail(ticket, error)
+            return True
+        self.fail(ticket, WorkStoppedError(f"the {self._name} was told to stop"))
+        return True
+
+    def tell(self, ticket: Ticket[Request, Result, Interim], phase: str, done: int, total: int) -> bool:
+        """Report progress. False: the caller's callable failed, and the ticket has ended with it."""
+        return self._call(ticket, lambda: ticket.on_progress(phase, done, total))
+
+    def show(self, ticket: Ticket[Request, Result, Interim], interim: Interim) -> bool:
+        """Hand out what exists before the end. False: the caller's callable failed, and the ticket has ended with it."""
+        return self._call(ticket, lambda: ticket.on_interim(interim))
+
+    def finish(self, ticket: Ticket[Request, Result, Interim], result: Result) -> None:
+        """End a ticket with its result."""
+        self.drop(ticket)
+        ticket.future.set_result(result)
+
+    def fail(self, ticket: Ticket[Request, Result, Interim], error: Exception) -> None:
+        """End a ticket, live or just taken, with an error."""
+        self.drop(ticket)
+        # The frames hold caches and latents, and the future would keep them alive with the traceback.
+        traceback.clear_frames(error.__traceback__)
+        ticket.future.set_exception(self._explain(error))
+
+    def _call(self, ticket: Ticket[Request, Result, Interim], call: Callable[[], None]) -> bool:
+        try:
+            call()
+        except Exception as error:  # the caller's own callable: its fault is its request's
+            self.fail(ticket, error)
+            return False
+        return True
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._closing or self._waiting or self.live()):
+                    self._changed.wait()
+            if self._closing:
+                break
+            try:
+                self.turn()
+            except Exception as error:  # whatever it is, it must not end the thread
+                for ticket in list(self.live()):
+                    self.fail(ticket, error)
+        for ticket in [*self.live(), *self.take_waiting(len(self._waiting))]:
+            self.stopped(ticket)
+
+    def _explain(self, error: Exception) -> Exception:
+        """The error as the tasks should hear of it."""
+        if _is_out_of_memory(error):
+            try:
+                torch.cuda.empty_cache()  # does nothing where there is no GPU
+            except torch.AcceleratorError as fault:
+                return EngineBrokenError(f"the {self._name} lost its device: {fault}")
+            return TransientWorkError(self._oom_code, f"the {self._name} ran out of memory")
+        if isinstance(error, torch.AcceleratorError):
+            return EngineBrokenError(f"the {self._name} lost its device: {error}")
+        return error
