@@ -212,13 +212,18 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         """
         Submit, and wait on the calling thread, which handles what comes before the end: it may store, upload and take its time.
 
-        Only the newest of what came is certain to be handled before this returns or raises; `handle` failing fails the call.
+        All of it is handled, in order, before this returns or raises what `submit` says of the future. What `handle` raises stops the
+        request and is raised here.
         """
         came: queue.SimpleQueue[Interim | None] = queue.SimpleQueue()
-        future = self.submit(request, on_progress, should_stop, came.put)
+        unwanted = threading.Event()
+        future = self.submit(request, on_progress, lambda: unwanted.is_set() or should_stop(), came.put)
         future.add_done_callback(lambda _: came.put(None))
-        while (interim := came.get()) is not None:
-            handle(interim)
+        try:
+            while (interim := came.get()) is not None:
+                handle(interim)
+        finally:
+            unwanted.set()
         return future.result()
 
     def close(self) -> None:
