@@ -1,5 +1,5 @@
 """
-What the AR stage leaves for the decoder: a token grid as a versioned safetensors file of a few KiB.
+What the AR stage leaves behind, as safetensors of a few KiB: a token grid for the decoder, and the ids written so far for a successor.
 
 Knows the format and how to refuse a wrong one; knows neither S3 nor torch. Needs numpy, which the GPU workers have.
 """
@@ -7,6 +7,7 @@ Knows the format and how to refuse a wrong one; knows neither S3 nor torch. Need
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ TokenIds = list[list[int]]
 
 _FORMAT = "glmq-token-grid"
 _VERSION = 1
+_WRITTEN = "written"
 _MAX_BYTES = 1 << 20
 """Checked before anything is parsed; the largest honest grid with 16 sources is 140 KiB."""
 
@@ -100,6 +102,32 @@ class TokenGridArtifact:
             raise TokenGridError("artifact_mismatch", f"the grid's codebook has {self.codebook_size} ids, the decoder's {codebook_size}")
         if self.model_revision != model_revision:
             raise TokenGridError("artifact_mismatch", f"the grid is of model {self.model_revision}, the decoder loaded {model_revision}")
+
+
+def pack_written(token_ids: Sequence[int]) -> bytes:
+    """The ids that an unfinished grid has so far, draft first, as its AR worker leaves them for a successor."""
+    return save({_WRITTEN: np.array(token_ids, np.int16)})
+
+
+def unpack_written(data: bytes, codebook_size: int, num_tokens: int) -> tuple[int, ...]:
+    """
+    Decode what `pack_written` wrote.
+
+    Args:
+        num_tokens: of the whole grid, draft included; more than these cannot have been written.
+    Raises:
+        TokenGridError: anything else than ids of the codebook, or too many of them.
+    """
+    if len(data) > _MAX_BYTES:
+        raise TokenGridError("artifact_broken", f"a checkpoint of {len(data)} bytes; at most {_MAX_BYTES} are believed")
+    try:
+        ids = load(data)[_WRITTEN]
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, SafetensorError) as error:
+        raise TokenGridError("artifact_broken", f"not a checkpoint of a token grid: {error}") from error
+    if ids.dtype != np.int16 or ids.ndim != 1 or ids.size > num_tokens or (ids.size and not 0 <= ids.min() <= ids.max() < codebook_size):
+        raise TokenGridError("artifact_mismatch", f"a checkpoint of {ids.size} ids of type {ids.dtype} does not fit {num_tokens} tokens")
+    written: list[int] = ids.tolist()
+    return tuple(written)
 
 
 def _unpack(tensor: np.ndarray, codebook_size: int) -> TokenIds:

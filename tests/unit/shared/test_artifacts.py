@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from shared.artifacts import TokenGridArtifact
+from shared.artifacts import TokenGridArtifact, pack_written, unpack_written
 from shared.errors import TokenGridError
 
 GRID = TokenGridArtifact(
@@ -88,3 +88,30 @@ def test_check_refuses_a_grid_of_something_else() -> None:
     for wrong in [(3, 2, 2, 128, "sha256:0123"), (2, 3, 1, 128, "sha256:0123"), (2, 3, 2, 64, "sha256:0123"), (2, 3, 2, 128, "other")]:
         with pytest.raises(TokenGridError):
             GRID.check(*wrong)
+
+
+@pytest.mark.parametrize("token_ids", [[], [0], [127, 0, 5] * 100])
+def test_a_checkpoint_comes_back(token_ids: list[int]) -> None:
+    """The ids written so far are read back as they were, none of them included."""
+    assert unpack_written(pack_written(token_ids), codebook_size=128, num_tokens=300) == tuple(token_ids)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"",
+        b"\xff" * 64,
+        pack_written([1, 128]),
+        pack_written([-1]),
+        pack_written([1] * 9),
+        save({"written": np.zeros((2, 2), np.int16)}),
+        save({"written": np.zeros(2, np.int64)}),
+        save({"other": np.zeros(2, np.int16)}),
+        pack_written([1]) + bytes(1 << 20),
+    ],
+    ids=["empty", "ones", "id too large", "negative id", "too many", "two dimensions", "type", "name", "too long"],
+)
+def test_a_checkpoint_of_something_else_is_refused(broken: bytes) -> None:
+    """Whatever Redis may hold under the name: TokenGridError and nothing else."""
+    with pytest.raises(TokenGridError):
+        unpack_written(broken, codebook_size=128, num_tokens=8)
