@@ -15,6 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,17 +33,13 @@ from transformers import (
 from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
-CODEBOOK_SIZE = 256
-VISION_VOCAB_SIZE = CODEBOOK_SIZE + 128
-"""Codes, start, end and 126 spare ids, as the published 16384 + 128."""
+_NUM_SPARE = 128
+"""Vision ids that are no codes: start, end and 126 spare ones, as in the published 16384 + 128."""
 
 MAX_PX = 512
 """Largest side of a picture and of a source."""
 
 MIN_SOURCE_PX = 64
-
-_IMAGE_START = f"<|dit_token_{CODEBOOK_SIZE}|>"
-_IMAGE_END = f"<|dit_token_{CODEBOOK_SIZE + 1}|>"
 
 _END_OF_TEXT = "<|endoftext|>"
 
@@ -68,7 +65,7 @@ _SPECIAL_TOKENS = [
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}" + _IMAGE_START + "<|image|>" + _IMAGE_END + "{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}IMAGE_START<|image|>IMAGE_END{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endfor %}"
 )
 
@@ -83,7 +80,28 @@ _GLMQ_JSON = {
 """What `shared/checkpoint.py` reads: settings that suit this checkpoint better than the published ones."""
 
 
-def build(folder: Path) -> Path:
+@dataclass(frozen=True)
+class Widths:
+    """How wide and deep the nets are; the defaults are as small as tests want them. Token grids hold int16: at most 32,768 codes."""
+
+    codebook: int = 256
+    ar_hidden: int = 64
+    ar_layers: int = 2
+    ar_head_dim: int = 16
+    ar_ff: int = 128
+    dit_layers: int = 2
+    dit_heads: int = 4
+    dit_head_dim: int = 16
+
+    @property
+    def vision_vocabulary(self) -> int:
+        return self.codebook + _NUM_SPARE
+
+
+TINY = Widths()
+
+
+def build(folder: Path, widths: Widths = TINY) -> Path:
     """
     Build the miniature in `folder`, unless it is there already, and return `folder`.
 
@@ -98,7 +116,7 @@ def build(folder: Path) -> Path:
     # Beside the target, for a rename only works within one file system.
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write(unfinished)
+        _write(unfinished, widths)
         unfinished.chmod(0o755)  # mkdtemp lets only its owner in
         unfinished.rename(folder)
     except OSError as error:
@@ -109,15 +127,15 @@ def build(folder: Path) -> Path:
     return folder
 
 
-def _write(folder: Path) -> None:
+def _write(folder: Path, widths: Widths) -> None:
     with _quiet_global_rng():
         pipeline = GlmImagePipeline(
             tokenizer=ByT5Tokenizer(),
-            processor=_processor(),
+            processor=_processor(widths),
             text_encoder=_text_encoder(),
-            vision_language_encoder=_vision_language_encoder(),
+            vision_language_encoder=_vision_language_encoder(widths),
             vae=_vae(),
-            transformer=_transformer(),
+            transformer=_transformer(widths),
             scheduler=FlowMatchEulerDiscreteScheduler(
                 base_image_seq_len=256, base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"
             ),
@@ -136,9 +154,14 @@ def _quiet_global_rng() -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _image_ends(widths: Widths) -> tuple[str, str]:
+    """The tokens around a source image."""
+    return f"<|dit_token_{widths.codebook}|>", f"<|dit_token_{widths.codebook + 1}|>"
+
+
+def _tokenizer(widths: Widths) -> PreTrainedTokenizerFast:
     """Bytes as text ids, so every Unicode prompt tokenises; vision ids first, special ids last, as published."""
-    vision_tokens = [f"<|dit_token_{i}|>" for i in range(VISION_VOCAB_SIZE)]
+    vision_tokens = [f"<|dit_token_{i}|>" for i in range(widths.vision_vocabulary)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*vision_tokens, *alphabet, *_SPECIAL_TOKENS])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -147,7 +170,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in [*vision_tokens, *_SPECIAL_TOKENS]])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=_IMAGE_START,
+        bos_token=_image_ends(widths)[0],
         eos_token=_END_OF_TEXT,
         pad_token=_END_OF_TEXT,
         padding_side="left",
@@ -156,39 +179,47 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _processor() -> GlmImageProcessor:
+def _processor(widths: Widths) -> GlmImageProcessor:
+    start, end = _image_ends(widths)
+    template = _CHAT_TEMPLATE.replace("IMAGE_START", start).replace("IMAGE_END", end)
     images = GlmImageImageProcessorPil(
         patch_size=16, merge_size=1, temporal_patch_size=1, size={"shortest_edge": MIN_SOURCE_PX**2, "longest_edge": MAX_PX**2}
     )
-    return GlmImageProcessor(image_processor=images, tokenizer=_tokenizer(), chat_template=_CHAT_TEMPLATE)
+    return GlmImageProcessor(image_processor=images, tokenizer=_tokenizer(widths), chat_template=template)
 
 
-def _vision_language_encoder() -> GlmImageForConditionalGeneration:
-    tokenizer = _tokenizer()
-    pad_id, eos_id = tokenizer.pad_token_id, CODEBOOK_SIZE + 1
-    hidden, head_dim = 64, 16
+def _vision_language_encoder(widths: Widths) -> GlmImageForConditionalGeneration:
+    tokenizer = _tokenizer(widths)
+    pad_id, eos_id = tokenizer.pad_token_id, widths.codebook + 1
+    hidden, head_dim = widths.ar_hidden, widths.ar_head_dim
+    vision_hidden = 64
     text = {
         "vocab_size": len(tokenizer),
-        "vision_vocab_size": VISION_VOCAB_SIZE,
+        "vision_vocab_size": widths.vision_vocabulary,
         "hidden_size": hidden,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
+        "intermediate_size": widths.ar_ff,
+        "num_hidden_layers": widths.ar_layers,
         "num_attention_heads": hidden // head_dim,
         "num_key_value_heads": 2,
         # An 8,000-character prompt of 4-byte characters, a 512 px picture and some sources.
         "max_position_embeddings": 65536,
         # The sections add up to head_dim * partial_rotary_factor / 2.
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [head_dim // 8, head_dim // 16, head_dim // 16],
+        },
         "pad_token_id": pad_id,
         "eos_token_id": eos_id,
     }
-    vision = {"depth": 2, "hidden_size": hidden, "num_heads": 4, "image_size": MAX_PX, "patch_size": 16, "intermediate_size": 128}
+    vision = {"depth": 2, "hidden_size": vision_hidden, "num_heads": 4, "image_size": MAX_PX, "patch_size": 16, "intermediate_size": 128}
     config = GlmImageConfig(
         text_config=text,
         vision_config=vision,
-        vq_config={"embed_dim": 32, "num_embeddings": CODEBOOK_SIZE, "latent_channels": hidden},
+        vq_config={"embed_dim": 32, "num_embeddings": widths.codebook, "latent_channels": vision_hidden},
         image_token_id=tokenizer.convert_tokens_to_ids("<|image|>"),
-        image_start_token_id=CODEBOOK_SIZE,
+        image_start_token_id=widths.codebook,
         image_end_token_id=eos_id,
     )
     model = GlmImageForConditionalGeneration(config)
@@ -198,11 +229,11 @@ def _vision_language_encoder() -> GlmImageForConditionalGeneration:
         do_sample=True,
         temperature=0.9,
         top_p=0.75,
-        top_k=VISION_VOCAB_SIZE,
+        top_k=widths.vision_vocabulary,
         eos_token_id=eos_id,
         pad_token_id=pad_id,
         # A trained model ends a picture only when it is full; random weights need to be told.
-        suppress_tokens=list(range(CODEBOOK_SIZE, VISION_VOCAB_SIZE)),
+        suppress_tokens=list(range(widths.codebook, widths.vision_vocabulary)),
     )
     return model
 
@@ -217,18 +248,18 @@ def _text_encoder() -> T5EncoderModel:
     return model
 
 
-def _transformer() -> GlmImageTransformer2DModel:
+def _transformer(widths: Widths) -> GlmImageTransformer2DModel:
     model = GlmImageTransformer2DModel(
         patch_size=2,
         in_channels=16,
         out_channels=16,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=4,
+        num_layers=widths.dit_layers,
+        attention_head_dim=widths.dit_head_dim,
+        num_attention_heads=widths.dit_heads,
         text_embed_dim=64,
         time_embed_dim=64,
         condition_dim=16,
-        prior_vq_quantizer_codebook_size=CODEBOOK_SIZE,
+        prior_vq_quantizer_codebook_size=widths.codebook,
     )
     # Attention is what carries glyph texts and sources: a few tokens beside many, so it speaks up.
     _fill(model, seed=3, gains={"attn1.to_v": 2.0, "attn1.to_out": 2.0})
