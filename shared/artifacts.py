@@ -104,26 +104,30 @@ class TokenGridArtifact:
             raise TokenGridError("artifact_mismatch", f"the grid is of model {self.model_revision}, the decoder loaded {model_revision}")
 
 
-def pack_written(token_ids: Sequence[int]) -> bytes:
-    """The ids that an unfinished grid has so far, draft first, as its AR worker leaves them for a successor."""
-    return save({_WRITTEN: np.array(token_ids, np.int16)})
+def pack_written(token_ids: Sequence[int], seed: int) -> bytes:
+    """The ids that an unfinished grid of this seed has so far, draft first, as its AR worker leaves them for a successor."""
+    return save({_WRITTEN: np.array(token_ids, np.int16), "seed": np.array([seed], np.int64)})
 
 
-def unpack_written(data: bytes, codebook_size: int, num_tokens: int) -> tuple[int, ...]:
+def unpack_written(data: bytes, seed: int, codebook_size: int, num_tokens: int) -> tuple[int, ...]:
     """
     Decode what `pack_written` wrote.
 
     Args:
+        seed: of the grid; the ids of a draft that was rejected have another.
         num_tokens: of the whole grid, draft included; more than these cannot have been written.
     Raises:
-        TokenGridError: anything else than ids of the codebook, or too many of them.
+        TokenGridError: anything else than ids of the codebook, too many of them, or those of another seed.
     """
     if len(data) > _MAX_BYTES:
         raise TokenGridError("artifact_broken", f"a checkpoint of {len(data)} bytes; at most {_MAX_BYTES} are believed")
     try:
-        ids = load(data)[_WRITTEN]
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, SafetensorError) as error:
+        tensors = load(data)
+        ids, made_for = tensors[_WRITTEN], int(tensors["seed"][0])
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError, SafetensorError) as error:
         raise TokenGridError("artifact_broken", f"not a checkpoint of a token grid: {error}") from error
+    if made_for != seed:
+        raise TokenGridError("artifact_mismatch", f"the checkpoint is of seed {made_for}, the grid of {seed}")
     if ids.dtype != np.int16 or ids.ndim != 1 or ids.size > num_tokens or (ids.size and not 0 <= ids.min() <= ids.max() < codebook_size):
         raise TokenGridError("artifact_mismatch", f"a checkpoint of {ids.size} ids of type {ids.dtype} does not fit {num_tokens} tokens")
     written: list[int] = ids.tolist()

@@ -93,7 +93,7 @@ def test_check_refuses_a_grid_of_something_else() -> None:
 @pytest.mark.parametrize("token_ids", [[], [0], [127, 0, 5] * 100])
 def test_a_checkpoint_comes_back(token_ids: list[int]) -> None:
     """The ids written so far are read back as they were, none of them included."""
-    assert unpack_written(pack_written(token_ids), codebook_size=128, num_tokens=300) == tuple(token_ids)
+    assert unpack_written(pack_written(token_ids, 2**63 - 1), 2**63 - 1, codebook_size=128, num_tokens=300) == tuple(token_ids)
 
 
 @pytest.mark.parametrize(
@@ -101,17 +101,22 @@ def test_a_checkpoint_comes_back(token_ids: list[int]) -> None:
     [
         b"",
         b"\xff" * 64,
-        pack_written([1, 128]),
-        pack_written([-1]),
-        pack_written([1] * 9),
-        save({"written": np.zeros((2, 2), np.int16)}),
-        save({"written": np.zeros(2, np.int64)}),
-        save({"other": np.zeros(2, np.int16)}),
-        pack_written([1]) + bytes(1 << 20),
+        pack_written([1, 128], 7),
+        pack_written([-1], 7),
+        pack_written([1] * 9, 7),
+        pack_written([1], 8),
+        save({"written": np.zeros((2, 2), np.int16), "seed": np.array([7])}),
+        save({"written": np.zeros(2, np.int64), "seed": np.array([7])}),
+        save({"written": np.zeros(2, np.int16)}),
+        save({"written": np.zeros(2, np.int16), "seed": np.zeros(0, np.int64)}),
+        pack_written([1], 7) + bytes(1 << 20),
     ],
-    ids=["empty", "ones", "id too large", "negative id", "too many", "two dimensions", "type", "name", "too long"],
+    ids=[
+        *("empty", "ones", "id too large", "negative id", "too many", "other seed"),
+        *("two dimensions", "type", "no seed", "empty seed", "too long"),
+    ],
 )
 def test_a_checkpoint_of_something_else_is_refused(broken: bytes) -> None:
     """Whatever Redis may hold under the name: TokenGridError and nothing else."""
     with pytest.raises(TokenGridError):
-        unpack_written(broken, codebook_size=128, num_tokens=8)
+        unpack_written(broken, 7, codebook_size=128, num_tokens=8)
