@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from infra.migrate import MigrateSettings
 from services.api.settings import ApiSettings
+from services.ar_worker.settings import ArWorkerSettings
 from services.dispatcher.settings import DispatcherSettings
 from services.webhook_sender.settings import WebhookSenderSettings
 from shared.settings import CoreSettings, WorkerSettings
@@ -30,7 +31,7 @@ SETTINGS_OF: dict[str, type[CoreSettings]] = {
     "migrate": MigrateSettings,
     "api": ApiSettings,
     "dispatcher": DispatcherSettings,
-    "ar_worker": WorkerSettings,
+    "ar_worker": ArWorkerSettings,
     "decoder_worker": WorkerSettings,
     "webhook_sender": WebhookSenderSettings,
 }
@@ -39,6 +40,7 @@ SETTINGS_OF: dict[str, type[CoreSettings]] = {
 _SECTIONS: tuple[tuple[str, type[CoreSettings]], ...] = (
     ("Every process", CoreSettings),
     ("GPU workers", WorkerSettings),
+    ("AR worker", ArWorkerSettings),
     ("API", ApiSettings),
     ("Dispatcher", DispatcherSettings),
     ("Webhook sender", WebhookSenderSettings),

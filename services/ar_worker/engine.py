@@ -1,137 +1,246 @@
 """
-The AR engine: prompts in, token grids out, on a thread of its own.
+The AR engine: prompts in, token grids out, many at once, on a thread of its own.
 
-Knows tensors and no jobs: no database, no queue, no store, no logs. What surrounds it hands in callables for progress and for
-stopping, and gets a Future back. One grid at a time for now; what a grid needs between two tokens (`kv_cache.GridCache`,
-`sampling.TokenSampler`, positions) belongs to the grid alone, so that the loop can come to serve several.
+Knows tensors and no jobs: no database, no queue, no store, no logs. What surrounds it hands in callables for progress, for stopping
+and for ids to keep, and gets a Future back. Every turn admits waiting requests by reading their prompts into free slots, draws one id
+for every live row, lets go those that are full, and runs one decode step for the rest. A request's length is known before it
+starts, so no slot waits for another.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass, field
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from services.ar_worker.kv_cache import GridCache
-from services.ar_worker.prompt import ArPrompt, build_prompt
+from services.ar_worker.decode_step import DecodeStep
+from services.ar_worker.kv_cache import SlotCache
+from services.ar_worker.prefill import Prefix, prefill, prefill_written, read_prompt, tokenize_sources
+from services.ar_worker.race import Race
+from services.ar_worker.requests import GridRequest, GridResult, WrittenTokens
+from services.ar_worker.room import cache_shape, choose_room
 from services.ar_worker.sampling import TokenSampler
+from services.ar_worker.settings import CompileMode
+from services.ar_worker.slots import SlotTable
 from services.ar_worker.weights import ArModel
-from shared.engine import CheckStop, Progress, SerialEngine
-from shared.grid import TokenGrid
+from shared.engine import BatchEngine, Ticket
+from shared.errors import PermanentWorkError
+from shared.lora import Lora
+
+__all__ = ["ArEngine", "GridRequest", "GridResult", "WrittenTokens"]
+
+GridTicket = Ticket[GridRequest, GridResult, WrittenTokens]
+
+SHOW_EVERY = 256
+"""Ids between two showings of what is written: what a successor computes twice at most. A 1024x1024 picture is shown five times."""
+
+PREFILL_TOKENS_PER_TURN = 1024
+"""
+Prompt ids after which a turn admits no further request, so that those who write are not held up by those who come.
+
+On a GPU such a prompt takes as long as some ten decode steps (guess, unmeasured). One request is always admitted, however long.
+"""
 
 
-@dataclass(frozen=True)
-class GridRequest:
+@dataclass(eq=False)
+class _Row:
     """
-    Everything that decides a token grid.
+    A live request.
 
-    `sources` are RGB images with sides of whole tokens (32 pixels), in the checkpoint's range; with any of them no draft is written.
+    Attributes:
+        start: ids of its prompt; ids to be written follow in its slot.
+        count: ids written so far, of `num_ids`.
     """
 
-    prompt: str
-    grid: TokenGrid
-    seed: int
-    temperature: float
-    top_p: float
-    sources: tuple[Image.Image, ...] = ()
+    ticket: GridTicket
+    sampler: TokenSampler
+    prefix_key: Hashable
+    prefix: Prefix = field(init=False)
+    start: int = 0
+    count: int = 0
+
+    @property
+    def request(self) -> GridRequest:
+        return self.ticket.request
+
+    @property
+    def length(self) -> int:
+        """Positions with keys and values: all but the id drawn last."""
+        return self.start + max(self.count - 1, 0)
 
 
-@dataclass(frozen=True)
-class GridResult:
-    """`token_ids`: token_h rows of token_w ids; `source_token_ids`: the same of each source image, one id per 32x32 pixels."""
-
-    token_ids: list[list[int]]
-    source_token_ids: tuple[list[list[int]], ...]
-
-
-class ArEngine(SerialEngine[GridRequest, GridResult]):
+class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
     """
     Writes grids. Phases of progress are `draft` and `grid`, told after every token; stopping is asked before every one.
 
-    A request fails with PermanentWorkError when its prompt or sources cannot be used.
+    A request's ids are those it gets alone. It fails with PermanentWorkError when its prompt or sources cannot be used, or are too
+    long for a slot. What is written is shown every `show_every` ids, and when the draft is complete.
     """
 
-    def __init__(self, model: ArModel) -> None:
+    def __init__(
+        self,
+        model: ArModel,
+        slots: int = 8,
+        cache_tokens: int | None = None,
+        compile_mode: CompileMode = "off",
+        show_every: int = SHOW_EVERY,
+        prefill_tokens_per_turn: int = PREFILL_TOKENS_PER_TURN,
+    ) -> None:
+        """
+        Args:
+            slots: requests served at once.
+            cache_tokens: longest request, prompt and written ids together; None for what fits into memory.
+            compile_mode: see `settings.CompileMode`.
+        """
         super().__init__("AR engine", "ar_oom")
         self._model = model
+        self._show_every = show_every
+        self._prefill_tokens_per_turn = prefill_tokens_per_turn
+        room = choose_room(model, slots, cache_tokens or 0)
+        self._cache = SlotCache(slots, room.cache_tokens, *cache_shape(model), model.device, model.dtype)
+        # Not in inference mode: the end of a ticket moves rows, and a ticket may end outside a turn.
+        self._step = DecodeStep(model, self._cache, model.codebook_size, compile_mode)
+        self._race = Race(model.rules, model.codebook_size, slots)
+        self._table: SlotTable[_Row] = SlotTable(slots, self._move)
+        self._rows: dict[GridTicket, _Row] = {}
+        self._lora: Lora = ()
+        self._has_changed = False
+        self.num_prefills = 0
 
-    def run(self, request: GridRequest, on_progress: Progress, check_stop: CheckStop) -> GridResult:
-        """Write one grid."""
-        return write_grid(self._model, request, on_progress, check_stop)
+    def live(self) -> Collection[GridTicket]:
+        """The tickets whose rows are in the table."""
+        return self._rows.keys()
 
+    def drop(self, ticket: GridTicket) -> None:
+        """Free the slot."""
+        if (row := self._rows.pop(ticket, None)) is not None:
+            self._table.remove(row)
+            self._has_changed = True
 
-def write_grid(model: ArModel, request: GridRequest, on_progress: Progress, check_stop: CheckStop) -> GridResult:
-    """
-    Write one token grid on the calling thread.
+    def turn(self) -> None:
+        """Admit, draw, let go, step."""
+        with torch.inference_mode():
+            for ticket in list(self._rows):
+                self.stopped(ticket)
+            self._admit()
+            if self._rows:
+                self._draw()
+                self._run_step()
 
-    Args:
-        check_stop: raises when the work is to stop.
-    """
-    grid, num_draft = request.grid, request.grid.num_draft_tokens(len(request.sources))
-    num_tokens = num_draft + grid.num_tokens
-    with torch.inference_mode():
-        check_stop()
+    def _admit(self) -> None:
+        """Read prompts into free slots, the oldest first."""
+        left = self._prefill_tokens_per_turn
+        while left > 0 and self._table.num_free and (tickets := self.take_waiting(1)):
+            ticket = tickets[0]
+            try:
+                left -= self._begin(ticket)
+            except Exception as error:  # whatever it is, it belongs to this request alone
+                self.fail(ticket, error)
+
+    def _begin(self, ticket: GridTicket) -> int:
+        """Take a request up; returns how many ids were read for it."""
+        request, model = ticket.request, self._model
         sampler = TokenSampler(model.rules, request.temperature, request.top_p, request.seed)
-        prompt = build_prompt(model, request.prompt, grid, request.sources)
-        check_stop()
-        source_ids = tokenize_sources(model, prompt)
-        check_stop()
-        cache = GridCache(model.num_layers, prompt.input_ids.shape[1] + num_tokens)
-        logits = forward(model, fill_placeholders(model, prompt.input_ids, source_ids), prompt.prefill_positions, cache)
-        # On the device until the end: reading each id would make the host wait for it.
-        token_ids = torch.empty(num_tokens, dtype=torch.int64, device=model.device)
-        for i in range(num_tokens):
-            check_stop()
-            # The reference also writes an end token, which nobody reads; here the last id of the grid is the last.
-            if i:
-                logits = forward(model, token_ids[None, i - 1 : i], prompt.decode_positions[:, :, i - 1 : i], cache)
-            token_ids[i : i + 1] = sampler.draw(logits)
-            if i < num_draft:
-                on_progress("draft", i + 1, num_draft)
-            else:
-                on_progress("grid", i + 1 - num_draft, grid.num_tokens)
-        return GridResult(
-            token_ids=token_ids[num_draft:].view(grid.token_h, grid.token_w).tolist(),
-            source_token_ids=tuple(ids.tolist() for ids in source_ids),
-        )
+        written = request.usable_written(model.codebook_size)
+        key = request.prefix_key()
+        twin = next((row for row in self._table.rows if row.prefix_key == key), None)
+        prompt = twin.prefix.prompt if twin else read_prompt(model, request, self._cache.capacity)
+        if self.stopped(ticket):
+            return 0
+        if len(written) == request.num_ids:
+            source_ids = twin.prefix.source_ids if twin else tokenize_sources(model, prompt)
+            self.finish(ticket, self._result(request, torch.tensor(written), source_ids))
+            return 0
+        self._use_lora(request.lora)
+        row = _Row(ticket, sampler, key)
+        self._rows[ticket] = row
+        self._has_changed = True
+        slot = self._table.insert(row, request.lora)
+        if twin:
+            row.prefix, num_read = twin.prefix, 0
+            self._cache.copy_prefix(self._table.rows.index(twin), slot, twin.start)
+        else:
+            row.prefix = prefill(model, prompt, self._cache, slot, model.codebook_size)
+            num_read = row.prefix.num_ids
+            self.num_prefills += 1
+        row.start = row.prefix.num_ids
+        self._cache.rotary[slot, row.start : row.start + request.num_ids] = row.prefix.rotary[: request.num_ids]
+        logits = row.prefix.logits
+        if written:
+            logits = self._read_written(row, slot, written)
+            num_read += len(written)
+        row.count = len(written)
+        self._cache.lengths[slot] = row.start + row.count
+        self._step.logits[slot] = logits
+        self.stopped(ticket)
+        return num_read
 
+    def _read_written(self, row: _Row, slot: int, written: tuple[int, ...]) -> Tensor:
+        """Bring a row to where an earlier attempt was; returns the logits of its next id."""
+        ids = torch.tensor(written, device=self._model.device)
+        self._cache.ids[slot, row.start : row.start + len(written)] = ids
+        if not row.sampler.is_greedy:
+            self._race.noise.skip(len(written), row.sampler.generator)
+        return prefill_written(self._model, row.prefix, ids, self._cache, slot)[: self._model.codebook_size]
 
-def tokenize_sources(model: ArModel, prompt: ArPrompt) -> list[Tensor]:
-    """
-    The codes of the source images, from one pass of the vision tower for all of them.
+    def _draw(self) -> None:
+        """Draw an id for every row, tell, and let go those that have all of theirs."""
+        if self._has_changed:
+            self._race.enter([row.sampler for row in self._table.rows])
+            self._has_changed = False
+        rows = list(self._table.rows)
+        n, cache = len(rows), self._cache
+        ids = self._race.draw(self._step.logits[:n])
+        cache.ids[:n].scatter_(1, cache.lengths[:n, None], ids[:, None])
+        for row in rows:
+            row.count += 1
+        for row in rows:
+            self._tell(row)
 
-    Returns:
-        per source [token_h, token_w] int64. They are both a result and, in the prompt, what the model sees of the source.
-    """
-    if prompt.pixel_values is None:
-        return []
-    # By the tower itself: what get_image_features() wraps its result in changes between versions.
-    features = model.net.model.visual(prompt.pixel_values.to(model.dtype), grid_thw=prompt.source_grids).pooler_output
-    ids = model.net.get_image_tokens(features, prompt.source_grids)
-    shapes = prompt.source_grids[:, 1:].tolist()
-    return [part.view(h, w) for part, (h, w) in zip(ids.split([h * w for h, w in shapes]), shapes, strict=True)]
+    def _tell(self, row: _Row) -> None:
+        request, count = row.request, row.count
+        num_draft, num_ids = request.num_draft, request.num_ids
+        if count <= num_draft:
+            told = self.tell(row.ticket, "draft", count, num_draft)
+        else:
+            told = self.tell(row.ticket, "grid", count - num_draft, num_ids - num_draft)
+        if not told:
+            return
+        is_shown = count % self._show_every == 0 or count == num_draft
+        if is_shown and not self.show(row.ticket, WrittenTokens(tuple(self._written(row).tolist()))):
+            return
+        if count == num_ids:
+            self.finish(row.ticket, self._result(request, self._written(row), row.prefix.source_ids))
 
+    def _run_step(self) -> None:
+        """Run the ids just drawn; the groups of different adapters one after another."""
+        for span in self._table.spans():
+            lora: Lora = self._table.rows[span.start].request.lora
+            self._use_lora(lora)
+            lengths = [row.length for row in self._table.rows[span.start : span.stop]]
+            self._step(span.start, span.stop, max(lengths), len(set(lengths)) == 1, is_bare=not lora)
 
-def fill_placeholders(model: ArModel, input_ids: Tensor, source_ids: list[Tensor]) -> Tensor:
-    """[1, N] int64: the prompt, with the sources' codes where the processor left room for them."""
-    if not source_ids:
-        return input_ids
-    return input_ids.masked_scatter(input_ids == model.image_token_id, torch.cat([ids.flatten() for ids in source_ids]))
+    def _written(self, row: _Row) -> Tensor:
+        return self._cache.ids[self._table.rows.index(row), row.start : row.start + row.count]
 
+    def _result(self, request: GridRequest, ids: Tensor, source_ids: list[Tensor]) -> GridResult:
+        grid = request.grid
+        token_ids = [] if request.draft_only else ids[request.num_draft :].view(grid.token_h, grid.token_w).tolist()
+        return GridResult(token_ids, tuple(part.tolist() for part in source_ids))
 
-def forward(model: ArModel, input_ids: Tensor, positions: Tensor, cache: GridCache) -> Tensor:
-    """
-    Run ids [1, N] at positions [3, 1, N] after what is cached.
+    def _move(self, source: int, target: int) -> None:
+        row = self._table.rows[source]
+        self._cache.move(source, target, row.length, row.start + row.request.num_ids)
+        self._step.logits[target] = self._step.logits[source]
 
-    Returns:
-        [1, vision_vocab_size]: the logits of what follows the last of them.
-    """
-    # Past GlmImageModel.forward, which keeps positions of "the" running generation on the module.
-    language_model = model.net.model.language_model
-    hidden = language_model(
-        inputs_embeds=language_model.embed_tokens(input_ids), position_ids=positions, past_key_values=cache, use_cache=True
-    ).last_hidden_state
-    logits: Tensor = model.net.lm_head(hidden[:, -1:])[:, -1]
-    return logits
+    def _use_lora(self, lora: Lora) -> None:
+        """Have the net work with these adapters."""
+        if lora != self._lora:
+            use_lora = getattr(self._model, "use_lora", None)
+            if use_lora is None:
+                raise PermanentWorkError("invalid_request", "lora: this worker has no adapters")
+            use_lora(lora)
+            self._lora = lora
+            self._step.read_layers()

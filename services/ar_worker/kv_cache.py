@@ -1,54 +1,101 @@
 """
-The AR model's keys and values, for one request whose length is known before it starts.
+What the AR model remembers of the requests it serves: one preallocated block of keys and values with a slot per request.
 
-Knows transformers' cache interface and nothing else of the model. transformers' own growing cache copies everything it holds
-at every token, which is quadratic in a grid's thousands of ids; its static cache makes attention run over the empty end.
+Knows transformers' cache interface and nothing else of the model. A slot's tables all count positions from the request's first
+prompt id, so one length says where the next id goes in every one of them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-class GridCache(Cache):  # type: ignore[misc]  # transformers is Any to mypy
+class SlotCache:
     """
-    One layer per decoder layer, each allocated once.
+    Room for `slots` requests of up to `capacity` ids each, prompt and written ids together.
+
+    Attributes:
+        kv: [num_layers, 2, slots, kv_heads, capacity, head_dim]: keys and values.
+        rotary: [slots, capacity, 2, rotary_dim]: cosines, and sines with the sign that rotating half gives them, of ids to be written.
+        ids: [slots, capacity] int64: the ids written.
+        lengths: [slots] int64: positions whose keys and values are there.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        capacity: int,
+        num_layers: int,
+        kv_heads: int,
+        head_dim: int,
+        rotary_dim: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        # Zeros: a masked position counts nothing times its value, and nothing times what memory happened to hold may be no number.
+        self.kv = torch.zeros(num_layers, 2, slots, kv_heads, capacity, head_dim, device=device, dtype=dtype)
+        self.rotary = torch.zeros(slots, capacity, 2, rotary_dim, device=device, dtype=dtype)
+        self.ids = torch.zeros(slots, capacity, dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.num_slots = slots
+        self.capacity = capacity
+
+    def move(self, source: int, target: int, length: int, total: int) -> None:
+        """
+        Copy one slot over another.
+
+        Args:
+            length: positions filled with keys and values.
+            total: positions filled with anything.
+        """
+        self.copy_prefix(source, target, length)
+        self.rotary[target, :total] = self.rotary[source, :total]
+        self.ids[target, :total] = self.ids[source, :total]
+        self.lengths[target] = self.lengths[source]
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Copy the keys and values of the first `length` positions."""
+        self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
+
+    def writer(self, slot: int, length: int) -> SlotWriter:
+        """The cache that the model fills when it reads a prompt into `slot`, after `length` positions that are there."""
+        return SlotWriter(self.kv[:, :, slot : slot + 1], length)
+
+
+class SlotWriter(Cache):  # type: ignore[misc]  # transformers is Any to mypy
+    """
+    One slot as transformers' modules fill it.
 
     Args:
-        capacity: prompt ids and generated ids together.
+        kv: [num_layers, 2, 1, kv_heads, capacity, head_dim].
+        length: positions that are filled already.
     """
 
-    def __init__(self, num_layers: int, capacity: int) -> None:
-        super().__init__(layers=[_PreallocatedLayer(capacity) for _ in range(num_layers)])
+    def __init__(self, kv: Tensor, length: int) -> None:
+        super().__init__(layers=[_PreallocatedLayer(keys, values, length) for keys, values in kv])
 
 
 class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is Any to mypy
     """
-    `keys` and `values`: [B, kv_heads, capacity, head_dim], of which the first `_length` positions are filled.
+    `keys` and `values`: [1, kv_heads, capacity, head_dim], of which the first `_length` positions are filled.
 
-    Otherwise a growing layer, so that the model makes the same masks for it.
+    Otherwise a growing layer, so that the model makes the same masks for it. transformers' own growing layer copies everything it
+    holds at every token; its static one makes attention run over the empty end.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
         super().__init__()
-        self._capacity = capacity
-        self._length = 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        # Here and not before: only the states know batch, heads, dtype and device.
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = (
-            states.new_empty(*states.shape[:2], self._capacity, states.shape[3]) for states in (key_states, value_states)
-        )
+        self.keys, self.values = keys, values
+        self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
+        self._length = length
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append [B, kv_heads, N, head_dim] and return all that is filled, as views."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+        """Append [1, kv_heads, N, head_dim] and return all that is filled, as views."""
         start, self._length = self._length, self._length + key_states.shape[2]
         self.keys[:, :, start : self._length] = key_states
         self.values[:, :, start : self._length] = value_states

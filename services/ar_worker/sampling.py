@@ -79,7 +79,7 @@ class SamplingRules:
 
 class TokenSampler:
     """
-    Draws the ids of one request.
+    Draws the ids of one request as transformers does: the measure of `race.Race`, which draws for many and asks this one when in doubt.
 
     The generator belongs to the request, so neither its neighbours nor the process's global one change what it draws; seeded
     alike, it draws what the reference draws from the global one.
@@ -96,30 +96,34 @@ class TokenSampler:
         if not (0 <= temperature < math.inf and 0 <= top_p <= 1):
             raise PermanentWorkError("invalid_request", f"temperature {temperature} or top_p {top_p} is out of range")
         self._forbidden = rules.forbidden
-        self._is_greedy = temperature < _GREEDY_BELOW
-        self._generator = torch.Generator(rules.forbidden.device).manual_seed(seed)
+        self.temperature = float(temperature)
+        self.top_p = float(top_p)
+        self.is_greedy = temperature < _GREEDY_BELOW
+        self.generator = torch.Generator(rules.forbidden.device).manual_seed(seed)
         self._warpers: list[Any] = []
         # In the order of transformers' generate(); another order draws other ids.
-        if not self._is_greedy and temperature != 1:
-            self._warpers.append(TemperatureLogitsWarper(float(temperature)))
+        if not self.is_greedy and temperature != 1:
+            self._warpers.append(TemperatureLogitsWarper(self.temperature))
         if rules.top_k:
             self._warpers.append(TopKLogitsWarper(rules.top_k))
         if top_p < 1:
-            self._warpers.append(TopPLogitsWarper(float(top_p)))
+            self._warpers.append(TopPLogitsWarper(self.top_p))
 
     def draw(self, logits: Tensor) -> Tensor:
         """
         Draw the next id.
 
         Args:
-            logits: [B, vision_vocab_size], any float dtype.
+            logits: [B, vision_vocab_size] or its first columns up to the codebook's end, any float dtype.
         Returns:
             [B] int64.
         """
         # float32, as the reference: bf16 would merge neighbouring probabilities.
-        scores = logits.float().masked_fill(self._forbidden, -math.inf)
-        if self._is_greedy:
+        scores = logits.float().masked_fill(self._forbidden[: logits.shape[1]], -math.inf)
+        if self.is_greedy:
             return scores.argmax(dim=-1)
+        # What the net's head left out is never drawn, but the generator must move on as if it could be.
+        scores = torch.nn.functional.pad(scores, (0, self._forbidden.shape[0] - scores.shape[1]), value=-math.inf)
         for warp in self._warpers:
             scores = warp(None, scores)
-        return torch.multinomial(scores.softmax(dim=-1), num_samples=1, generator=self._generator).squeeze(1)
+        return torch.multinomial(scores.softmax(dim=-1), num_samples=1, generator=self.generator).squeeze(1)

@@ -1,20 +1,26 @@
-"""The preallocated cache holds what transformers' growing cache holds."""
+"""A slot holds what transformers' growing cache holds, and can be copied."""
 
 from __future__ import annotations
 
 import torch
 from transformers.cache_utils import DynamicCache
 
-from services.ar_worker.kv_cache import GridCache
+from services.ar_worker.kv_cache import SlotCache
+
+CPU = torch.device("cpu")
+
+
+def slot_cache(slots: int = 3, capacity: int = 9) -> SlotCache:
+    return SlotCache(slots, capacity, num_layers=2, kv_heads=2, head_dim=4, rotary_dim=2, device=CPU, dtype=torch.float32)
 
 
 def states(num_tokens: int) -> torch.Tensor:
     return torch.randn(1, 2, num_tokens, 4)
 
 
-def test_it_returns_what_a_growing_cache_returns() -> None:
+def test_a_writer_returns_what_a_growing_cache_returns() -> None:
     """After a prefill and some tokens, keys, values, lengths and mask sizes are equal in every layer."""
-    ours, theirs = GridCache(num_layers=2, capacity=9), DynamicCache()
+    ours, theirs = slot_cache().writer(1, 0), DynamicCache()
     for num_tokens in (6, 1, 1, 1):
         for layer in range(2):
             assert ours.get_mask_sizes(num_tokens, layer) == theirs.get_mask_sizes(num_tokens, layer)
@@ -24,11 +30,31 @@ def test_it_returns_what_a_growing_cache_returns() -> None:
         assert ours.get_seq_length() == theirs.get_seq_length()
 
 
-def test_nothing_is_copied_as_it_grows() -> None:
-    """The tokens of the first call stay where they are in memory."""
-    cache = GridCache(num_layers=1, capacity=5)
-    first, _ = cache.update(states(3), states(3), 0)
-    second, _ = cache.update(states(1), states(1), 0)
+def test_a_writer_goes_on_where_another_ended() -> None:
+    """A second writer of the same slot appends behind the length that it is told, and touches no other slot."""
+    cache = slot_cache()
+    first, second = states(3), states(2)
+    cache.writer(1, 0).update(first, first, 0)
 
-    assert first.data_ptr() == second.data_ptr()
-    assert second.shape == (1, 2, 4, 4)
+    keys, values = cache.writer(1, 3).update(second, second, 0)
+
+    assert torch.equal(keys, torch.cat([first, second], dim=2))
+    assert torch.equal(keys, values)
+    assert keys.data_ptr() == cache.kv[0, 0, 1].data_ptr()
+    assert not cache.kv[:, :, [0, 2]].any()
+
+
+def test_a_moved_slot_is_the_same() -> None:
+    """Keys, values, positions, ids and length arrive, as far as they are filled."""
+    cache = slot_cache()
+    for table in (cache.kv, cache.rotary):
+        table.normal_()
+    cache.ids.random_(0, 100)
+    cache.lengths[:] = torch.tensor([4, 5, 6])
+
+    cache.move(2, 0, length=6, total=8)
+
+    assert torch.equal(cache.kv[:, :, 0, :, :6], cache.kv[:, :, 2, :, :6])
+    assert torch.equal(cache.rotary[0, :8], cache.rotary[2, :8])
+    assert torch.equal(cache.ids[0, :8], cache.ids[2, :8])
+    assert cache.lengths.tolist() == [6, 5, 6]

@@ -1,0 +1,130 @@
+"""
+A request's prompt through the net and into its slot, up to the logits of the first id that is to be written.
+
+Through transformers' own modules: a prompt is read once, so only its arithmetic counts. Knows nothing of other requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from services.ar_worker.kv_cache import SlotCache, SlotWriter
+from services.ar_worker.prompt import ArPrompt, build_prompt
+from services.ar_worker.requests import GridRequest
+from services.ar_worker.weights import ArModel
+from shared.errors import PermanentWorkError
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """
+    A prompt that was read. Requests with the same one share it, while one of them lives.
+
+    Attributes:
+        num_ids: of the prompt.
+        logits: [num_ids]: for the first id to be written.
+        rotary: [T, 2, rotary_dim], see `SlotCache.rotary`, of the ids to be written.
+        source_ids: per source [token_h, token_w] int64.
+    """
+
+    prompt: ArPrompt
+    num_ids: int
+    logits: Tensor
+    rotary: Tensor
+    source_ids: list[Tensor]
+
+
+def read_prompt(model: ArModel, request: GridRequest, capacity: int) -> ArPrompt:
+    """
+    Render, tokenise and lay out a request.
+
+    Raises:
+        PermanentWorkError: see `build_prompt`; or it is longer than a slot.
+    """
+    prompt = build_prompt(model, request.prompt, request.grid, request.sources)
+    num_prompt, num_ids = prompt.input_ids.shape[1], request.num_ids
+    if num_prompt + num_ids > capacity:
+        raise PermanentWorkError(
+            "unprocessable_prompt",
+            f"the prompt has {num_prompt} tokens; with the picture that makes {num_prompt + num_ids}, and this worker has room for"
+            f" {capacity} (GLMQ_AR_CACHE_TOKENS)",
+        )
+    return prompt
+
+
+def prefill(model: ArModel, prompt: ArPrompt, cache: SlotCache, slot: int, num_logits: int) -> Prefix:
+    """
+    Read a prompt into a slot.
+
+    Args:
+        num_logits: first ids that get logits: the codebook.
+    """
+    source_ids = tokenize_sources(model, prompt)
+    input_ids = fill_placeholders(model, prompt.input_ids, source_ids)
+    logits = forward(model, input_ids, prompt.prefill_positions, cache.writer(slot, 0))
+    return Prefix(prompt, input_ids.shape[1], logits[0, :num_logits].clone(), _rotary(model, prompt.decode_positions), source_ids)
+
+
+def prefill_written(model: ArModel, prefix: Prefix, written: Tensor, cache: SlotCache, slot: int) -> Tensor:
+    """
+    Read ids that were written before into a slot that holds their prompt.
+
+    Args:
+        written: [N] int64.
+    Returns:
+        [vision_vocab_size]: the logits of what follows them.
+    """
+    positions = prefix.prompt.decode_positions[:, :, : len(written)]
+    return forward(model, written[None], positions, cache.writer(slot, prefix.num_ids))[0]
+
+
+def tokenize_sources(model: ArModel, prompt: ArPrompt) -> list[Tensor]:
+    """
+    The codes of the source images, from one pass of the vision tower for all of them.
+
+    Returns:
+        per source [token_h, token_w] int64. They are both a result and, in the prompt, what the model sees of the source.
+    """
+    if prompt.pixel_values is None:
+        return []
+    # By the tower itself: what get_image_features() wraps its result in changes between versions.
+    features = model.net.model.visual(prompt.pixel_values.to(model.dtype), grid_thw=prompt.source_grids).pooler_output
+    ids = model.net.get_image_tokens(features, prompt.source_grids)
+    shapes = prompt.source_grids[:, 1:].tolist()
+    return [part.view(h, w) for part, (h, w) in zip(ids.split([h * w for h, w in shapes]), shapes, strict=True)]
+
+
+def fill_placeholders(model: ArModel, input_ids: Tensor, source_ids: list[Tensor]) -> Tensor:
+    """[1, N] int64: the prompt, with the sources' codes where the processor left room for them."""
+    if not source_ids:
+        return input_ids
+    return input_ids.masked_scatter(input_ids == model.image_token_id, torch.cat([ids.flatten() for ids in source_ids]))
+
+
+def forward(model: ArModel, input_ids: Tensor, positions: Tensor, cache: SlotWriter) -> Tensor:
+    """
+    Run ids [1, N] at positions [3, 1, N] after what is cached.
+
+    Returns:
+        [1, vision_vocab_size]: the logits of what follows the last of them.
+    """
+    # Past GlmImageModel.forward, which keeps positions of "the" running generation on the module.
+    language_model = model.net.model.language_model
+    hidden = language_model(
+        inputs_embeds=language_model.embed_tokens(input_ids), position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+    logits: Tensor = model.net.lm_head(hidden[:, -1:])[:, -1]
+    return logits
+
+
+def _rotary(model: ArModel, positions: Tensor) -> Tensor:
+    """[T, 2, rotary_dim]: cosines and signed sines of positions [3, 1, T], from the net's own module."""
+    like = torch.empty(0, device=model.device, dtype=model.dtype)
+    cosines, sines = model.net.model.language_model.rotary_emb(like, positions)
+    # Rotating half is to swap the halves and turn the sign of the one that comes first; here the sign is the sine's.
+    sines = sines.clone()
+    sines[..., : sines.shape[-1] // 2].neg_()
+    return torch.stack([cosines[0], sines[0]], dim=1)

@@ -1,0 +1,44 @@
+"""Settings of the AR worker, beside those of every GPU worker."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from shared.settings import WorkerSettings
+
+CompileMode = Literal["off", "static", "compile", "cuda_graphs"]
+"""
+How a decode step is run.
+
+off: over the live rows, up to their longest length. static: over all slots, up to the next power of two above it, so that all
+shapes come again. compile: the same through torch.compile. cuda_graphs: the same, recorded once per length and replayed.
+"""
+
+
+class ArWorkerSettings(WorkerSettings):
+    """What only the AR worker reads."""
+
+    ar_slots: int = Field(
+        default=0, ge=0, le=1024, description="Grids written at once. 0: as many as memory has room for, up to 64 on cuda and 32 on cpu."
+    )
+    ar_cache_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=1 << 20,
+        description="Longest prompt and picture together, in tokens; each slot keeps room for as many. 0: what the checkpoint takes, or"
+        " what fits into memory.",
+    )
+    ar_decode: CompileMode = Field(
+        default="off",
+        description="How a decode step runs. `off`: over the live grids alone. `static`: over all slots, in shapes that come again."
+        " `compile`: the same through torch.compile. `cuda_graphs`: the same, recorded and replayed; for cuda.",
+    )
+    ar_prefill_tokens: int = Field(
+        default=1024,
+        ge=1,
+        le=1 << 20,
+        description="Prompt tokens read between two decode steps, after which further requests wait a step: less holds those who write up"
+        " less, more fills the slots faster.",
+    )

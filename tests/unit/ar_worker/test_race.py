@@ -1,0 +1,147 @@
+"""Many draws at once are, id for id, the draws of each request's own sampler, and leave its generator in the same state."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GenerationConfig
+
+from services.ar_worker.noise import ExponentialNoise, UniformNoise
+from services.ar_worker.race import Race
+from services.ar_worker.sampling import SamplingRules, TokenSampler
+
+CPU = torch.device("cpu")
+VOCAB = 700
+NUM_IDS = 650
+"""Not whole blocks, and more blocks than are looked at."""
+
+
+def make_rules(top_k: int = 0, suppress: list[int] | None = None) -> SamplingRules:
+    return SamplingRules.read(GenerationConfig(do_sample=True, top_k=top_k, suppress_tokens=suppress), NUM_IDS, VOCAB, CPU)
+
+
+def shape_logits(kind: str, seed: int, num_rows: int) -> torch.Tensor:
+    """[num_rows, NUM_IDS]."""
+    random = torch.randn(num_rows, NUM_IDS, generator=torch.Generator().manual_seed(seed))
+    match kind:
+        case "flat":
+            return random * 1e-3
+        case "ordinary":
+            return random
+        case "peaked":
+            return random * 8
+        case "ties":
+            return random.round()
+        case "all equal":
+            return torch.zeros_like(random)
+        case "few":
+            return random.masked_fill(random < 2, -math.inf)
+        case _:  # two equals far above the rest
+            random[:, 7] = random[:, 600] = 30.0
+            return random
+
+
+KINDS = ["flat", "ordinary", "peaked", "ties", "all equal", "few", "two"]
+
+samplings = st.tuples(
+    st.one_of(st.sampled_from([0.0, 1e-7, 1.0, 0.2, 2.0]), st.floats(0.05, 3)),
+    st.one_of(st.sampled_from([0.0, 1.0, 0.5, 0.75, 1e-5, 1 - 1e-6]), st.floats(0, 1)),
+    st.integers(0, 2**63 - 1),
+)
+
+
+@given(
+    rows=st.lists(st.tuples(samplings, st.sampled_from(KINDS)), min_size=1, max_size=6),
+    seed=st.integers(0, 2**20),
+    top_k=st.sampled_from([0, 0, 1, 50, NUM_IDS, VOCAB]),
+    suppress=st.sampled_from([None, [0, 7, 649], list(range(NUM_IDS, VOCAB))]),
+)
+def test_a_race_draws_what_samplers_draw(rows: list[Any], seed: int, top_k: int, suppress: list[int] | None) -> None:
+    """Flat, peaked, tied and impossible logits, any temperature, top_p and top_k, neighbours of every kind: equal ids, three times on."""
+    rules = make_rules(top_k, suppress)
+    samplers, alone = ([TokenSampler(rules, *sampling) for sampling, _ in rows] for _ in range(2))
+    race = Race(rules, NUM_IDS, slots=8)
+    race.enter(samplers)
+    for step in range(3):
+        logits = torch.cat([shape_logits(kind, seed + 7 * step + i, 1) for i, (_, kind) in enumerate(rows)])
+
+        drawn = race.draw(logits)
+
+        assert drawn.tolist() == [int(sampler.draw(logits[i : i + 1])) for i, sampler in enumerate(alone)]
+    for sampler, other in zip(samplers, alone, strict=True):
+        assert torch.equal(sampler.generator.get_state(), other.generator.get_state())
+
+
+@pytest.mark.parametrize("top_p", [0.75, 0.9, 1.0])
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+def test_thousands_of_draws_from_a_real_vocabulary(top_p: float, spread: float) -> None:
+    """At the published sizes, 1,600 draws in a row are those of the samplers; nearly all without their help."""
+    rules = SamplingRules.read(GenerationConfig(do_sample=True, top_k=0), 16384, 16512, CPU)
+    samplers, alone = ([CountingSampler(rules, 0.9, top_p, seed) for seed in range(16)] for _ in range(2))
+    race = Race(rules, 16384, slots=16)
+    race.enter(samplers)
+    random = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        logits = torch.randn(16, 16384, generator=random) * spread
+        assert race.draw(logits).tolist() == [int(sampler.draw(logits[i : i + 1])) for i, sampler in enumerate(alone)]
+
+    assert sum(sampler.num_draws for sampler in samplers) <= 6
+
+
+class CountingSampler(TokenSampler):
+    """A sampler that counts how often it draws itself."""
+
+    num_draws = 0
+
+    def draw(self, logits: torch.Tensor) -> torch.Tensor:
+        self.num_draws += 1
+        return super().draw(logits)
+
+
+def test_half_precision_logits_are_drawn_in_float32() -> None:
+    """bfloat16 logits give what the same numbers in float32 give."""
+    logits = shape_logits("ordinary", 1, 2).bfloat16()
+    ids = []
+    for given_logits in (logits, logits.float()):
+        race = Race(make_rules(), NUM_IDS, slots=2)
+        race.enter([TokenSampler(make_rules(), 0.9, 0.75, seed) for seed in range(2)])
+        ids.append(race.draw(given_logits).tolist())
+
+    assert ids[0] == ids[1]
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    """A broken net's request fails; it does not get some id."""
+    race = Race(make_rules(), NUM_IDS, slots=1)
+    race.enter([TokenSampler(make_rules(), 0.9, 0.75, 1)])
+
+    with pytest.raises(RuntimeError, match="nan"):
+        race.draw(torch.full((1, NUM_IDS), math.nan))
+
+
+def test_uniform_noise_is_torch_s_own() -> None:
+    """The cheap numbers stand for the exponentials that torch.multinomial draws, and bound them from below."""
+    assert UniformNoise.fits(VOCAB)
+    cheap, plain = UniformNoise(2, VOCAB), ExponentialNoise(2, VOCAB, CPU)
+    for noise in (cheap, plain):
+        noise.fill(1, torch.Generator().manual_seed(5))
+
+    assert torch.allclose(cheap.exponentials(cheap.raw[1]).float(), plain.raw[1], rtol=1e-6, atol=0)
+    assert (cheap.raw[1].float() <= plain.raw[1]).all()
+
+
+@pytest.mark.parametrize("noise", [UniformNoise(1, VOCAB), ExponentialNoise(1, VOCAB, CPU)])
+def test_skipping_is_drawing_unseen(noise: UniformNoise | ExponentialNoise) -> None:
+    """A generator moved on by five draws is where torch.multinomial leaves it after five."""
+    skipped, drawn = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+
+    noise.skip(5, skipped)
+
+    for _ in range(5):
+        torch.multinomial(torch.ones(1, VOCAB), 1, generator=drawn)
+    assert torch.equal(skipped.get_state(), drawn.get_state())
