@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from infra.migrate import MigrateSettings
 from services.api.settings import ApiSettings
 from services.ar_worker.settings import ArWorkerSettings
+from services.decoder_worker.settings import DecoderWorkerSettings
 from services.dispatcher.settings import DispatcherSettings
 from services.webhook_sender.settings import WebhookSenderSettings
 from shared.settings import CoreSettings, WorkerSettings
@@ -32,7 +33,7 @@ SETTINGS_OF: dict[str, type[CoreSettings]] = {
     "api": ApiSettings,
     "dispatcher": DispatcherSettings,
     "ar_worker": ArWorkerSettings,
-    "decoder_worker": WorkerSettings,
+    "decoder_worker": DecoderWorkerSettings,
     "webhook_sender": WebhookSenderSettings,
 }
 """What each process reads at its start."""
@@ -41,6 +42,7 @@ _SECTIONS: tuple[tuple[str, type[CoreSettings]], ...] = (
     ("Every process", CoreSettings),
     ("GPU workers", WorkerSettings),
     ("AR worker", ArWorkerSettings),
+    ("Decoder worker", DecoderWorkerSettings),
     ("API", ApiSettings),
     ("Dispatcher", DispatcherSettings),
     ("Webhook sender", WebhookSenderSettings),

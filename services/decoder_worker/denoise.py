@@ -1,77 +1,119 @@
 """
-Denoising: the state of one picture between its noise and its last step, and the step.
+Denoising: the state of a picture between its noise and its last step, and the step of a group of pictures.
 
-Free functions of tensors. Knows the DiT, guidance and Euler; not who asked, how many pictures there are, or when to stop.
+Free functions of tensors. Knows the DiT, guidance and Euler; not who asked, who shares a step, or when to stop.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from services.decoder_worker import dit, fast
+from services.decoder_worker.dit import Conditioning, Rotary
+from services.decoder_worker.fast import FastState
+from services.decoder_worker.references import Reference
 from services.decoder_worker.schedule import Schedule
 
 
 @dataclass
 class Denoising:
     """
-    One picture on its way. Everything but `latents` and `num_done` was computed once and stays.
+    One picture on its way. Everything but `latents`, `num_done` and the memory of `fast` was computed once and stays.
 
-    Shapes: latents [1, C, H, W]; prompt_embeds and negative_prompt_embeds [1, S, text_embed_dim]; prior_token_ids [1, H * W / 4], one
-    per DiT patch; target_size [1, 2], height and width in pixels. `negative_prompt_embeds` is None where there is no guidance;
-    `references` is the `GlmImageKVCache` of the source images, None for text-to-image.
+    Shapes: latents [1, C, H, W]; target_size [1, 2], height and width in pixels. `uncond` is None where there is no guidance; `references`
+    are empty for text-to-image; `fast` is None for an exact picture.
     """
 
     latents: Tensor
-    prompt_embeds: Tensor
-    negative_prompt_embeds: Tensor | None
-    prior_token_ids: Tensor
+    cond: Conditioning
+    uncond: Conditioning | None
     target_size: Tensor
-    references: Any | None
+    rotary: Rotary
+    references: tuple[Reference, ...]
     schedule: Schedule
     guidance_scale: float
+    fast: FastState | None = None
     num_done: int = 0
 
     @property
     def is_done(self) -> bool:
         return self.num_done == self.schedule.num_steps
 
+    @property
+    def sigmas(self) -> tuple[float, float]:
+        """Noise level before and after the next step."""
+        before, after = self.schedule.sigmas[self.num_done : self.num_done + 2]
+        return before, after
 
-def step(transformer: Any, picture: Denoising) -> None:
+
+def step(transformer: Any, dtype: torch.dtype, pictures: Sequence[Denoising]) -> Tensor:
     """
-    Take the picture one Euler step further.
+    Take pictures of equal shape one Euler step further, each from where it stands.
 
-    cond and uncond are two calls of the DiT, as in the reference: their texts differ in length and only cond reads the references.
+    cond and uncond are two passes of the DiT, as in the reference: their texts differ in length and only cond reads the references.
+    A fast picture goes alone, so that no rounding of a neighbour's decides what it skips.
+
+    Args:
+        dtype: of the DiT's activations.
+    Returns:
+        the velocity [B, C, H, W] in float32 that the pictures followed.
     """
-    timestep = picture.schedule.timesteps[picture.num_done]
-    sigma, sigma_next = picture.schedule.sigmas[picture.num_done : picture.num_done + 2]
+    first = pictures[0]
+    latents = torch.cat([picture.latents for picture in pictures])
+    timesteps = [picture.schedule.timesteps[picture.num_done] for picture in pictures]
+    # One less than the schedule says: the model counts its times from 0 to 999.
+    times = torch.tensor(timesteps, device=latents.device) - 1
+    embedded_times = dit.embed_times(transformer, times, torch.cat([picture.target_size for picture in pictures]), dtype)
+    inputs = latents.to(dtype)
+    references = dit.read_references([picture.references for picture in pictures], len(transformer.transformer_blocks))
 
-    velocity = _predict(transformer, picture, timestep, is_cond=True)
-    if picture.negative_prompt_embeds is not None:
-        uncond = _predict(transformer, picture, timestep, is_cond=False)
-        velocity = uncond + picture.guidance_scale * (velocity - uncond)
+    if first.fast is not None:
+        velocity = _fast_velocity(transformer, first, first.fast, inputs, embedded_times)
+    else:
+        cond = _stacked([picture.cond for picture in pictures])
+        velocity = dit.predict(transformer, inputs, cond, embedded_times, first.rotary, references).float()
+        unconds = [picture.uncond for picture in pictures if picture.uncond is not None]
+        if unconds:
+            uncond = dit.predict(transformer, inputs, _stacked(unconds), embedded_times, first.rotary, None).float()
+            velocity = uncond + _column([picture.guidance_scale for picture in pictures], latents) * (velocity - uncond)
 
+    changes = _column([after - before for before, after in (picture.sigmas for picture in pictures)], latents)
     # float32 from here on, whatever the model's dtype: bfloat16 latents would lose the small steps near the end.
-    picture.latents = picture.latents.float() + (sigma_next - sigma) * velocity
-    picture.num_done += 1
+    latents = latents.float() + changes * velocity
+    # Copies, or each picture would keep the latents of all that ever shared its last step.
+    moved = [latents] if len(pictures) == 1 else [row.clone() for row in latents.split(1)]
+    for picture, row in zip(pictures, moved, strict=True):
+        picture.latents = row
+        picture.num_done += 1
+    return velocity
 
 
-def _predict(transformer: Any, picture: Denoising, timestep: float, *, is_cond: bool) -> Tensor:
-    """The DiT's velocity [1, C, H, W] in float32, with (cond) or without (uncond) glyphs, prior tokens and references."""
-    if picture.references is not None:
-        picture.references.set_mode("read" if is_cond else "skip")
-    return transformer(
-        hidden_states=picture.latents.to(transformer.dtype),
-        encoder_hidden_states=picture.prompt_embeds if is_cond else picture.negative_prompt_embeds,
-        prior_token_id=picture.prior_token_ids,
-        prior_token_drop=torch.full_like(picture.prior_token_ids, not is_cond, dtype=torch.bool),
-        # One less than the schedule says: the model counts its times from 0 to 999.
-        timestep=torch.full((1,), timestep - 1, device=picture.latents.device),
-        target_size=picture.target_size,
-        crop_coords=torch.zeros_like(picture.target_size),
-        kv_caches=picture.references,
-        return_dict=False,
-    )[0].float()
+def clean_latents(picture: Denoising, velocity: Tensor) -> Tensor:
+    """Where the picture would end if it went on in a straight line: x0, [1, C, H, W], given the velocity [1, C, H, W] of its last step."""
+    return picture.latents - picture.schedule.sigmas[picture.num_done] * velocity
+
+
+def _fast_velocity(transformer: Any, picture: Denoising, state: FastState, inputs: Tensor, times: Tensor) -> Tensor:
+    state.begin_step(picture.num_done)
+    references = dit.read_references([picture.references], len(transformer.transformer_blocks))
+    velocity = fast.predict(transformer, inputs, picture.cond, times, picture.rotary, references, state, state.cond).float()
+    if picture.uncond is None or not state.params.is_guided(picture.sigmas[0]):
+        return velocity
+    uncond = fast.predict(transformer, inputs, picture.uncond, times, picture.rotary, None, state, state.uncond).float()
+    return uncond + picture.guidance_scale * (velocity - uncond)
+
+
+def _stacked(rows: Sequence[Conditioning]) -> Conditioning:
+    if len(rows) == 1:
+        return rows[0]
+    return Conditioning(torch.cat([row.glyphs for row in rows]), torch.cat([row.prior for row in rows]))
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """One float32 number per picture, to multiply latents with."""
+    return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1, 1)

@@ -6,7 +6,7 @@ Knows the byte tokenizer, the glyph encoder and the reference's padding habits; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,19 +19,27 @@ _MAX_ATTENTION_PAIRS = 4 * _MAX_TEXT_TOKENS**2
 """Most (texts x longest x longest) encoded at once: 0.4 GiB of scores in byt5-small's 6 heads, far above any honest prompt."""
 
 
-def glyph_embeds(tokenizer: Any, text_encoder: Any, texts: list[str]) -> Tensor:
+def glyph_token_rows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """
-    Encode the texts one by one and join them; no text stands for one empty text.
+    Token ids of each text, as they are encoded; no text stands for one empty text.
 
-    Returns:
-        [1, S, text_embed_dim], S the bytes, end marks and pads of all texts.
     Source: diffusers pipeline_glm_image.py, `_get_glyph_embeds`.
     """
-    rows: list[list[int]] = tokenizer(texts or [""], max_length=_MAX_TEXT_TOKENS, truncation=True).input_ids
+    rows: list[list[int]] = tokenizer(list(texts) or [""], max_length=_MAX_TEXT_TOKENS, truncation=True).input_ids
     # The reference takes the parity of the *number of texts*, where the length of a text may have been meant. The model was
     # trained so: an even number of texts gets one pad before each.
     prefix = [tokenizer.pad_token_id] * ((len(rows) + 1) % 2)
-    rows = [prefix + row for row in rows]
+    return [prefix + row for row in rows]
+
+
+def glyph_embeds(tokenizer: Any, text_encoder: Any, texts: Sequence[str]) -> Tensor:
+    """
+    Encode the texts one by one and join them.
+
+    Returns:
+        [1, S, text_embed_dim], S the bytes, end marks and pads of all texts.
+    """
+    rows = glyph_token_rows(tokenizer, texts)
     return torch.cat([_encode(text_encoder, group, tokenizer.pad_token_id) for group in _row_groups(rows)]).unsqueeze(0)
 
 

@@ -6,12 +6,14 @@ Knows the VAE's normalisation (`latents_mean`, `latents_std`) and diffusers' pix
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 
 def vae_encode(vae: Any, image: Image.Image) -> Tensor:
@@ -29,19 +31,38 @@ def vae_encode(vae: Any, image: Image.Image) -> Tensor:
     return (vae.encode(pixels).latent_dist.mode() - mean) / std
 
 
-def vae_decode(vae: Any, latents: Tensor) -> Tensor:
+def vae_decode(vae: Any, latents: Tensor, *, tiled: bool = False) -> Tensor:
     """
     Decode latents to pixels.
 
     Args:
-        latents: [1, C, H, W], any float dtype.
+        latents: [B, C, H, W], any float dtype.
+        tiled: decode overlapping tiles of the VAE's own size, each alone, and blend them. Needs a fraction of the memory and is not exact:
+            a tile does not see beyond its edge. Pictures of one tile are decoded whole all the same.
     Returns:
-        [3, height_px, width_px] float32 on the CPU, 0..1.
+        [B, 3, height_px, width_px] float32 on the CPU, 0..1.
     """
     mean, std = _latent_statistics(vae)
-    pixels = vae.decode(latents.to(vae.dtype) * std + mean, return_dict=False)[0]
+    vae.use_tiling = tiled
+    try:
+        pixels = vae.decode(latents.to(vae.dtype) * std + mean, return_dict=False)[0]
+    finally:
+        vae.use_tiling = False
     # To float32 after the clamp: in bfloat16 the reference rounds here too.
-    return VaeImageProcessor.denormalize(pixels)[0].float().cpu()
+    return VaeImageProcessor.denormalize(pixels).float().cpu()
+
+
+def pool_latents(latents: Tensor, max_side: int) -> Tensor:
+    """
+    Average latents down so that a preview of them costs little.
+
+    Args:
+        latents: [B, C, H, W].
+        max_side: of the result, in latent pixels.
+    """
+    height, width = latents.shape[-2:]
+    factor = max(1, math.ceil(max(height, width) / max_side))
+    return functional.adaptive_avg_pool2d(latents, (max(1, height // factor), max(1, width // factor)))
 
 
 def to_pil(pixels: Tensor) -> Image.Image:

@@ -19,8 +19,9 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, GlmImageTr
 from transformers import ByT5Tokenizer, T5EncoderModel
 
 from services.decoder_worker.schedule import ScheduleParams, make_schedule
-from shared.errors import StartupError
+from shared.errors import PermanentWorkError, StartupError
 from shared.grid import PATCH_PX
+from shared.lora import Lora
 from shared.net_loading import choose_device, choose_dtype, load_net, load_part
 
 _VERSIONS = {"diffusers": "0.42.1", "transformers": "5.17.0"}
@@ -44,6 +45,16 @@ class DecoderModel:
     vae_scale_factor: int
     device: torch.device
     dtype: torch.dtype
+
+    def use_lora(self, lora: Lora) -> None:
+        """
+        Make the DiT draw with these adapters from now on; cheap when it does already.
+
+        Raises:
+            PermanentWorkError: this worker has no such adapter.
+        """
+        if lora:
+            raise PermanentWorkError("lora_unavailable", f"this worker has no adapter {lora[0].name!r}")
 
 
 def check_versions(diffusers_version: str = diffusers.__version__, transformers_version: str = transformers.__version__) -> None:

@@ -1,4 +1,4 @@
-"""The decoder engine: order, progress, stopping, and one bad request among good ones."""
+"""The decoder engine: progress, stopping, what is shown before the end, order, and one bad request among good ones."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import dataclasses
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from services.decoder_worker.engine import DecoderEngine, ImageRequest, SourceInput
+from services.decoder_worker.interim import Interim, LatentsSoFar, Preview
+from services.decoder_worker.preview import draft_request
 from services.decoder_worker.weights import DecoderModel
-from shared.errors import TokenGridError, TransientWorkError, WorkStoppedError
+from shared.errors import PermanentWorkError, TokenGridError, TransientWorkError, WorkStoppedError
 from shared.grid import TokenGrid
+from shared.lora import LoraChoice
 
 _REQUEST = ImageRequest(prompt='a "word"', grid=TokenGrid(2, 3), token_ids=[[1, 2, 3], [4, 5, 6]], seed=7, steps=3, guidance_scale=1.5)
 _SOURCE = SourceInput(Image.new("RGB", (96, 64), "navy"), [[9, 8, 7], [6, 5, 4]])
@@ -137,3 +141,179 @@ def test_closing_stops_what_runs_and_what_waits(model: DecoderModel) -> None:
         with pytest.raises(WorkStoppedError):
             future.result(0)
     engine.close()
+
+
+def _finish(engine: DecoderEngine) -> None:
+    """Take turns on this thread until nothing is left."""
+    while engine.live() or engine.num_waiting():
+        engine.turn()
+
+
+def _shown(model: DecoderModel, request: ImageRequest, **options: int) -> list[Interim]:
+    engine = DecoderEngine(model, **options)
+    shown: list[Interim] = []
+    future = engine.submit(request, _silent, _never, shown.append)
+    _finish(engine)
+    assert future.exception(0) is None
+    return shown
+
+
+def test_latents_are_shown_every_k_steps(model: DecoderModel) -> None:
+    """With a checkpoint every 3 of 9 steps, the latents after 3 and 6 are shown, none at the end, and none at all when it is off."""
+    request = dataclasses.replace(_REQUEST, steps=9)
+    shown = _shown(model, request, checkpoint_steps=3)
+    assert [interim.num_done for interim in shown] == [3, 6]
+    for interim in shown:
+        assert isinstance(interim, LatentsSoFar)
+        assert interim.latents.shape == (16, 8, 12)
+        assert interim.latents.dtype == np.float32
+        assert interim.made_for == request.digest()
+    assert _shown(model, request, checkpoint_steps=0) == []
+
+
+@pytest.mark.parametrize(("steps", "num_previews", "after"), [(9, 2, [3, 6]), (20, 2, [7, 13]), (8, 2, []), (6, 1, [3]), (12, 0, [])])
+def test_previews_are_few_and_small(model: DecoderModel, steps: int, num_previews: int, after: list[int]) -> None:
+    """A picture that asks for previews shows them evenly spaced, half its size, in 0..1; one of few steps shows none."""
+    request = dataclasses.replace(_REQUEST, steps=steps, show_previews=True)
+    shown = _shown(model, request, num_previews=num_previews, checkpoint_steps=0)
+    assert [interim.num_done for interim in shown] == after
+    for interim in shown:
+        assert isinstance(interim, Preview)
+        assert interim.pixels.shape == (3, 32, 48)
+        assert 0 <= interim.pixels.min() <= interim.pixels.max() <= 1
+        assert interim.to_pil().size == (48, 32)
+
+
+def test_previews_change_nothing(model: DecoderModel) -> None:
+    """A picture that is shown on its way ends with the same pixels as one that is not, and one that asks for none shows none."""
+    shown: list[Interim] = []
+    engine = DecoderEngine(model, checkpoint_steps=0)
+    quiet, seen = (
+        engine.submit(dataclasses.replace(_REQUEST, steps=9, show_previews=asked), _silent, _never, shown.append) for asked in (False, True)
+    )
+    _finish(engine)
+    assert (quiet.result(0).pixels - seen.result(0).pixels).abs().max() < 1e-5
+    assert len(shown) == 2
+
+
+def test_a_fault_of_who_is_shown_fails_alone(model: DecoderModel) -> None:
+    """When what listens to a picture raises, that picture fails with the error, and its neighbour is drawn."""
+    engine = DecoderEngine(model, checkpoint_steps=1)
+    faulty = engine.submit(_REQUEST, _silent, _never, lambda _: [][0])
+    good = engine.submit(_REQUEST, _silent, _never)
+    _finish(engine)
+    assert isinstance(faulty.exception(0), IndexError)
+    assert good.result(0).pixels.shape == (3, 64, 96)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 8},
+        {"prompt": '"other"'},
+        {"steps": 8},
+        {"token_ids": [[1, 2, 3], [4, 5, 7]]},
+        {"guidance_scale": 2.0},
+        {"sources": (_SOURCE,)},
+    ],
+)
+def test_latents_of_another_request_are_ignored(model: DecoderModel, change: dict[str, object]) -> None:
+    """A checkpoint that belongs to another picture is not gone on from: the picture starts anew and is right."""
+    (foreign, *_) = _shown(model, dataclasses.replace(_REQUEST, **change), checkpoint_steps=1)
+    assert isinstance(foreign, LatentsSoFar)
+    engine = DecoderEngine(model)
+    told: list[int] = []
+    plain = engine.submit(_REQUEST, _silent, _never)
+    resumed = engine.submit(dataclasses.replace(_REQUEST, resume=foreign), lambda _phase, done, _total: told.append(done), _never)
+    _finish(engine)
+    assert told[:2] == [0, 1]
+    assert (plain.result(0).pixels - resumed.result(0).pixels).abs().max() < 1e-5
+
+
+def test_latents_that_cannot_be_are_ignored(model: DecoderModel) -> None:
+    """Latents of the wrong size, or after more steps than there are, are not gone on from, whatever they say they are for."""
+    engine = DecoderEngine(model)
+    for num_done, shape in ((1, (16, 8, 8)), (3, (16, 8, 12)), (99, (16, 8, 12))):
+        resume = LatentsSoFar(num_done, np.zeros(shape, np.float32), _REQUEST.digest())
+        told: list[int] = []
+        engine.submit(dataclasses.replace(_REQUEST, resume=resume), lambda _phase, done, _total, told=told: told.append(done), _never)
+        _finish(engine)
+        assert told[0] == 0
+
+
+def _order(model: DecoderModel, *requests: ImageRequest, token_budget: int = 1) -> list[int]:
+    """In which order requests that came together end."""
+    engine = DecoderEngine(model, token_budget=token_budget)
+    ended: list[int] = []
+    for index, request in enumerate(requests):
+        engine.submit(request, _silent, _never).add_done_callback(lambda _, index=index: ended.append(index))
+    _finish(engine)
+    return ended
+
+
+def test_small_pictures_pass_large_ones(model: DecoderModel) -> None:
+    """Of pictures that came together the one with the least work ends first, and drafts end last."""
+    large = ImageRequest("", TokenGrid(4, 4), [[1] * 4] * 4, 1, 6, 1.5)
+    draft = draft_request("", [[1, 2], [3, 4]], 64)
+    assert _order(model, draft, large, _REQUEST, dataclasses.replace(_REQUEST, steps=1)) == [3, 2, 1, 0]
+
+
+def test_a_large_picture_that_runs_is_passed_by_a_small_one(model: DecoderModel) -> None:
+    """A small picture that comes while a large one is drawn is done before the large one's next step."""
+    engine = DecoderEngine(model)
+    told: list[tuple[str, int]] = []
+    large = ImageRequest("", TokenGrid(4, 4), [[1] * 4] * 4, 1, 6, 1.5)
+    engine.submit(large, lambda phase, done, _: told.append((f"large {phase}", done)), _never)
+    engine.turn()
+    engine.submit(_REQUEST, lambda phase, done, _: told.append((phase, done)), _never)
+    _finish(engine)
+    assert told[:2] == [("large denoise", 0), ("large denoise", 1)]
+    assert told[2:8] == [*(("denoise", done) for done in range(4)), ("vae", 0), ("vae", 1)]
+    assert told[8] == ("large denoise", 2)
+
+
+def test_an_adapter_that_is_not_there_fails_alone(model: DecoderModel) -> None:
+    """A request for an unknown adapter fails for good; one without is drawn."""
+    engine = DecoderEngine(model)
+    adapted = engine.submit(dataclasses.replace(_REQUEST, lora=(LoraChoice("nobody's"),)), _silent, _never)
+    plain = engine.submit(_REQUEST, _silent, _never)
+    _finish(engine)
+    assert isinstance(adapted.exception(0), PermanentWorkError)
+    assert plain.result(0).pixels.shape == (3, 64, 96)
+
+
+def test_a_picture_too_large_for_a_batch_fails_alone(model: DecoderModel) -> None:
+    """When memory runs out for two pictures together, each is tried alone; the one that still does not fit fails, the other is drawn."""
+    blocks: list[int] = []
+
+    def full(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        blocks.append(inputs[0].shape[0])
+        # Memory for one picture, and in the third call for none.
+        if inputs[0].shape[0] > 1 or len(blocks) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = DecoderEngine(model)
+    first, second = (engine.submit(_REQUEST, _silent, _never) for _ in range(2))
+    hook = model.transformer.transformer_blocks[0].register_forward_pre_hook(full)
+    try:
+        _finish(engine)
+    finally:
+        hook.remove()
+    error = first.exception(0)
+    assert isinstance(error, TransientWorkError)
+    assert error.code == "decoder_oom"
+    assert second.result(0).pixels.shape == (3, 64, 96)
+
+
+def test_sources_with_a_key_are_known_by_it(engine: DecoderEngine) -> None:
+    """Sources with equal keys and ids are encoded once, others each; without a key, equal pixels are the same source."""
+    for source in (
+        _SOURCE,
+        SourceInput(_SOURCE.image.copy(), _SOURCE.token_ids),
+        dataclasses.replace(_SOURCE, key="a"),
+        SourceInput(_SOURCE.image.copy(), _SOURCE.token_ids, key="a"),
+    ):
+        _pixels(engine, dataclasses.replace(_REQUEST, sources=(source,), steps=1))
+    assert engine.shared.num_computed["reference"] == 2
+    _pixels(engine, dataclasses.replace(_REQUEST, sources=(dataclasses.replace(_SOURCE, key="a", token_ids=[[0] * 3] * 2),), steps=1))
+    assert engine.shared.num_computed["reference"] == 3

@@ -1,51 +1,38 @@
-"""Reference images and their keys and values."""
+"""Reference images and what layers read of them."""
 
 from __future__ import annotations
 
-import pytest
 import torch
-from PIL import Image
 
-from services.decoder_worker.references import encode_references
+from services.decoder_worker.references import LayerReferences, Reference, encode_reference
 from services.decoder_worker.weights import DecoderModel
-from shared.errors import WorkStoppedError
-
-_Reference = tuple[Image.Image, torch.Tensor]
 
 
-def _reference(height: int, width: int, seed: int) -> _Reference:
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
-    ids = torch.randint(0, 256, (1, height * width // 256), generator=generator)
-    return Image.fromarray(pixels.numpy()), ids
+def _noise(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _keys(model: DecoderModel, *references: _Reference) -> torch.Tensor:
-    with torch.inference_mode():
-        cache = encode_references(model.transformer, model.vae, references, lambda: None)
-    return cache[1].k_caches[0]
+def _reference(seed: int, num_tokens: int) -> Reference:
+    return Reference((_noise(seed, 1, num_tokens, 2, 4),), (_noise(seed + 100, 1, num_tokens, 2, 4),))
 
 
-def test_references_stand_one_after_the_other(model: DecoderModel) -> None:
-    """Two references of different sizes leave the keys that each leaves alone, joined: they never see one another."""
-    first, second = _reference(64, 96, 1), _reference(128, 64, 2)
-    both = _keys(model, first, second)
-    assert both.shape[1] == 64 * 96 // 256 + 128 * 64 // 256
-    assert torch.equal(both, torch.cat([_keys(model, first), _keys(model, second)], dim=1))
+@torch.inference_mode()
+def test_every_layer_leaves_keys_and_values(model: DecoderModel) -> None:
+    """An image of 64x96 pixels leaves the keys and values of its 24 patches in each layer, and knows how many bytes they are."""
+    ids = torch.zeros((1, 24), dtype=torch.int64)
+    reference = encode_reference(model.transformer, _noise(1, 1, 16, 8, 12), ids, 64, 96)
+    config = model.transformer.config
+    shape = (1, 24, config.num_attention_heads, config.attention_head_dim)
+    assert {tensor.shape for tensor in (*reference.keys, *reference.values)} == {shape}
+    assert len(reference.keys) == len(reference.values) == config.num_layers
+    assert reference.nbytes == 2 * config.num_layers * 24 * config.num_attention_heads * config.attention_head_dim * 4
 
 
-def test_stopping_is_asked_before_each_image(model: DecoderModel) -> None:
-    """Told to stop after its first image, it does not begin the second."""
-    calls: list[int] = []
-
-    def stop_after_one() -> None:
-        if calls:
-            raise WorkStoppedError("stop")
-
-    hook = model.transformer.register_forward_hook(lambda *_: calls.append(1))
-    try:
-        with pytest.raises(WorkStoppedError), torch.inference_mode():
-            encode_references(model.transformer, model.vae, [_reference(64, 64, 1), _reference(64, 64, 2)], stop_after_one)
-    finally:
-        hook.remove()
-    assert calls == [1]
+def test_each_row_reads_its_own_references_first() -> None:
+    """In a batch, a row's references stand in their order in front of the row's own keys, and likewise its values."""
+    first, second = _reference(1, 3), _reference(2, 5)
+    key, value = _noise(3, 2, 7, 2, 4), _noise(4, 2, 7, 2, 4)
+    keys, values = LayerReferences([(first, second), (second, first)], 0).get(key, value)
+    assert torch.equal(keys[0], torch.cat([first.keys[0][0], second.keys[0][0], key[0]]))
+    assert torch.equal(keys[1], torch.cat([second.keys[0][0], first.keys[0][0], key[1]]))
+    assert torch.equal(values[1], torch.cat([second.values[0][0], first.values[0][0], value[1]]))

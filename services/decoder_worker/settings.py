@@ -1,0 +1,45 @@
+"""What the decoder worker reads beside what every GPU worker does."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from shared.settings import WorkerSettings
+
+
+class DecoderWorkerSettings(WorkerSettings):
+    """Slots, batches, checkpoints, memory and previews of the decoder engine."""
+
+    decoder_slots: int = Field(default=4, ge=1, le=256, description="Pictures that a decoder worker holds at once.")
+    decoder_token_budget: int = Field(
+        default=0,
+        ge=0,
+        le=1 << 20,
+        description="Most DiT patches (16x16 pixels each) of the pictures that take a step together; a larger picture goes alone. "
+        "0: 256 on a CPU, 4096 on a GPU.",
+    )
+    decoder_checkpoint_steps: int = Field(
+        default=10,
+        ge=0,
+        le=1000,
+        description="Denoising steps between two checkpoints of a picture; when a worker dies, at most so many are computed twice. "
+        "0: no checkpoints.",
+    )
+    vae_tiling: int = Field(
+        default=0,
+        ge=0,
+        le=1 << 30,
+        description="Pixels (height times width) above which a picture is decoded in tiles, which saves memory and changes it a little. "
+        "0: never.",
+    )
+    reference_cache_bytes: int = Field(
+        default=1 << 30,
+        ge=0,
+        le=1 << 40,
+        description="Device memory, in bytes, for encoded sources and projected prompts of pictures that are done, for those to come. "
+        "A source of 1024x1024 pixels takes 2 GB with the published model.",
+    )
+    decoder_previews: int = Field(
+        default=2, ge=0, le=16, description="Previews of a picture on its way, where the customer asked for previews. 0: none."
+    )
+    preview_max_px: int = Field(default=256, ge=32, le=2048, description="Longest side of a preview, in pixels.")
