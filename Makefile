@@ -10,7 +10,7 @@ UV := $(BIN)/uv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down status doctor test lint types imports unit format lock settings-doc train eval-miniature hooks clean
+.PHONY: help install demo up down status doctor test lint types imports unit format lock settings-doc train eval-miniature bench hooks clean
 
 help: ## List every chore
 	@echo "make CHORE, one of:"
@@ -69,6 +69,10 @@ train: $(INSTALLED) ## Train the miniature checkpoint from scratch; ARGS="layout
 
 eval-miniature: $(INSTALLED) ## Measure the miniature on held-out prompts and edits; ARGS="--only 20" measures fewer
 	OMP_NUM_THREADS=1 $(BIN)/python -m checkpoints.evaluate --processes $(JOBS) $(ARGS)
+
+# Quarter of an hour on a quiet machine, and only there do the figures mean anything. One thread, as each worker has.
+bench: $(INSTALLED) ## Measure glmq against the reference and its bounds; ARGS="queue" measures one thing (ar, decoder, service, queue)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m infra.bench $(ARGS)
 
 hooks: $(INSTALLED) ## Run the style checks before every commit
 	$(BIN)/pre-commit install

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from cli import decoders as decoder_count
 from cli import doctor as doctor_report
 from cli import status as status_report
 from cli.background import BackgroundStack, background_stack, stop_stack
@@ -44,12 +45,20 @@ CheckpointOption = Annotated[
 ]
 PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port of the API. [default: that of the last run, at first 8080 or any]")]
 
+DecodersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=decoder_count.MAX_DECODERS, help="Decoder workers. [default: GLMQ_DECODER_WORKERS, else one per core for a miniature]"
+    ),
+]
+
 
 @app.command()
 def up(
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     port: PortOption = 0,
+    decoders: DecodersOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when the stack is ready, and leave it running.")] = False,
 ) -> None:
     """Start the whole stack on this machine: Postgres, Redis, S3, API, dispatcher, workers, webhook sender."""
@@ -58,7 +67,8 @@ def up(
         _tell_running(folder)
         return
     with _exit_codes(), background_stack(folder) as stack:
-        state = _start(stack, folder, checkpoint, port, outlive=detach)
+        settings = {} if decoders is None else {decoder_count.VARIABLE: str(decoders)}
+        state = _start(stack, folder, checkpoint, port, outlive=detach, settings=settings)
         if detach:
             stack.leave()
         _tell_ready(folder, state)
@@ -137,7 +147,11 @@ def demo(
         _demo_on_running(folder, images)
         return
     allowed = os.environ.get("GLMQ_EGRESS_ALLOW")
-    settings = {"GLMQ_EGRESS_ALLOW": f"{allowed},{RECEIVER_NETWORK}" if allowed else RECEIVER_NETWORK}
+    settings = {
+        "GLMQ_EGRESS_ALLOW": f"{allowed},{RECEIVER_NETWORK}" if allowed else RECEIVER_NETWORK,
+        # It draws one image at a time: a second decoder would only make the start slower.
+        decoder_count.VARIABLE: "1",
+    }
     with _exit_codes(), background_stack(folder) as stack:
         state = _start(stack, folder, checkpoint, 0, outlive=keep, settings=settings)
         _tell_ready(folder, state)
@@ -177,6 +191,7 @@ def _start(
     """Look at what can be wrong before anything starts; then start, and wait until the stack is ready."""
     environ = without_own(os.environ, folder.read_state())
     named = named_checkpoint(checkpoint, environ)
+    decoder_count.num_decoders(named or "", environ)
     choose_servers(folder.path, folder.logs, folder.memory(), environ)
     if port and not is_free(port):
         raise StackError(f"port {port} is taken: choose another, or leave --port out")

@@ -28,13 +28,15 @@ class Role:
         return self.command[-1]
 
 
-def stack_roles(api_port: int) -> tuple[Role, ...]:
-    """The five roles of a stack whose API listens on `api_port`."""
+def stack_roles(api_port: int, num_decoders: int = 1) -> tuple[Role, ...]:
+    """The roles of a stack whose API listens on `api_port`: one process each, and as many decoder workers as are asked for."""
     # The API by itself is ready without workers, since jobs wait well; a whole stack is not.
     needs = ("ar_workers", "decoder_workers")
+    more_decoders = (Role(f"decoder_worker_{number}", _module("decoder_worker")) for number in range(2, num_decoders + 1))
     return (
         Role("api", _module("api"), api_port, ready_url=f"http://127.0.0.1:{api_port}/readyz", needs=needs),
         *(Role(name, _module(name)) for name in ("dispatcher", "ar_worker", "decoder_worker", "webhook_sender")),
+        *more_decoders,
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cli.checkpoint import random_miniature
 from cli.data_folder import DataFolder, StackState, default_data_folder
+from cli.decoders import num_decoders
 from cli.environment import exports, is_folder, role_environment, without_own
 from cli.leftovers import MARK, end_leftovers, stack_mark
 from cli.roles import MIGRATE, Role, stack_roles
@@ -54,12 +55,12 @@ class StopFlag:
         self._raised = True
 
 
-def main(arguments: Sequence[str], roles: Callable[[int], Sequence[Role]] = stack_roles, migrate: Sequence[str] = MIGRATE) -> int:
+def main(arguments: Sequence[str], roles: Callable[[int], Sequence[Role]] | None = None, migrate: Sequence[str] = MIGRATE) -> int:
     """
     Run the stack of one data folder until a stop signal.
 
     Args:
-        roles: the processes of glmq, given the API's port.
+        roles: the processes to run, given the API's port; None for those of glmq.
         migrate: runs once before them.
     """
     folder, checkpoint, port = arguments
@@ -85,7 +86,7 @@ def _supervisor(
     port: int,
     environ: dict[str, str],
     should_stop: StopFlag,
-    roles: Callable[[int], Sequence[Role]],
+    roles: Callable[[int], Sequence[Role]] | None,
     migrate: Sequence[str],
 ) -> Supervisor:
     memory = data.memory()
@@ -120,7 +121,7 @@ def _supervisor(
         servers=servers,
         environment=environment,
         prepare=prepare,
-        roles=roles(api_port),
+        roles=stack_roles(api_port, num_decoders(checkpoint, environ)) if roles is None else roles(api_port),
         should_stop=should_stop,
         state=state,
         ready_timeout_s=_READY_TIMEOUT_S if is_folder(checkpoint) else _DOWNLOAD_TIMEOUT_S,

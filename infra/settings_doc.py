@@ -61,6 +61,11 @@ class CommandVariable:
 
 COMMAND_VARIABLES = (
     CommandVariable("GLMQ_DATA", "`.glmq` in the checkout", "Folder of the stack that `glmq up` runs."),
+    CommandVariable(
+        "GLMQ_DECODER_WORKERS",
+        "one per core, at most 4, for a miniature on a CPU; else 1",
+        "Decoder workers of the stack that `glmq up` runs.",
+    ),
     CommandVariable("GLMQ_URL", "the stack that runs here", "Service that `glmq generate` asks, as `http://host:port`."),
     CommandVariable("GLMQ_API_KEY", "that of the stack that runs here", "Key for it."),
 )

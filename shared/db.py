@@ -40,7 +40,8 @@ class Database:
             hide_parameters=True,
             max_overflow=0,
             pool_timeout=5,
-            pool_pre_ping=True,
+            # No ping before each transaction: `run` repeats what met a connection that had died in the pool.
+            pool_pre_ping=False,
             pool_recycle=300,
             connect_args={
                 "connect_timeout": 5,
@@ -56,7 +57,7 @@ class Database:
 
     def run(self, work: Callable[[Session], Result]) -> Result:
         """
-        Run `work` in one transaction and commit; a deadlock's victim is run again.
+        Run `work` in one transaction and commit; a deadlock's victim is run again, and so is what found its connection dead.
 
         `work` may therefore run more than once: it touches the database and nothing else.
 
@@ -64,14 +65,21 @@ class Database:
             DatabaseDownError
         """
         for left in range(_MAX_TRIES - 1, -1, -1):
+            is_committing = False
             try:
                 # No autoflush: a row half changed must not be written by the next read.
-                with Session(self.engine, expire_on_commit=False, autoflush=False) as session, session.begin():
-                    return work(session)
+                with Session(self.engine, expire_on_commit=False, autoflush=False) as session:
+                    result = work(session)
+                    is_committing = True
+                    session.commit()
+                    return result
             except PoolTimeoutError as error:
                 raise DatabaseDownError("no free connection") from error
             except DBAPIError as error:
-                if left and getattr(error.orig, "sqlstate", None) in _RETRYABLE:
+                # Before the commit was asked for, nothing can have been written. All other connections of the pool that are as old as
+                # the dead one are dropped with it.
+                was_dead = error.connection_invalidated and not is_committing
+                if left and (was_dead or getattr(error.orig, "sqlstate", None) in _RETRYABLE):
                     continue
                 # InternalError too: psycopg files the idle-in-transaction timeout under it.
                 if isinstance(error, OperationalError | InterfaceError | InternalError):

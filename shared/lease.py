@@ -19,9 +19,9 @@ from shared.progress import LiveState
 from shared.settings import WorkerSettings
 from shared.states import Stage
 
-_TICK_S = 0.025
-"""Between two looks for stops: 64 tokens of the miniature take 36 ms, one token of the real model as long."""
-_PUBLISH_S = 0.1
+_TICK_S = 0.1
+"""Between two looks for stops, and between two words of progress. A stop that is rung for (`look`) is heard at once, and every look
+takes the interpreter away from the engine's thread."""
 _MARGIN_S = 5.0
 """Stop trusting a lease so long before it ends: another worker may hold it by the time we notice."""
 
@@ -80,6 +80,7 @@ class LeaseKeeper:
         self._held: dict[tuple[str, int], HeldWork] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._look = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="leases", daemon=True)
 
     def start(self) -> None:
@@ -89,7 +90,12 @@ class LeaseKeeper:
     def close(self) -> None:
         """Stop keeping leases."""
         self._closed.set()
+        self._look.set()
         self._thread.join()
+
+    def look(self) -> None:
+        """Look for stops now: some may just have been flagged. Does not wait."""
+        self._look.set()
 
     def hold(self, work_id: str, attempt: int) -> HeldWork:
         """Keep the lease of a unit that was just claimed."""
@@ -121,15 +127,15 @@ class LeaseKeeper:
             os._exit(_FAULT_EXIT)
 
     def _keep_until_closed(self) -> None:
-        beat_at = published_at = 0.0
-        while not self._closed.wait(_TICK_S):
+        beat_at = 0.0
+        while not self._closed.is_set():
+            self._look.wait(_TICK_S)
+            self._look.clear()
             held = self._snapshot()
             if not held:
                 continue
             now = time.monotonic()
-            if now - published_at >= _PUBLISH_S:
-                published_at = now
-                self._publish(held)
+            self._publish(held)
             stops = self._live.read_stops([unit.id for unit in held])
             for unit in held:
                 if unit.id in stops:

@@ -1,5 +1,5 @@
 """
-What lives in Redis and may vanish at any moment: progress, stop flags, hot token grids.
+What lives in Redis and may vanish at any moment: progress, stop flags, hot token grids, checkpoints of running work, wake-ups.
 
 Every call survives a dead Redis: it answers "nothing", and for a second after a failure it does not even ask. Whoever
 needs the truth reads Postgres or S3.
@@ -17,12 +17,18 @@ import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from shared.wakeup import Bell, Listener, Topic, channel
+
 Result = TypeVar("Result")
 
 _PROGRESS_S = 600
 _STOP_S = 600
 _HOT_GRID_S = 900
 """A decoder normally reads a grid within seconds; after this it costs a read from S3."""
+_CHECKPOINT_S = 3600
+"""Longer than any wait between a worker's death and its successor's claim."""
+MAX_CHECKPOINT_BYTES = 64 << 20
+"""Latents of 2048x2048 pixels are 4 MiB; what is larger is not kept, and the work begins anew."""
 _PAUSE_S = 1.0
 
 log = structlog.get_logger()
@@ -41,6 +47,15 @@ class LiveState:
             retry=Retry(NoBackoff(), 1),
         )
         self._down_until = 0.0
+        self._bell = Bell(self._publish)
+
+    def ring(self, *topics: Topic) -> None:
+        """Wake whoever listens for these, soon. Never waits; call it after the commit that makes the work visible."""
+        self._bell.ring(*topics)
+
+    def listen(self, wake: Mapping[Topic, Callable[[], object]]) -> Listener:
+        """Have these called, on a thread of the listener's, whenever their topic is rung."""
+        return Listener(self._redis, wake)
 
     def write_progress(self, progress: Mapping[str, tuple[str, int, int]]) -> None:
         """Publish phase, done and total by work id."""
@@ -67,6 +82,7 @@ class LiveState:
             pipe = self._redis.pipeline(transaction=False)
             for work_id in work_ids:
                 pipe.set(f"glmq:stop:{work_id}", "1", ex=_STOP_S)
+            pipe.publish(channel(Topic.STOPS), "")
             pipe.execute()
 
         self._try(work, None)
@@ -85,9 +101,34 @@ class LiveState:
         found: bytes | None = self._try(lambda: self._redis.get(f"glmq:grid:{sha256}"), None)
         return found
 
+    def put_checkpoint(self, work_id: str, data: bytes) -> None:
+        """Keep how far running work has come, over what was kept before; what is larger than `MAX_CHECKPOINT_BYTES` is not kept."""
+        if len(data) > MAX_CHECKPOINT_BYTES:
+            log.warning("checkpoint_too_large", work_id=work_id, size_bytes=len(data))
+            return
+        self._try(lambda: self._redis.set(f"glmq:checkpoint:{work_id}", data, ex=_CHECKPOINT_S), None)
+
+    def get_checkpoint(self, work_id: str) -> bytes | None:
+        """How far an earlier attempt had come, if that is still known. Whoever reads it checks it: it may be any attempt's."""
+        found: bytes | None = self._try(lambda: self._redis.get(f"glmq:checkpoint:{work_id}"), None)
+        return found
+
+    def drop_checkpoint(self, work_id: str) -> None:
+        """Forget it: the work is done."""
+        self._try(lambda: self._redis.delete(f"glmq:checkpoint:{work_id}"), None)
+
     def is_up(self) -> bool:
         """Does Redis answer?"""
         return bool(self._try(lambda: self._redis.ping(), False))
+
+    def _publish(self, topics: set[Topic]) -> None:
+        def work() -> None:
+            pipe = self._redis.pipeline(transaction=False)
+            for topic in topics:
+                pipe.publish(channel(topic), "")
+            pipe.execute()
+
+        self._try(work, None)
 
     def _try(self, work: Callable[[], Result], otherwise: Result) -> Result:
         if time.monotonic() < self._down_until:

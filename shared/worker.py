@@ -6,12 +6,14 @@ Knows leases and rows; what the work is, it is told as a `Handler`.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
@@ -27,6 +29,7 @@ from shared.queue import consume, make_celery
 from shared.settings import WorkerSettings
 from shared.states import Stage
 from shared.storage import StorageDownError
+from shared.wakeup import READY, Topic
 
 _BEAT_S = 3.0
 _EAGER_S = 0.05
@@ -35,6 +38,9 @@ _EAGER_FOR_S = 1.5
 
 _WRITE_FOR_S = 60.0
 """How long the end of an attempt is retried while Postgres is away. Longer than a failover; the fence makes a late write harmless."""
+
+_AFTER = {Stage.AR: Topic.IMAGES_READY, Stage.DECODER: Topic.DELIVERIES_DUE}
+"""What an attempt leaves to do when it goes as it should. The rest, such as work handed back, is found by the next poll."""
 
 log = structlog.get_logger()
 
@@ -62,12 +68,26 @@ class Handler(Generic[ClaimT]):
     """Worker id and unit id, or None for any released unit."""
     run: Callable[[ClaimT, HeldWork], Callable[[], None]]
     """Do the work and store its artifact; returns the write that finishes the unit, which may be repeated."""
+    idle: Callable[[], bool] | None = None
+    """Something that is done only by a free slot while nothing is released, such as a preview; whether there was anything to do."""
 
 
 class WorkerProcess(Generic[ClaimT]):
     """One worker process of one stage."""
 
-    def __init__(self, settings: WorkerSettings, db: Database, live: LiveState, handler: Handler[ClaimT], model: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        db: Database,
+        live: LiveState,
+        handler: Handler[ClaimT],
+        model: dict[str, Any],
+        slots: int | None = None,
+    ) -> None:
+        """
+        Args:
+            slots: units held at once, as the engine can take them; None for `settings.slots`.
+        """
         self._settings = settings
         self._db = db
         self._live = live
@@ -75,26 +95,38 @@ class WorkerProcess(Generic[ClaimT]):
         self._model = model
         self._id = new_id("wrk")
         self._keeper = LeaseKeeper(db, live, handler.stage, settings)
-        self._slots = threading.Semaphore(settings.slots)
+        self._num_slots = settings.slots if slots is None else slots
+        self._slots = threading.Semaphore(self._num_slots)
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._eager_until = 0.0
 
     def serve(self) -> NoReturn:
         """Work until SIGTERM or SIGINT, then hand back what is held and end the process."""
+        # The nets and the libraries stay until the end: the collector need not look through a million of their objects again and again.
+        gc.freeze()
         self._keeper.start()
         self._register()
-        threads = [threading.Thread(target=target, daemon=True) for target in (self._beat, self._poll, self._leave, self._end_in_time)]
+        threads = [threading.Thread(target=target, daemon=True) for target in (self._beat, self.poll, self._leave, self._end_in_time)]
         for thread in threads:
             thread.start()
-        log.info("worker_ready", worker_id=self._id, stage=self._handler.stage, slots=self._settings.slots)
+        # Held in a name: it ends with the process.
+        _listener = self._live.listen(self._wake_ups())
+        log.info("worker_ready", worker_id=self._id, stage=self._handler.stage, slots=self._num_slots)
         app = make_celery(self._settings.redis_url.get_secret_value())
-        consume(app, self._handler.stage, self._settings.slots, self._take_released, self._begin_shutdown)
-        self._begin_shutdown()
+        consume(app, self._handler.stage, self._num_slots, self._take_released, self.begin_shutdown)
+        self.begin_shutdown()
         while True:
             time.sleep(1)
 
-    def _begin_shutdown(self) -> None:
+    def _wake_ups(self) -> dict[Topic, Callable[[], object]]:
+        wake: dict[Topic, Callable[[], object]] = {Topic.STOPS: self._keeper.look}
+        if self._handler.idle is not None:
+            wake[Topic.SPARE_WORK] = self._ended.set
+        return wake
+
+    def begin_shutdown(self) -> None:
+        """Take nothing more, and stop what is held. Sets flags only: signal handlers call it."""
         self._stopping.set()
         self._ended.set()
         self._keeper.stop_all(StopReason.SHUTDOWN)
@@ -103,42 +135,75 @@ class WorkerProcess(Generic[ClaimT]):
         while not self._slots.acquire(timeout=0.2):
             if self._stopping.is_set():
                 return
-        self._use_slot(work_id)
+        self._use_slot(self._claim(work_id))
 
-    def _poll(self) -> None:
+    def poll(self) -> None:
         """Take released work whose message was lost, or all of it while Redis is off."""
-        while not self._stopping.is_set():
-            self._ended.wait(_EAGER_S if time.monotonic() < self._eager_until else self._settings.poll_s)
-            self._ended.clear()
-            if self._slots.acquire(blocking=False):
-                self._use_slot(None)
+        # Celery's threads are Celery's: while Redis is off it starts none.
+        with ThreadPoolExecutor(self._num_slots, "slot") as threads:
+            while not self._stopping.is_set():
+                self._ended.wait(_EAGER_S if time.monotonic() < self._eager_until else self._settings.poll_s)
+                self._ended.clear()
+                self._fill_slots(threads)
+                while self._use_idle_slot():
+                    # Between two pieces of what can wait, the work that counts comes first.
+                    self._fill_slots(threads)
 
-    def _use_slot(self, work_id: str | None) -> None:
-        """Do this unit, then whatever else is released; the slot is ours, and is free afterwards."""
+    def _fill_slots(self, threads: ThreadPoolExecutor) -> None:
+        while self._slots.acquire(blocking=False):
+            claim = self._claim(None)
+            if claim is None:
+                self._slots.release()
+                return
+            threads.submit(self._use_slot, claim)
+
+    def _use_idle_slot(self) -> bool:
+        """One piece of what is done only while nothing is released. False: there was none, or no slot."""
+        if self._handler.idle is None or self._stopping.is_set() or not self._slots.acquire(blocking=False):
+            return False
         try:
-            worked = self.attempt(work_id)
-            while self.attempt(None):
-                worked = True
+            return self._handler.idle()
+        except Exception:  # nobody waits for it, and the next piece may go well
+            log.exception("idle_work_failed")
+            return False
+        finally:
+            self._slots.release()
+
+    def _use_slot(self, claim: ClaimT | None) -> None:
+        """Do this unit, then whatever else is released; the slot is ours, and is free afterwards."""
+        worked = claim is not None
+        try:
+            while claim is not None:
+                self._do(claim)
+                claim = self._claim(None)
         finally:
             self._slots.release()
         if worked:
             self._eager_until = time.monotonic() + _EAGER_FOR_S
             self._ended.set()
+            # A slot is free and nothing is released for it.
+            self._live.ring(READY[self._handler.stage])
 
     def attempt(self, work_id: str | None) -> bool:
-        """Claim and do one unit. False: there was none."""
+        """Claim and do one unit on this thread. False: there was none."""
+        claim = self._claim(work_id)
+        if claim is not None:
+            self._do(claim)
+        return claim is not None
+
+    def _claim(self, work_id: str | None) -> ClaimT | None:
         if self._stopping.is_set():
-            return False
+            return None
         try:
-            claim = self._handler.claim(self._id, work_id)
+            return self._handler.claim(self._id, work_id)
         except DatabaseDownError as error:
             log.warning("claim_failed", error=str(error))
-            return False
         except Exception:  # a row that cannot be claimed must not end the thread that looks for others
             log.exception("claim_crashed", work_id=work_id)
-            return False
-        if claim is None:
-            return False
+        return None
+
+    def _do(self, claim: ClaimT) -> None:
+        """Run a claimed unit to its end, whatever it is."""
         held = self._keeper.hold(claim.id, claim.attempt)
         if self._stopping.is_set():
             held.stop(StopReason.SHUTDOWN)
@@ -147,9 +212,9 @@ class WorkerProcess(Generic[ClaimT]):
         try:
             self._end(claim, held, bound)
         finally:
+            self._live.ring(_AFTER[self._handler.stage])
             self._keeper.drop(held)
         bound.info("attempt_ended", seconds=round(time.monotonic() - started, 3), stop_reason=held.stop_reason)
-        return True
 
     def _end(self, claim: ClaimT, held: HeldWork, bound: Any) -> None:
         """Run a claimed unit and write down how it went."""
@@ -172,7 +237,7 @@ class WorkerProcess(Generic[ClaimT]):
         elif isinstance(error, EngineBrokenError):
             reason = TransientWorkError("engine_broken", "the device failed")
             # Or every unit in the queue would fail on this device within seconds. The supervisor starts a new process.
-            self._begin_shutdown()
+            self.begin_shutdown()
         elif isinstance(error, WorkError):
             reason = error
         else:
@@ -213,9 +278,7 @@ class WorkerProcess(Generic[ClaimT]):
 
     def _say_alive(self) -> bool:
         try:
-            workers.beat_worker(
-                self._db, self._id, self._handler.stage, socket.gethostname(), os.getpid(), self._settings.slots, self._model
-            )
+            workers.beat_worker(self._db, self._id, self._handler.stage, socket.gethostname(), os.getpid(), self._num_slots, self._model)
         except DatabaseDownError as error:
             log.warning("worker_beat_failed", error=str(error))
             return False
@@ -228,7 +291,7 @@ class WorkerProcess(Generic[ClaimT]):
         From a thread, and at once: Celery looks at its own flag only every few seconds, and torch takes seconds to be taken apart.
         """
         self._stopping.wait()
-        for _ in range(self._settings.slots):
+        for _ in range(self._num_slots):
             self._slots.acquire()
         try:
             workers.stop_worker(self._db, self._id)

@@ -37,6 +37,7 @@ from shared.lifecycle.submit import Idempotency, find_replay, submit
 from shared.lifecycle.tenants import Caller
 from shared.states import TERMINAL_JOB
 from shared.storage import PRESIGN_S
+from shared.wakeup import READY
 
 SUBMIT_ROUTE = "POST /v1/jobs"
 _RANDOM_SEEDS = 2**53 - 10
@@ -84,6 +85,8 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
     sources = reader.store(ready)
     job = new_job(asked, info, caller.tenant_id, body.fields, size, sources, webhook, secrets.randbelow(_RANDOM_SEEDS))
     job_id, is_replay = submit(parts.db, job, once)
+    # Both: the tokens may have been there already.
+    parts.live.ring(*READY.values())
     return Submitted(job_id, is_replay)
 
 

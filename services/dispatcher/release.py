@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from services.dispatcher.publisher import Publisher
 from services.dispatcher.settings import DispatcherSettings
@@ -15,7 +16,7 @@ _SLOTS_FOR_S = 1.0
 
 
 class Releaser:
-    """Releases both stages, tick by tick."""
+    """Releases both stages: all at a tick, one when it is rung for."""
 
     def __init__(self, db: Database, publisher: Publisher, settings: DispatcherSettings) -> None:
         self._db = db
@@ -26,7 +27,7 @@ class Releaser:
 
     def tick(self) -> None:
         """
-        Release what fits into the window of each stage.
+        Release what fits into the window of each stage, by a fresh count of slots.
 
         Raises:
             DatabaseDownError
@@ -34,7 +35,17 @@ class Releaser:
         if time.monotonic() - self._counted_at > _SLOTS_FOR_S:
             self._slots = {stage: workers.count_slots(self._db, stage) for stage in Stage}
             self._counted_at = time.monotonic()
-        for stage, slots in self._slots.items():
+        self.release(self._slots)
+
+    def release(self, stages: Iterable[Stage]) -> None:
+        """
+        Release what fits into the window of these stages.
+
+        Raises:
+            DatabaseDownError
+        """
+        for stage in stages:
+            slots = self._slots.get(stage, 0)
             if slots and (ids := work.release(self._db, stage, slots * self._window_per_slot)):
                 # After commit, or a worker may look for the row before it is visible.
                 self._publisher.send(stage, ids)

@@ -10,7 +10,15 @@ from shared.settings import CoreSettings
 class DispatcherSettings(CoreSettings):
     """How often the dispatcher looks, and how far ahead it releases."""
 
-    tick_s: float = Field(default=0.05, ge=0.005, le=10, description="Seconds between two looks for work to release.")
+    tick_s: float = Field(
+        default=0.05,
+        ge=0.005,
+        le=10,
+        description="Seconds between two looks for work to release while Redis is away and no wake-up is heard.",
+    )
+    slow_tick_s: float = Field(
+        default=0.25, ge=0.005, le=10, description="Seconds between two looks for work to release while wake-ups are heard."
+    )
     rescue_s: float = Field(default=2, gt=0, le=60, description="Seconds between two looks for lost leases and passed deadlines.")
     window_per_slot: int = Field(
         default=2, ge=1, le=100, description="Units of work released or running per slot of the live workers; the rest waits in Postgres."

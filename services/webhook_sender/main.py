@@ -20,9 +20,11 @@ from shared.db import Database
 from shared.egress import EgressPolicy
 from shared.errors import StartupError
 from shared.logs import configure_logs
+from shared.progress import LiveState
 from shared.sealing import Sealer
 from shared.settings import read_settings
 from shared.storage import Storage
+from shared.wakeup import Topic
 
 
 def main() -> None:
@@ -48,8 +50,11 @@ async def _run(settings: WebhookSenderSettings, policy: EgressPolicy, sealer: Se
         sender = Sender(outbox, writer, poster, settings)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _stop, sender, settings.shutdown_s)
+        live = LiveState(settings.redis_url.get_secret_value())
+        listener = live.listen({Topic.DELIVERIES_DUE: lambda: loop.call_soon_threadsafe(sender.wake)})
         structlog.get_logger().info("started")
         await sender.run()
+        await asyncio.to_thread(listener.close)
     db.close()
     structlog.get_logger().info("stopped")
 

@@ -66,6 +66,10 @@ class Sender:
         self._is_stopping = True
         self._wake.set()
 
+    def wake(self) -> None:
+        """Look for due deliveries now, and not at the next poll. Called on the loop's thread."""
+        self._wake.set()
+
     async def run(self) -> None:
         """Work until `stop`."""
         while not self._is_stopping:
@@ -92,9 +96,6 @@ class Sender:
             task = asyncio.create_task(self._send(delivery))
             self._in_flight[task] = delivery
             task.add_done_callback(self._retire)
-        if claimed:
-            # Those behind the limits of this claim may be due too.
-            self._wake.set()
 
     def _retire(self, task: asyncio.Task[None]) -> None:
         delivery = self._in_flight.pop(task)

@@ -143,7 +143,9 @@ def claim_image(db: Database, worker_id: str, lease_s: float, image_id: str | No
 
 def _claim(session: Session, row: type[Grid] | type[Image], worker_id: str, lease_s: float, unit_id: str | None) -> str | None:
     candidates = select(row.id).where(row.state == WorkState.RELEASED).with_for_update(skip_locked=True).limit(1)
-    candidates = candidates.order_by(row.lane, row.released_at) if unit_id is None else candidates.where(row.id == unit_id)
+    candidates = (
+        candidates.order_by(row.lane, row.released_at, row.created_at, row.id) if unit_id is None else candidates.where(row.id == unit_id)
+    )
     return session.scalar(
         update(row)
         # Equal to, not in: a scalar subquery is computed once, and with it the limit holds.

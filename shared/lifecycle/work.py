@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select, tuple_, update
+from sqlalchemy import Integer, bindparam, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -35,23 +36,42 @@ def release(db: Database, stage: Stage, window: int) -> list[str]:
     Returns:
         Their ids, to be sent to Celery after this transaction: a message must never be ahead of its row.
     """
-    row = WORK[stage]
+    statement = _release_statement(stage)
 
     def work(session: Session) -> list[str]:
-        outstanding = select(func.count()).where(row.state.in_([WorkState.RELEASED, WorkState.RUNNING])).scalar_subquery()
-        picked = (
-            select(row.id)
-            .where(row.state == WorkState.READY, row.not_before <= _now())
-            .order_by(row.lane, row.created_at, row.id)
-            .limit(func.greatest(0, window - outstanding))
-            .with_for_update(skip_locked=True)
-        )
-        ids = list(session.scalars(picked))
-        if ids:
-            session.execute(update(row).where(row.id.in_(ids)).values(state=WorkState.RELEASED, released_at=_now()))
-        return ids
+        released = session.execute(statement, {"window": window}).all()
+        # An UPDATE returns its rows in no order.
+        return [work_id for _, _, work_id in sorted(tuple(row) for row in released)]
 
     return db.run(work)
+
+
+@functools.cache
+def _release_statement(stage: Stage) -> Any:
+    """
+    Built once: the dispatcher runs it all the time, and building it costs more than running it.
+
+    Any: SQLAlchemy's type of it names the columns' types of one of the two tables.
+    """
+    row = WORK[stage]
+    outstanding = select(func.count()).where(row.state.in_([WorkState.RELEASED, WorkState.RUNNING])).scalar_subquery()
+    picked = (
+        select(row.id)
+        .where(row.state == WorkState.READY, row.not_before <= _now())
+        .order_by(row.lane, row.created_at, row.id)
+        .limit(func.greatest(0, bindparam("window", type_=Integer) - outstanding))
+        .with_for_update(skip_locked=True)
+        # A CTE that locks is computed once; a subquery with a limit might be computed again for every row.
+        .cte("picked")
+    )
+    return (
+        update(row)
+        .where(row.id.in_(select(picked.c.id)))
+        # One time for all: among them the claim goes by age, as the choice did, and not by the order in which rows were touched.
+        .values(state=WorkState.RELEASED, released_at=func.statement_timestamp())
+        .returning(row.lane, row.created_at, row.id)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def heartbeat(db: Database, stage: Stage, held: Collection[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:

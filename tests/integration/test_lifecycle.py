@@ -520,3 +520,28 @@ def test_database_refuses_wrong_writes(db: Database, new_job: NewJob, statement:
     submit(db, new_job)
     with pytest.raises(IntegrityError):
         execute(db, statement)
+
+
+def test_units_released_together_are_claimed_by_age(db: Database, new_job: NewJob) -> None:
+    """One release of many: workers take the oldest first, whatever the order in which the rows lie."""
+    for number in range(8):
+        submit(db, replace(new_job, layout_seed=number))
+    # Rows that were written again lie behind those that were not.
+    db.run(lambda session: session.execute(text("UPDATE grid SET top_p = top_p WHERE seed < 4")))
+    assert len(work.release(db, Stage.AR, 8)) == 8
+    claimed = [claims.claim_grid(db, "w1", LEASE_S) for _ in range(8)]
+    assert [unit.seed for unit in claimed if unit is not None] == list(range(8))
+
+
+def test_a_dead_connection_costs_nothing(db: Database, new_job: NewJob) -> None:
+    """Connections that Postgres has ended while they lay in the pool are noticed by the next transaction, which succeeds on a new one."""
+    submit(db, new_job)
+    kill = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+
+    def from_outside(session: Session) -> None:
+        session.execute(kill)
+
+    outside = Database(db.engine.url.render_as_string(hide_password=False), pool_size=1)
+    outside.run(from_outside)
+    outside.close()
+    assert len(work.release(db, Stage.AR, 1)) == 1

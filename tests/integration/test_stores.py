@@ -7,10 +7,11 @@ import uuid
 
 import httpx
 import pytest
+import redis
 from pydantic import SecretStr
 
 from infra.embedded.s3 import S3Server
-from shared.progress import LiveState
+from shared.progress import MAX_CHECKPOINT_BYTES, LiveState
 from shared.settings import CoreSettings
 from shared.storage import Storage, StorageDownError, StorageMissingError
 from tests.stack import free_port
@@ -75,6 +76,28 @@ def test_live_state_round_trip(redis_url: str) -> None:
     assert live.is_up()
 
 
+def test_checkpoints_are_kept_and_dropped(redis_url: str) -> None:
+    """A checkpoint is read back byte by byte, the newest one counts, and a dropped one is gone; it ends by itself."""
+    live = LiveState(redis_url)
+    key = uuid.uuid4().hex
+    live.put_checkpoint(key, b"old")
+    live.put_checkpoint(key, bytes(range(256)) * 100)
+    assert live.get_checkpoint(key) == bytes(range(256)) * 100
+    with redis.Redis.from_url(redis_url) as client:
+        assert 0 < client.ttl(f"glmq:checkpoint:{key}") <= 3600
+    live.drop_checkpoint(key)
+    assert live.get_checkpoint(key) is None
+
+
+def test_an_oversized_checkpoint_is_not_kept(redis_url: str) -> None:
+    """What would fill Redis is left out, and the earlier checkpoint stays."""
+    live = LiveState(redis_url)
+    key = uuid.uuid4().hex
+    live.put_checkpoint(key, b"early")
+    live.put_checkpoint(key, bytes(MAX_CHECKPOINT_BYTES + 1))
+    assert live.get_checkpoint(key) == b"early"
+
+
 def test_live_state_without_redis_answers_nothing_fast() -> None:
     """A dead Redis costs no caller more than a moment, and raises nothing."""
     live = LiveState(f"redis://127.0.0.1:{free_port()}/0")
@@ -83,5 +106,8 @@ def test_live_state_without_redis_answers_nothing_fast() -> None:
         live.write_progress({"a": ("grid", 1, 2)})
         live.flag_stop(["a"])
         live.put_grid("a", b"")
+        live.put_checkpoint("a", b"")
+        live.drop_checkpoint("a")
+        assert live.get_checkpoint("a") is None
         assert (live.read_progress(["a"]), live.read_stops(["a"]), live.get_grid("a"), live.is_up()) == ({}, set(), None, False)
     assert time.monotonic() - started < 2

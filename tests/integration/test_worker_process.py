@@ -22,6 +22,7 @@ from shared.settings import WorkerSettings
 from shared.states import Stage
 from shared.storage import StorageDownError
 from shared.worker import Handler, WorkerProcess
+from tests.stack import free_port, wait_until
 
 Run = Callable[[ClaimedGrid, HeldWork], Callable[[], None]]
 
@@ -141,6 +142,69 @@ def test_worker_with_a_broken_engine_takes_nothing_more(db: Database, live: Live
     assert not worker.attempt(None)
 
 
+def test_poller_fills_every_slot(db: Database, settings: WorkerSettings, new_job: NewJob) -> None:
+    """Without Redis, and so without a message, as many units run at once as there are slots, and no more."""
+    for number in range(5):
+        submit(db, replace(new_job, layout_seed=number))
+    work.release(db, Stage.AR, 5)
+    running = threading.Semaphore(0)
+    may_end = threading.Event()
+
+    def run(claim: ClaimedGrid, held: HeldWork) -> Callable[[], None]:
+        running.release()
+        may_end.wait(10)
+        return lambda: finish.finish_grid(db, claim.id, claim.attempt, StoredArtifact(claim.id, "ab", 1), 1)
+
+    handler = Handler(Stage.AR, lambda worker_id, unit_id: claims.claim_grid(db, worker_id, 30, unit_id), run)
+    nobody = LiveState(f"redis://127.0.0.1:{free_port()}/0")
+    worker = WorkerProcess(settings.model_copy(update={"poll_s": 0.05}), db, nobody, handler, {}, slots=3)
+    poller = threading.Thread(target=worker.poll)
+    poller.start()
+    for _ in range(3):
+        assert running.acquire(timeout=5)
+    assert not running.acquire(timeout=0.3)
+    may_end.set()
+    for _ in range(2):
+        assert running.acquire(timeout=5)
+    wait_until(lambda: count(db, "done") == 5, 5)
+    worker.begin_shutdown()
+    poller.join(5)
+    assert not poller.is_alive()
+
+
+def count(db: Database, state: str) -> int:
+    """Grids in a state."""
+    query = text("SELECT count(*) FROM grid WHERE state = :state")
+    return db.run(lambda session: int(session.execute(query, {"state": state}).scalar_one()))
+
+
+def test_spare_work_waits_for_the_rest(db: Database, live: LiveState, settings: WorkerSettings, new_job: NewJob) -> None:
+    """What is done by idle slots only comes after all released work, and again and again until there is none."""
+    for number in range(2):
+        submit(db, replace(new_job, layout_seed=number))
+    work.release(db, Stage.AR, 2)
+    told: list[str] = []
+
+    def run(claim: ClaimedGrid, held: HeldWork) -> Callable[[], None]:
+        told.append("work")
+        return lambda: finish.finish_grid(db, claim.id, claim.attempt, StoredArtifact(claim.id, "ab", 1), 1)
+
+    def idle() -> bool:
+        told.append("spare")
+        if told.count("spare") == 2:
+            raise ZeroDivisionError
+        return told.count("spare") < 4
+
+    handler = Handler(Stage.AR, lambda worker_id, unit_id: claims.claim_grid(db, worker_id, 30, unit_id), run, idle)
+    worker = WorkerProcess(settings.model_copy(update={"poll_s": 0.05}), db, live, handler, {})
+    poller = threading.Thread(target=worker.poll)
+    poller.start()
+    wait_until(lambda: told.count("spare") >= 5, 5)
+    worker.begin_shutdown()
+    poller.join(5)
+    assert told[:3] == ["work", "work", "spare"]
+
+
 def test_two_attempts_of_one_unit_are_kept_apart(db: Database, keeper: LeaseKeeper) -> None:
     """With several slots a unit may come back before its lost attempt has ended; dropping the old one keeps the new one."""
     old, new = keeper.hold("tok_x", 1), keeper.hold("tok_x", 2)
@@ -188,7 +252,7 @@ def test_lease_is_kept(db: Database, keeper: LeaseKeeper, settings: WorkerSettin
 
 
 def test_flag_stops_within_a_moment(db: Database, live: LiveState, keeper: LeaseKeeper, settings: WorkerSettings, new_job: NewJob) -> None:
-    """A cancel that is flagged in Redis arrives before the next heartbeat."""
+    """A cancel that is flagged in Redis arrives before the next heartbeat, also when nobody rings."""
     submit(db, new_job)
     claimed = claim(db, settings)
     held = keeper.hold(claimed.id, claimed.attempt)

@@ -126,6 +126,25 @@ def test_a_database_that_restarts_costs_time_only() -> None:
     assert poster.posted == ["evt_1"]
 
 
+def test_a_woken_sender_does_not_wait_for_its_poll() -> None:
+    """What becomes due after a look is posted as soon as the sender is woken, however long its poll is."""
+    outbox, poster = FakeOutbox([]), FakePoster({"a.example": (0, OK)})
+    sender = Sender(outbox, FakeWriter(), poster, settings(webhook_poll_s=60))
+
+    async def story() -> None:
+        running = asyncio.create_task(sender.run())
+        await asyncio.sleep(0.1)
+        outbox.due.append(delivery(1))
+        sender.wake()
+        while not outbox.outcomes:
+            await asyncio.sleep(0.005)
+        sender.stop()
+        await running
+
+    asyncio.run(asyncio.wait_for(story(), 5))
+    assert poster.posted == ["evt_1"]
+
+
 def test_a_letter_that_cannot_be_written_is_tried_later() -> None:
     """A fault of ours uses up an attempt instead of spinning, and posts nothing."""
     outbox, poster = FakeOutbox([delivery(1)]), FakePoster({})

@@ -1,0 +1,166 @@
+"""
+A whole stack for a benchmark, as `glmq up` starts it, in a throw-away folder, and what a customer beside it sees: an HTTP client and a
+webhook receiver with the time of every event. Measures nothing itself.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from cli.background import background_stack
+from cli.checkpoint import TRAINED_MINIATURE
+from cli.data_folder import DataFolder
+from cli.decoders import VARIABLE
+from cli.demo import RECEIVER_NETWORK
+from cli.receiver import WebhookReceiver
+
+CHECKPOINT = TRAINED_MINIATURE
+
+_TIMEOUT_S = 30.0
+_POLL_S = 0.02
+_PASSABLE = 0o711
+"""Root's Postgres runs as nobody, who must be able to pass through."""
+
+Job = dict[str, Any]
+
+
+class TimedReceiver(WebhookReceiver):
+    """Keeps when each verified event arrived, in seconds since 1970: the clock that Postgres on this machine has too."""
+
+    def __init__(self, secret: str) -> None:
+        super().__init__(secret)
+        self.arrived_at: dict[str, float] = {}
+        """By job and event type."""
+
+    def take(self, body: bytes, headers: dict[str, str]) -> bool:
+        at = time.time()
+        if not super().take(body, headers):
+            return False
+        event = self.events[-1]
+        self.arrived_at.setdefault(f"{event['data']['id']} {event['type']}", at)
+        return True
+
+    def await_all(self, jobs: list[Job], event_type: str, timeout_s: float) -> list[float]:
+        """When the event of each job arrived, once all have."""
+        keys = [f"{job['id']} {event_type}" for job in jobs]
+        give_up_at = time.monotonic() + timeout_s
+        while not all(key in self.arrived_at for key in keys):
+            if time.monotonic() > give_up_at:
+                missing = [key for key in keys if key not in self.arrived_at]
+                raise TimeoutError(f"{len(missing)} of {len(keys)} webhooks did not come within {timeout_s:.0f} s: {missing[:3]}")
+            time.sleep(_POLL_S)
+        return [self.arrived_at[key] for key in keys]
+
+
+@dataclass
+class BenchStack:
+    """A running stack and its customer."""
+
+    url: str
+    api_key: str
+    environment: Mapping[str, str]
+    receiver: TimedReceiver
+    pids: dict[str, int] = field(default_factory=dict)
+    """Process ids of roles and servers by name."""
+
+    def __post_init__(self) -> None:
+        self.http = httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {self.api_key}"}, timeout=_TIMEOUT_S, trust_env=False
+        )
+
+    def submit(self, **request: Any) -> Job:
+        """POST a job whose end is told to the receiver."""
+        webhook = {"url": self.receiver.url, "events": ["job.succeeded", "job.failed"]}
+        return self._checked(self.http.post("/v1/jobs", json={**request, "webhook": webhook}))
+
+    def post(self, path: str, **body: Any) -> Job:
+        """POST to another route that answers with a job."""
+        return self._checked(self.http.post(path, json=body))
+
+    def job(self, job_id: str) -> Job:
+        """GET a job."""
+        return self._checked(self.http.get(f"/v1/jobs/{job_id}"))
+
+    def wait(self, job: Job, timeout_s: float = 120) -> Job:
+        """The job once it has succeeded."""
+        give_up_at = time.monotonic() + timeout_s
+        while (now := self.job(job["id"]))["status"] not in ("succeeded", "failed", "canceled", "expired"):
+            if time.monotonic() > give_up_at:
+                raise TimeoutError(f"job {job['id']} is {now['status']} after {timeout_s:.0f} s")
+            time.sleep(_POLL_S)
+        if now["status"] != "succeeded":
+            raise RuntimeError(f"job {job['id']} {now['status']}: {now['error']}")
+        return now
+
+    def picture(self, job: Job, index: int = 0) -> bytes:
+        """The bytes of a finished image, through its presigned URL."""
+        return httpx.get(job["outputs"][index]["url"], timeout=_TIMEOUT_S, trust_env=False).raise_for_status().content
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds that each process and its children have used so far; those of Postgres' backends count for Postgres."""
+        return {name: _tree_cpu_s(pid) for name, pid in self.pids.items()}
+
+    @staticmethod
+    def _checked(answer: httpx.Response) -> Job:
+        if answer.is_error:
+            raise RuntimeError(f"HTTP {answer.status_code}: {answer.text[:500]}")
+        found: Job = answer.json()
+        return found
+
+
+@contextmanager
+def bench_stack(decoders: int | None = None, **settings: str) -> Iterator[BenchStack]:
+    """
+    A stack with the trained miniature, stopped and deleted afterwards.
+
+    Args:
+        decoders: decoder workers; None for what `glmq up` chooses.
+        settings: environment variables beside those of `glmq up`.
+    """
+    with tempfile.TemporaryDirectory(prefix="glmq-bench-") as name:
+        folder = DataFolder(Path(name) / "stack")
+        Path(name).chmod(_PASSABLE)
+        folder.make()
+        chosen = {"GLMQ_EGRESS_ALLOW": RECEIVER_NETWORK, **settings}
+        if decoders is not None:
+            chosen[VARIABLE] = str(decoders)
+        with background_stack(folder) as stack:
+            stack.start(str(CHECKPOINT), 0, outlive=False, settings=chosen)
+            state = stack.await_ready(lambda step: None)
+            exports = state.exports
+            with httpx.Client(base_url=exports["GLMQ_URL"], trust_env=False) as client:
+                told = client.get("/v1/webhooks/default/secret", headers={"Authorization": f"Bearer {exports['GLMQ_API_KEY']}"})
+            with TimedReceiver(str(told.raise_for_status().json()["key"])) as receiver:
+                pids = {row.name: row.pid for row in state.rows if row.pid is not None}
+                yield BenchStack(exports["GLMQ_URL"], exports["GLMQ_API_KEY"], exports, receiver, pids)
+
+
+def _tree_cpu_s(root: int) -> float:
+    """User and system seconds of a process and all its descendants, dead ones that were waited for included."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                # Behind the name, which may hold spaces: state, parent, … user, system, and both of the waited-for children.
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(fields[1])
+            ticks[int(entry.name)] = sum(int(value) for value in fields[11:15])
+    total = 0
+    for pid, used in ticks.items():
+        ancestor = pid
+        while ancestor not in (0, 1, root):
+            ancestor = parents.get(ancestor, 0)
+        total += used if ancestor == root else 0
+    return total / os.sysconf("SC_CLK_TCK")
