@@ -30,6 +30,13 @@ class ArWorkerSettings(WorkerSettings):
         description="Longest prompt and picture together, in tokens; each slot keeps room for as many. 0: what the checkpoint takes, or"
         " what fits into memory.",
     )
+    ar_checkpoint_tokens: int = Field(
+        default=240,
+        ge=1,
+        le=1 << 20,
+        description="Tokens between two checkpoints of a grid. When a worker dies, so many are computed twice, and those that were written"
+        " while the last checkpoint was being stored.",
+    )
     ar_decode: CompileMode = Field(
         default="off",
         description="How a decode step runs. `off`: over the live grids alone. `static`: over all slots, in shapes that come again."

@@ -9,6 +9,8 @@ from typing import NoReturn
 import torch
 
 from services.ar_worker.engine import ArEngine
+from services.ar_worker.room import choose_room
+from services.ar_worker.settings import ArWorkerSettings
 from services.ar_worker.tasks import GridTasks
 from services.ar_worker.weights import load_ar_model
 from shared.checkpoint import read_model_info, read_revision, resolve_checkpoint
@@ -16,7 +18,7 @@ from shared.db import Database
 from shared.errors import StartupError
 from shared.logs import configure_logs
 from shared.progress import LiveState
-from shared.settings import WorkerSettings, read_settings
+from shared.settings import read_settings
 from shared.states import Stage
 from shared.storage import Storage
 from shared.worker import Handler, WorkerProcess
@@ -25,20 +27,29 @@ from shared.worker import Handler, WorkerProcess
 def main() -> None:
     """Run until SIGTERM. A wrong version, setting or checkpoint ends the process with one clear line."""
     try:
-        serve(read_settings(WorkerSettings))
+        serve(read_settings(ArWorkerSettings))
     except StartupError as error:
         sys.exit(f"ar worker: {error}")
 
 
-def serve(settings: WorkerSettings) -> NoReturn:
+def serve(settings: ArWorkerSettings) -> NoReturn:
     """Load the AR half and work."""
     configure_logs(settings, "ar_worker")
     torch.set_num_threads(settings.torch_threads)
     path = resolve_checkpoint(settings.checkpoint, "ar")
-    model = read_model_info(path, read_revision(path, settings.model_revision))
-    engine = ArEngine(load_ar_model(path, settings.device, settings.dtype))
+    info = read_model_info(path, read_revision(path, settings.model_revision))
+    model = load_ar_model(path, settings.device, settings.dtype)
+    room = choose_room(model, settings.ar_slots, settings.ar_cache_tokens)
+    engine = ArEngine(
+        model,
+        room.slots,
+        room.cache_tokens,
+        compile_mode=settings.ar_decode,
+        show_every=settings.ar_checkpoint_tokens,
+        prefill_tokens_per_turn=settings.ar_prefill_tokens,
+    )
     engine.start()
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size)
     live = LiveState(settings.redis_url.get_secret_value())
-    tasks = GridTasks(db, Storage(settings), live, engine, model, settings.lease_s)
-    WorkerProcess(settings, db, live, Handler(Stage.AR, tasks.claim, tasks.generate_grid), asdict(model)).serve()
+    tasks = GridTasks(db, Storage(settings), live, engine, info, settings.lease_s)
+    WorkerProcess(settings, db, live, Handler(Stage.AR, tasks.claim, tasks.generate_grid), asdict(info), room.slots).serve()

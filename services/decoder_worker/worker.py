@@ -8,6 +8,7 @@ from typing import NoReturn
 import torch
 
 from services.decoder_worker.engine import DecoderEngine
+from services.decoder_worker.settings import DecoderWorkerSettings
 from services.decoder_worker.tasks import ImageTasks
 from services.decoder_worker.weights import load_decoder_model
 from shared.checkpoint import draws_any_size, read_revision, resolve_checkpoint
@@ -15,7 +16,7 @@ from shared.db import Database
 from shared.errors import StartupError
 from shared.logs import configure_logs
 from shared.progress import LiveState
-from shared.settings import WorkerSettings, read_settings
+from shared.settings import read_settings
 from shared.states import Stage
 from shared.storage import Storage
 from shared.worker import Handler, WorkerProcess
@@ -24,23 +25,32 @@ from shared.worker import Handler, WorkerProcess
 def main() -> None:
     """Run until SIGTERM. A wrong version, setting or checkpoint ends the process with one clear line."""
     try:
-        serve(read_settings(WorkerSettings))
+        serve(read_settings(DecoderWorkerSettings))
     except StartupError as error:
         sys.exit(f"decoder worker: {error}")
 
 
-def serve(settings: WorkerSettings) -> NoReturn:
+def serve(settings: DecoderWorkerSettings) -> NoReturn:
     """Load the decoder half and work."""
     configure_logs(settings, "decoder_worker")
     torch.set_num_threads(settings.torch_threads)
     path = resolve_checkpoint(settings.checkpoint, "decoder")
     revision = read_revision(path, settings.model_revision)
     model = load_decoder_model(path, settings.device, settings.dtype)
-    engine = DecoderEngine(model)
+    engine = DecoderEngine(
+        model,
+        token_budget=settings.decoder_token_budget,
+        checkpoint_steps=settings.decoder_checkpoint_steps,
+        tile_above_pixels=settings.vae_tiling,
+        reference_cache_bytes=settings.reference_cache_bytes,
+        num_previews=settings.decoder_previews,
+        preview_max_px=settings.preview_max_px,
+    )
     engine.start()
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size)
     live = LiveState(settings.redis_url.get_secret_value())
     tasks = ImageTasks(
         db, Storage(settings), live, engine, model.codebook_size, revision, keep_whole=not draws_any_size(path), lease_s=settings.lease_s
     )
-    WorkerProcess(settings, db, live, Handler(Stage.DECODER, tasks.claim, tasks.render_image), {"revision": revision}).serve()
+    handler = Handler(Stage.DECODER, tasks.claim, tasks.render_image)
+    WorkerProcess(settings, db, live, handler, {"revision": revision}, settings.decoder_slots).serve()
