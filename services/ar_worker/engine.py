@@ -66,9 +66,9 @@ class _Row:
         return self.ticket.request
 
     @property
-    def length(self) -> int:
-        """Positions with keys and values: all but the id drawn last."""
-        return self.start + max(self.count - 1, 0)
+    def end(self) -> int:
+        """Positions that its ids take so far; between a draw and the step, the last has no keys and values yet."""
+        return self.start + self.count
 
 
 class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
@@ -219,7 +219,7 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
         for span in self._table.spans():
             lora: Lora = self._table.rows[span.start].request.lora
             self._use_lora(lora)
-            lengths = [row.length for row in self._table.rows[span.start : span.stop]]
+            lengths = [row.end - 1 for row in self._table.rows[span.start : span.stop]]
             self._step(span.start, span.stop, max(lengths), len(set(lengths)) == 1, is_bare=not lora)
 
     def _written(self, row: _Row) -> Tensor:
@@ -232,7 +232,7 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
 
     def _move(self, source: int, target: int) -> None:
         row = self._table.rows[source]
-        self._cache.move(source, target, row.length, row.start + row.request.num_ids)
+        self._cache.move(source, target, row.end, row.start + row.request.num_ids)
         self._step.logits[target] = self._step.logits[source]
 
     def _use_lora(self, lora: Lora) -> None:
