@@ -32,8 +32,9 @@ from services.api.sources import SourceReader
 from shared.errors import RequestError
 from shared.ids import is_id
 from shared.job_document import finish_document
+from shared.lifecycle.idempotency import Idempotency, find_replay
 from shared.lifecycle.jobs import JobFilter, cancel, get_job, get_result, list_jobs
-from shared.lifecycle.submit import Idempotency, find_replay, submit
+from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import Caller
 from shared.states import TERMINAL_JOB
 from shared.storage import PRESIGN_S
