@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -49,7 +49,7 @@ def get_job(db: Database, tenant_id: str, job_id: str, read_progress: ReadProgre
 
     def work(session: Session) -> dict[str, Any] | None:
         job = session.scalars(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)).one_or_none()
-        return None if job is None else _document(session, job, read_progress)
+        return None if job is None else _documents(session, [job], read_progress)[0]
 
     return db.run(work)
 
@@ -84,7 +84,7 @@ def list_jobs(
             query = query.where(Job.created_at < wanted.created_before)
         order = (Job.created_at.desc(), Job.id.desc()) if newest_first else (Job.created_at, Job.id)
         jobs = session.scalars(query.order_by(*order).limit(limit + 1)).all()
-        return [_document(session, job, read_progress) for job in jobs[:limit]], len(jobs) > limit
+        return _documents(session, jobs[:limit], read_progress), len(jobs) > limit
 
     return db.run(work)
 
@@ -148,9 +148,9 @@ def _lateness(job: Job) -> dict[str, Any]:
     return {"code": "deadline_exceeded", "message": "the deadline passed before the last image was stored"}
 
 
-def _document(session: Session, job: Job, read_progress: ReadProgress) -> dict[str, Any]:
-    of_job, grids = images_and_grids(session, [job.id])
-    images = of_job[job.id]
-    units: list[Grid | Image] = [*(image.row for image in images), *grids.values()]
-    watched = [unit.id for unit in units if unit.state in WATCHED_WORK]
-    return job_document(job, images, grids, read_progress(watched) if watched else {})
+def _documents(session: Session, jobs: Sequence[Job], read_progress: ReadProgress) -> list[dict[str, Any]]:
+    images, grids = images_and_grids(session, [job.id for job in jobs])
+    units: list[Grid | Image] = [*(image.row for of_job in images.values() for image in of_job), *grids.values()]
+    watched = sorted({unit.id for unit in units if unit.state in WATCHED_WORK})
+    progress = read_progress(watched) if watched else {}
+    return [job_document(job, images[job.id], grids, progress) for job in jobs]
