@@ -11,6 +11,7 @@ from cli.client import Job
 
 _PHASES = {
     "draft": "draft tokens",
+    "awaiting_approval": "waits for approval",
     "grid": "tokens",
     "denoise": "denoising steps",
     "vae": "pixels",

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ class ModelInfo:
         max_source_aspect: longest side of a source over its shortest. The image processor refuses more.
         min_generate_px: smallest side that the model draws; by default `min_px`.
         max_generate_px: longest side that the model draws; larger pictures are drawn at a smaller size and resized. None: any.
+        loras: names of the adapters that a request may ask for, of either half.
     """
 
     name: str
@@ -72,13 +73,17 @@ class ModelInfo:
     max_source_aspect: float = 4.0
     min_generate_px: int = TOKEN_PX
     max_generate_px: int | None = None
+    loras: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ModelInfo:
-        return cls(**json.loads(text))
+        """What `to_json` wrote, here or in a worker that is a little older or newer: unknown fields are left out."""
+        values = json.loads(text)
+        values["loras"] = tuple(values.get("loras", ()))
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 def resolve_checkpoint(checkpoint: str, half: Literal["ar", "decoder"]) -> Path:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from shared.grid import TokenGrid
-from shared.states import LIVE_WORK, TERMINAL_JOB, JobStatus, Stage, WorkState
+from shared.states import TERMINAL_JOB, JobStatus, Stage, WorkState
 from shared.tables import Grid, Image, Job
 
-PHASES = ("draft", "grid", "denoise", "vae", "upload")
-"""Phases of progress, in order. Image-to-image has no draft."""
+PHASES = ("draft", "awaiting_approval", "grid", "denoise", "vae", "upload")
+"""Phases of progress, in order. Image-to-image has no draft, and only jobs that ask for it wait for approval."""
 
 WATCHED_WORK = frozenset({WorkState.RUNNING, WorkState.CANCELED})
 """Work whose live progress counts: canceled work stays where it was stopped."""
@@ -20,13 +21,26 @@ Progress = tuple[str, int, int]
 """Phase, done, total."""
 
 
+@dataclass(frozen=True)
+class JobImage:
+    """An image of a job, which may be an image of other jobs too. `is_cached`: it was done before the job came."""
+
+    row: Image
+    is_cached: bool
+
+
+def preview_entry(step: int | None, storage_key: str, height_px: int, width_px: int, made_at: datetime) -> dict[str, Any]:
+    """A preview as its row keeps it; `step` is None for a draft, which comes before the first one."""
+    return {"step": step, "storage_key": storage_key, "height": height_px, "width": width_px, "made_at": made_at.isoformat()}
+
+
 def timestamp(at: datetime | None) -> str | None:
     """RFC 3339 in UTC, milliseconds, `Z`."""
     return None if at is None else at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def job_document(
-    job: Job, images: Sequence[Image], grids: Mapping[str, Grid], progress: Mapping[str, Progress] | None = None
+    job: Job, images: Sequence[JobImage], grids: Mapping[str, Grid], progress: Mapping[str, Progress] | None = None
 ) -> dict[str, Any]:
     """
     Describe a job.
@@ -38,30 +52,30 @@ def job_document(
     Returns:
         The document with paths for links and storage keys for results; `finish_document` makes URLs of both.
     """
-    running = [image for image in images if image.state in LIVE_WORK]
     stage = None
     if job.status not in TERMINAL_JOB:
-        stage = Stage.AR if any(image.state == WorkState.WAITING for image in running) else Stage.DECODER
-    units: list[Grid | Image] = [*dict.fromkeys(grids[image.grid_id] for image in images), *images]
+        stage = Stage.AR if any(image.row.state == WorkState.WAITING for image in images) else Stage.DECODER
     return {
         "id": job.id,
         "object": "job",
         "status": job.status,
         "stage": stage,
-        "progress": _progress(images, grids, progress or {}),
+        "progress": _progress(job, images, grids, progress or {}),
         "model": job.model,
         "input": job.input,
         "params": job.params,
         "seed": job.params["seed"],
-        "outputs": [_output(image, grids[image.grid_id]) for image in images],
+        "outputs": [_output(job, index, image, grids[image.row.grid_id]) for index, image in enumerate(images)],
         "error": job.error,
-        "usage": _usage(images, grids),
-        "attempts": [_attempt(unit) for unit in units if unit.attempt],
+        "usage": _usage(job, images, grids),
+        "attempts": _attempts(job, images, grids),
         "metadata": job.request_metadata,
         "custom_id": job.custom_id,
         "batch_id": job.batch_id,
+        "redecode_of": job.redecode_of,
         "priority": job.priority,
         "deadline": timestamp(job.deadline),
+        "approval_deadline": timestamp(job.approval_deadline),
         "created_at": timestamp(job.created_at),
         "started_at": timestamp(job.started_at),
         "completed_at": timestamp(job.completed_at),
@@ -71,52 +85,85 @@ def job_document(
 
 
 def finish_document(document: dict[str, Any], base_url: str, presign: Callable[[str], str]) -> dict[str, Any]:
-    """Make absolute links, and a presigned URL for every stored result."""
-    outputs = []
-    for output in document["outputs"]:
-        key = output["storage_key"]
-        public = {name: value for name, value in output.items() if name != "storage_key"}
-        outputs.append({**public, "url": presign(key) if key else None})
+    """Make absolute links, and a presigned URL for every stored result and preview."""
+
+    def with_url(item: dict[str, Any]) -> dict[str, Any]:
+        public = {name: value for name, value in item.items() if name != "storage_key"}
+        return {**public, "url": presign(item["storage_key"]) if item["storage_key"] else None}
+
+    # Events of before previews have none.
+    outputs = [
+        {**with_url(output), "previews": [with_url(preview) for preview in output.get("previews", [])]} for output in document["outputs"]
+    ]
     return {**document, "outputs": outputs, "urls": {name: base_url + path for name, path in document["urls"].items()}}
 
 
-def _output(image: Image, grid: Grid) -> dict[str, Any]:
+def has_image(job: Job, image: Image) -> bool:
+    """Does this job have this image? Not what was drawn for other jobs after it ended."""
+    return image.state == WorkState.DONE and not _is_late(job, image.finished_at)
+
+
+def _is_late(job: Job, at: datetime | None) -> bool:
+    return at is not None and job.completed_at is not None and at > job.completed_at
+
+
+def _output(job: Job, index: int, image: JobImage, grid: Grid) -> dict[str, Any]:
+    row = image.row
+    is_there = has_image(job, row)
     return {
-        "id": image.id,
-        "index": image.index,
-        "status": _customer_status(image),
+        "id": row.id,
+        "index": index,
+        "status": _customer_status(job, row),
+        "cached": image.is_cached,
         "url": None,
-        "storage_key": image.storage_key if image.state == WorkState.DONE else None,
-        "width": image.width_px,
-        "height": image.height_px,
+        "storage_key": row.storage_key if is_there else None,
+        "width": row.width_px,
+        "height": row.height_px,
         "generated_width": TokenGrid(grid.token_h, grid.token_w).width_px,
         "generated_height": TokenGrid(grid.token_h, grid.token_w).height_px,
-        "format": image.format,
-        "bytes": image.size_bytes,
-        "sha256": image.sha256,
-        "seed": image.seed,
+        "format": row.format,
+        "bytes": row.size_bytes if is_there else None,
+        "sha256": row.sha256 if is_there else None,
+        "seed": row.seed,
         "layout_seed": grid.seed,
+        "previews": _previews(job, row, grid) if job.wants_previews else [],
     }
 
 
-def _customer_status(image: Image) -> JobStatus:
-    match WorkState(image.state):
-        case WorkState.DONE:
-            return JobStatus.SUCCEEDED
-        case WorkState.FAILED:
-            return JobStatus.FAILED
-        case WorkState.CANCELED:
-            return JobStatus.CANCELED
-        case WorkState.RUNNING:
-            return JobStatus.RUNNING
-        case _:
-            return JobStatus.QUEUED
+def _customer_status(job: Job, image: Image) -> JobStatus:
+    if has_image(job, image):
+        return JobStatus.SUCCEEDED
+    if job.status in TERMINAL_JOB:
+        return JobStatus(job.status)
+    return JobStatus.RUNNING if image.state == WorkState.RUNNING else JobStatus.QUEUED
 
 
-def _attempt(unit: Grid | Image) -> dict[str, Any]:
+def _previews(job: Job, image: Image, grid: Grid) -> list[dict[str, Any]]:
+    entries = [("draft", grid.preview)] if grid.preview else []
+    entries += [("x0", entry) for entry in image.previews]
+    return [
+        {"kind": kind, **{name: entry[name] for name in ("step", "storage_key", "width", "height")}}
+        for kind, entry in entries
+        if not _is_late(job, datetime.fromisoformat(entry["made_at"]))
+    ]
+
+
+def _came_after(job: Job, unit: Grid | Image) -> bool:
+    """Was the unit over before the job came?"""
+    return unit.finished_at is not None and unit.finished_at <= job.created_at
+
+
+def _attempts(job: Job, images: Sequence[JobImage], grids: Mapping[str, Grid]) -> list[dict[str, Any]]:
+    drawn = [(index, image.row) for index, image in enumerate(images) if not image.is_cached]
+    found: dict[str, tuple[int | None, Grid | Image]] = {image.grid_id: (None, grids[image.grid_id]) for _, image in drawn}
+    found.update({image.id: (index, image) for index, image in drawn})
+    return [_attempt(unit, index) for index, unit in found.values() if unit.attempt and not _came_after(job, unit)]
+
+
+def _attempt(unit: Grid | Image, index: int | None) -> dict[str, Any]:
     return {
         "stage": Stage.AR if isinstance(unit, Grid) else Stage.DECODER,
-        "index": None if isinstance(unit, Grid) else unit.index,
+        "index": index,
         "attempt": unit.attempt,
         "state": unit.state,
         "started_at": timestamp(unit.started_at),
@@ -125,18 +172,25 @@ def _attempt(unit: Grid | Image) -> dict[str, Any]:
     }
 
 
-def _usage(images: Sequence[Image], grids: Mapping[str, Grid]) -> dict[str, int]:
-    """What was really run for this job; a shared grid counts for each job that uses it."""
-    done = {image.grid_id for image in images if grids[image.grid_id].state == WorkState.DONE}
+def _usage(job: Job, images: Sequence[JobImage], grids: Mapping[str, Grid]) -> dict[str, int]:
+    """What was really run for this job; work that several jobs waited for counts for each of them."""
+    drawn = [image.row for image in images if not image.is_cached]
+    done = [image for image in drawn if has_image(job, image)]
     return {
-        "ar_tokens": sum(_ar_tokens(grids[grid_id]) for grid_id in done),
-        "decoder_steps": sum(image.steps for image in images if image.state == WorkState.DONE),
-        "images": sum(image.state == WorkState.DONE for image in images),
+        "ar_tokens": sum(_ar_tokens(job, grids[grid_id]) for grid_id in {image.grid_id for image in drawn}),
+        "decoder_steps": sum(image.steps for image in done),
+        "images": len(done),
     }
 
 
-def _ar_tokens(grid: Grid) -> int:
-    return _phase_totals(grid)["draft"] + _phase_totals(grid)["grid"]
+def _ar_tokens(job: Job, grid: Grid) -> int:
+    totals = _phase_totals(grid)
+    if grid.state == WorkState.DONE and not _came_after(job, grid) and not _is_late(job, grid.finished_at):
+        return (grid.num_rejected + 1) * totals["draft"] + totals["grid"]
+    if job.approval_s is None:
+        return 0
+    # Drafts were run, whatever came of them.
+    return (grid.num_rejected + (grid.draft_token_ids is not None)) * totals["draft"]
 
 
 def _phase_totals(grid: Grid) -> dict[str, int]:
@@ -144,34 +198,40 @@ def _phase_totals(grid: Grid) -> dict[str, int]:
     return {"draft": shape.num_draft_tokens(len(grid.source_file_ids)), "grid": shape.num_tokens}
 
 
-def _progress(images: Sequence[Image], grids: Mapping[str, Grid], live: Mapping[str, Progress]) -> dict[str, Any]:
+def _progress(job: Job, images: Sequence[JobImage], grids: Mapping[str, Grid], live: Mapping[str, Progress]) -> dict[str, Any]:
     """
     The phase of the image that is furthest behind, and how much of that phase all images have done.
 
     Both only grow within an attempt: a phase ends when the last image leaves it, and an image beyond it counts as having done all of it.
     """
-    wanted = [image for image in images if image.state not in (WorkState.FAILED, WorkState.CANCELED)] or images
-    positions = [_position(image, grids[image.grid_id], live) for image in wanted]
+    rows = [image.row for image in images]
+    # A job that ended early shows how far those images are that it got, if it got any.
+    wanted = [row for row in rows if job.status not in TERMINAL_JOB or has_image(job, row)] or rows
+    positions = [_position(job, row, grids[row.grid_id], live) for row in wanted]
     phase = min((position[0] for position in positions), key=PHASES.index)
     done = total = 0
     for image, (own_phase, own_done, own_total) in zip(wanted, positions, strict=True):
         if own_phase == phase:
             done, total = done + own_done, total + own_total
         else:
-            beyond = {**_phase_totals(grids[image.grid_id]), "denoise": image.steps, "vae": 1, "upload": 1}[phase]
+            beyond = {**_phase_totals(grids[image.grid_id]), "awaiting_approval": 1, "denoise": image.steps, "vae": 1, "upload": 1}[phase]
             done, total = done + beyond, total + beyond
     return {"phase": phase, "done": done, "total": total}
 
 
-def _position(image: Image, grid: Grid, live: Mapping[str, Progress]) -> Progress:
-    if image.state == WorkState.DONE:
+def _position(job: Job, image: Image, grid: Grid, live: Mapping[str, Progress]) -> Progress:
+    if has_image(job, image):
         return "upload", 1, 1
-    if image.state in WATCHED_WORK and image.id in live:
+    # What goes on for others is not the progress of a job that has ended.
+    watched = {WorkState.CANCELED} if job.status in TERMINAL_JOB else WATCHED_WORK
+    if image.state in watched and image.id in live:
         return live[image.id]
-    if grid.state == WorkState.DONE:
+    if grid.state == WorkState.DONE and not _is_late(job, grid.finished_at):
         return "denoise", 0, image.steps
-    if grid.state in WATCHED_WORK and grid.id in live:
+    if grid.state == WorkState.HELD:
+        return "awaiting_approval", 0, 1
+    if grid.state in watched and grid.id in live:
         return live[grid.id]
     totals = _phase_totals(grid)
-    first = "draft" if totals["draft"] else "grid"
+    first = "draft" if totals["draft"] and (grid.needs_approval or grid.draft_token_ids is None) else "grid"
     return first, 0, totals[first]

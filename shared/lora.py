@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+LORA_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+"""What an adapter may be called: it names a folder and stands in URLs and logs."""
+
 
 @dataclass(frozen=True, order=True)
 class LoraChoice:

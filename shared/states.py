@@ -32,6 +32,9 @@ class WorkState(StrEnum):
     RUNNING = "running"
     """A worker holds the lease until `lease_until`. A dead worker leaves it so; the rescue takes it back."""
 
+    HELD = "held"
+    """A grid whose draft waits for its customer's word. A crash leaves it so; approval, rejection or the end of its job moves it on."""
+
     DONE = "done"
     """The artifact is stored and its key, hash and size stand in the row. Final, unless a grid's artifact is lost."""
 
@@ -46,7 +49,7 @@ class JobStatus(StrEnum):
     """What the customer sees."""
 
     QUEUED = "queued"
-    """Accepted; no stage has started."""
+    """Accepted; no stage has started, or its draft is being made or waits for approval."""
 
     RUNNING = "running"
     """At least one stage of one image has started."""
@@ -75,7 +78,9 @@ class Priority(StrEnum):
 GRID_MOVES: dict[WorkState, frozenset[WorkState]] = {
     WorkState.READY: frozenset({WorkState.RELEASED, WorkState.CANCELED}),
     WorkState.RELEASED: frozenset({WorkState.RUNNING, WorkState.READY, WorkState.CANCELED}),
-    WorkState.RUNNING: frozenset({WorkState.DONE, WorkState.READY, WorkState.FAILED, WorkState.CANCELED}),
+    WorkState.RUNNING: frozenset({WorkState.DONE, WorkState.HELD, WorkState.READY, WorkState.FAILED, WorkState.CANCELED}),
+    # Approved, it goes on from its draft; rejected, it makes another one.
+    WorkState.HELD: frozenset({WorkState.READY, WorkState.CANCELED}),
     # A finished grid whose artifact is gone from every store is drawn again.
     WorkState.DONE: frozenset({WorkState.READY}),
     WorkState.FAILED: frozenset(),
@@ -94,7 +99,8 @@ IMAGE_MOVES: dict[WorkState, frozenset[WorkState]] = {
 }
 
 JOB_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELED, JobStatus.EXPIRED}),
+    # Straight to succeeded: another job's work, done or running, was all it wanted.
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED, JobStatus.EXPIRED}),
     JobStatus.RUNNING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED, JobStatus.EXPIRED}),
     JobStatus.SUCCEEDED: frozenset(),
     JobStatus.FAILED: frozenset(),
@@ -106,7 +112,7 @@ NEW_GRID = frozenset({WorkState.READY})
 NEW_IMAGE = frozenset({WorkState.WAITING, WorkState.READY})
 """How work may begin: an image whose grid is already done is ready at once."""
 
-LIVE_WORK = frozenset({WorkState.WAITING, WorkState.READY, WorkState.RELEASED, WorkState.RUNNING})
+LIVE_WORK = frozenset({WorkState.WAITING, WorkState.READY, WorkState.RELEASED, WorkState.RUNNING, WorkState.HELD})
 """Work that may still change; the rest is final, but for a grid that was lost."""
 
 TERMINAL_JOB = frozenset(status for status, moves in JOB_MOVES.items() if not moves)

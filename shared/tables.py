@@ -20,8 +20,10 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     MetaData,
+    SmallInteger,
     Text,
     UniqueConstraint,
+    false,
     func,
     text,
 )
@@ -54,8 +56,10 @@ class Base(DeclarativeBase):
         float: Double,
         bytes: LargeBinary,
         datetime: DateTime(timezone=True),
-        dict[str, Any]: JSONB,
+        dict[str, Any]: JSONB(none_as_null=True),
         list[str]: ARRAY(Text),
+        list[int]: ARRAY(SmallInteger),
+        list[dict[str, Any]]: JSONB,
     }
 
 
@@ -145,9 +149,15 @@ class Job(Base):
         CheckConstraint("num_images BETWEEN 1 AND 10", name="num_images_in_range"),
         CheckConstraint("(completed_at IS NULL) = (status IN ('queued', 'running'))", name="completed_iff_final"),
         CheckConstraint("status <> 'failed' OR error IS NOT NULL", name="failure_has_reason"),
+        CheckConstraint("approval_deadline IS NULL OR approval_s IS NOT NULL", name="approval_deadline_if_approval"),
         Index("ix_job_tenant", "tenant_id", "created_at", "id"),
         Index("ix_job_tenant_status", "tenant_id", "status", "created_at", "id"),
         Index("ix_job_deadline", "deadline", postgresql_where=text("deadline IS NOT NULL AND status IN ('queued', 'running')")),
+        Index(
+            "ix_job_approval",
+            "approval_deadline",
+            postgresql_where=text("approval_deadline IS NOT NULL AND status IN ('queued', 'running')"),
+        ),
         Index("ix_job_live", "priority", "created_at", postgresql_where=text("status = 'queued'")),
         Index("ix_job_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
     )
@@ -170,6 +180,13 @@ class Job(Base):
     request_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
     custom_id: Mapped[str | None]
     deadline: Mapped[datetime | None]
+    wants_previews: Mapped[bool] = mapped_column(server_default=false())
+    approval_s: Mapped[float | None]
+    """How long its drafts wait for approval; NULL: they need none."""
+    approval_deadline: Mapped[datetime | None]
+    """The job expires if nobody has decided on its drafts by then. NULL while none wait."""
+    redecode_of: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
+    """The job whose layouts it draws once more."""
     error: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime] = _created_at()
     started_at: Mapped[datetime | None]
@@ -226,13 +243,19 @@ class Grid(WorkColumns, Base):
     __table_args__ = (
         *_work_constraints("grid"),
         CheckConstraint("token_h > 0 AND token_w > 0", name="size_positive"),
+        # As many as the largest draft has, and room to spare: the row is read at every claim.
+        CheckConstraint("cardinality(draft_token_ids) BETWEEN 1 AND 512", name="draft_bounded"),
+        CheckConstraint("state <> 'held' OR (needs_approval AND draft_token_ids IS NOT NULL)", name="held_has_draft"),
+        CheckConstraint("state <> 'done' OR NOT needs_approval", name="done_is_approved"),
+        CheckConstraint("NOT wants_preview OR (draft_token_ids IS NOT NULL AND preview IS NULL)", name="preview_needs_draft"),
+        Index("ix_grid_preview", "lane", "created_at", postgresql_where=text("wants_preview")),
         Index("uq_grid_key", "tenant_id", "key", unique=True, postgresql_where=text("state NOT IN ('failed', 'canceled')")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
-    key: Mapped[str]
-    """SHA-256 of everything that decides the tokens."""
+    key: Mapped[str | None]
+    """SHA-256 of everything that decides the tokens. NULL: no other request may find it."""
     prompt: Mapped[str]
     token_h: Mapped[int]
     token_w: Mapped[int]
@@ -240,26 +263,42 @@ class Grid(WorkColumns, Base):
     temperature: Mapped[float]
     top_p: Mapped[float]
     source_file_ids: Mapped[list[str]]
+    lora: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]")
+    """`[{name, scale}]` by name, for both stages."""
     model_revision: Mapped[str]
+    needs_approval: Mapped[bool] = mapped_column(server_default=false())
+    """It stops after its draft until its job is approved."""
+    num_rejected: Mapped[int] = mapped_column(server_default="0")
+    """Drafts that the customer did not want."""
+    draft_token_ids: Mapped[list[int] | None]
+    """`draft_h * draft_w` ids, row by row: text-to-image goes on from them, whoever wrote them."""
+    wants_preview: Mapped[bool] = mapped_column(server_default=false())
+    """A picture of the draft is to be drawn."""
+    preview: Mapped[dict[str, Any] | None]
+    """The picture of the draft, as `shared/job_document.py: preview_entry` has it."""
+    preview_attempt: Mapped[int] = mapped_column(server_default="0")
+    """The fencing token of the preview: +1 at every claim of it."""
+    preview_worker_id: Mapped[str | None]
+    preview_lease_until: Mapped[datetime | None]
 
 
 class Image(WorkColumns, Base):
-    """One decoder run: image `index` of a job."""
+    """One decoder run. Requests with the same `key` share it, running or done."""
 
     __tablename__ = "image"
     __table_args__ = (
         *_work_constraints("image"),
-        UniqueConstraint("job_id", "index"),
         CheckConstraint("height_px > 0 AND width_px > 0", name="size_positive"),
         CheckConstraint("steps > 0", name="steps_positive"),
         CheckConstraint("format IN ('png', 'jpeg', 'webp')", name="format_known"),
         Index("ix_image_grid", "grid_id"),
+        Index("uq_image_key", "tenant_id", "key", unique=True, postgresql_where=text("state NOT IN ('failed', 'canceled')")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
-    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"))
-    index: Mapped[int]
+    key: Mapped[str | None]
+    """SHA-256 of everything that decides the file. NULL: no other request may find it."""
     grid_id: Mapped[str] = mapped_column(ForeignKey("grid.id"))
     seed: Mapped[int]
     steps: Mapped[int]
@@ -268,6 +307,24 @@ class Image(WorkColumns, Base):
     width_px: Mapped[int]
     format: Mapped[str]
     quality: Mapped[int | None]
+    """Of the file, where the format has one."""
+    is_fast: Mapped[bool] = mapped_column(server_default=false())
+    """Drawn with the worker's approximations allowed."""
+    previews: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]")
+    """Pictures of it on the way, as `shared/job_document.py: preview_entry` has them."""
+
+
+class Output(Base):
+    """Image `index` of a job, which other jobs may have too."""
+
+    __tablename__ = "output"
+    __table_args__ = (Index("ix_output_image", "image_id"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"), primary_key=True)
+    index: Mapped[int] = mapped_column(primary_key=True)
+    image_id: Mapped[str] = mapped_column(ForeignKey("image.id"))
+    is_cached: Mapped[bool] = mapped_column(server_default=false())
+    """The image was done before the job came; it cost the job nothing."""
 
 
 class Event(Base):

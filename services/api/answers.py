@@ -12,7 +12,7 @@ from shared.states import JobStatus, Priority, Stage, WorkState
 class Progress(BaseModel):
     """How far the image is that is furthest behind. Only grows, unless work had to be done again."""
 
-    phase: Literal["draft", "grid", "denoise", "vae", "upload"]
+    phase: Literal["draft", "awaiting_approval", "grid", "denoise", "vae", "upload"]
     done: int
     total: int
 
@@ -24,12 +24,23 @@ class JobError(BaseModel):
     message: str
 
 
+class Preview(BaseModel):
+    """A picture on the way: of the draft layout, or of the image between two steps."""
+
+    kind: Literal["draft", "x0"]
+    step: int | None = Field(description="Denoising steps that were done; null for a draft.")
+    url: str = Field(description="Presigned anew at every read, and good for an hour.")
+    width: int
+    height: int
+
+
 class Output(BaseModel):
     """One image of a job."""
 
     id: str
     index: int
     status: JobStatus
+    cached: bool = Field(description="It was in the store before the job came, and cost nothing.")
     url: str | None = Field(description="Presigned anew at every read, and good for an hour. Null until the image is stored.")
     width: int
     height: int
@@ -40,6 +51,7 @@ class Output(BaseModel):
     sha256: str | None
     seed: int
     layout_seed: int
+    previews: list[Preview]
 
 
 class Attempt(BaseModel):
@@ -62,7 +74,7 @@ class JobModel(BaseModel):
 
 
 class Usage(BaseModel):
-    """What was really run."""
+    """What was really run while the job waited for it. What was in the store costs nothing."""
 
     ar_tokens: int
     decoder_steps: int
@@ -96,8 +108,10 @@ class JobAnswer(BaseModel):
     metadata: dict[str, str]
     custom_id: str | None
     batch_id: str | None
+    redecode_of: str | None = Field(description="The job whose layouts it draws once more.")
     priority: Priority
     deadline: str | None
+    approval_deadline: str | None = Field(description="The job expires if its drafts are neither approved nor rejected by then.")
     created_at: str
     started_at: str | None
     completed_at: str | None
@@ -130,6 +144,7 @@ class ModelAnswer(BaseModel):
     owned_by: str
     revision: str
     defaults: dict[str, Any]
+    loras: list[str] = Field(description="Adapters that requests may choose.")
     limits: dict[str, Any]
 
 

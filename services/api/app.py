@@ -7,10 +7,12 @@ from importlib.metadata import version
 from apiflask import APIFlask
 
 from services.api import envelope, openapi, problems
+from services.api.approval import approval_blueprint
 from services.api.health import health_blueprint
 from services.api.jobs import jobs_blueprint
 from services.api.model_list import models_blueprint
 from services.api.parts import make_parts
+from services.api.redecode import redecode_blueprint
 from services.api.request_body import MAX_JSON_BYTES
 from services.api.settings import ApiSettings
 from services.api.webhook_secrets import webhook_secrets_blueprint
@@ -40,6 +42,6 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
     openapi.install(app)
     envelope.install(app)
     problems.install(app, parts)
-    for blueprint in (jobs_blueprint(parts), models_blueprint(parts), webhook_secrets_blueprint(parts), health_blueprint(parts)):
-        app.register_blueprint(blueprint)
+    for make in (jobs_blueprint, redecode_blueprint, approval_blueprint, models_blueprint, webhook_secrets_blueprint, health_blueprint):
+        app.register_blueprint(make(parts))
     return app

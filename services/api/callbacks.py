@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
+from services.api.field_errors import ErrorCollector
 from services.api.schemas import Webhook
 from shared.egress import EgressPolicy
 from shared.errors import RequestError
@@ -13,6 +14,21 @@ from shared.lifecycle.events import DEFAULT_WEBHOOK_EVENTS, JOB_EVENTS
 
 _RESOLVE_S = 3.0
 """Guess: a name that takes longer is left to the sender, which checks it again at every attempt."""
+
+
+def collect_webhook(policy: EgressPolicy, webhook: Webhook | None, sent: object, errors: ErrorCollector) -> dict[str, Any] | None:
+    """
+    The webhook as the job's row keeps it, or None if there is none; what is wrong with it is collected.
+
+    Args:
+        sent: as the client wrote it, a plain URL or an object.
+    """
+    if webhook is None:
+        return None
+    path = ("webhook",) if isinstance(sent, str) else ("webhook", "url")
+    with errors.collecting(path):
+        return check_webhook(policy, webhook, ".".join(path))
+    return None
 
 
 def check_webhook(policy: EgressPolicy, webhook: Webhook, param: str) -> dict[str, Any]:

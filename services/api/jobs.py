@@ -21,9 +21,10 @@ from pydantic import ValidationError
 
 from services.api.answers import ImageListAnswer, JobAnswer, JobListAnswer
 from services.api.auth import authenticate
-from services.api.callbacks import check_webhook
+from services.api.callbacks import collect_webhook
 from services.api.field_errors import ErrorCollector, from_pydantic
 from services.api.idempotency import fingerprint, parse_key
+from services.api.job_answers import job_response, public_document
 from services.api.new_job import check_request, new_job, requested_size
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, read_body, read_query
@@ -31,19 +32,16 @@ from services.api.schemas import ImageQuery, JobRequest, ListQuery
 from services.api.sources import SourceReader
 from shared.errors import RequestError
 from shared.ids import is_id
-from shared.job_document import finish_document
+from shared.lifecycle.idempotency import Idempotency, find_replay
 from shared.lifecycle.jobs import JobFilter, cancel, get_job, get_result, list_jobs
-from shared.lifecycle.submit import Idempotency, find_replay, submit
+from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import Caller
-from shared.states import TERMINAL_JOB
 from shared.storage import PRESIGN_S
 from shared.wakeup import READY
 
 SUBMIT_ROUTE = "POST /v1/jobs"
-_RANDOM_SEEDS = 2**53 - 10
-"""JavaScript reads whole numbers exactly up to 2^53; image 9 adds 9."""
-_POLL_S = 1
-"""Guess: what a client may wait between two looks."""
+RANDOM_SEEDS = 2**53 - 10
+"""How many seeds we draw from. JavaScript reads whole numbers exactly up to 2^53; image 9 adds 9."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +71,14 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
     info = parts.model.get()
     errors = ErrorCollector()
     check_request(asked, info, len(body.uploads), errors)
-    webhook = None
-    if asked.webhook is not None:
-        path = ("webhook",) if isinstance(body.fields["webhook"], str) else ("webhook", "url")
-        with errors.collecting(path):
-            webhook = check_webhook(parts.policy, asked.webhook, ".".join(path))
+    webhook = collect_webhook(parts.policy, asked.webhook, body.fields.get("webhook"), errors)
     errors.raise_any()
     reader = SourceReader(parts, caller.tenant_id, info)
     ready = reader.prepare(asked.images, body.uploads)
     size = requested_size(asked, info, [(source.height_px, source.width_px) for source in ready])
     sources = reader.store(ready)
-    job = new_job(asked, info, caller.tenant_id, body.fields, size, sources, webhook, secrets.randbelow(_RANDOM_SEEDS))
+    random_seed = secrets.randbelow(RANDOM_SEEDS)
+    job = new_job(asked, info, caller.tenant_id, body.fields, size, sources, webhook, random_seed, parts.settings.approval_s)
     job_id, is_replay = submit(parts.db, job, once)
     # Both: the tokens may have been there already.
     parts.live.ring(*READY.values())
@@ -103,6 +98,16 @@ def find_job(parts: Parts, caller: Caller, job_id: str) -> dict[str, Any]:
     return document
 
 
+def submitted_response(parts: Parts, caller: Caller, submitted: Submitted) -> Response:
+    """202 with the new job, which may have ended already; 200 if it was there before."""
+    response = job_response(parts, find_job(parts, caller, submitted.job_id))
+    response.status_code = 200 if submitted.is_replay else 202
+    response.headers["Location"] = f"/v1/jobs/{submitted.job_id}"
+    if submitted.is_replay:
+        response.headers["Idempotency-Replayed"] = "true"
+    return response
+
+
 def jobs_blueprint(parts: Parts) -> APIBlueprint:
     """The routes under `/v1/jobs`."""
     jobs = APIBlueprint("jobs", __name__)
@@ -113,13 +118,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
     def submit_one() -> Response:
         caller = authenticate(parts.db, request, "submit")
         key = parse_key(request.headers.get("Idempotency-Key"))
-        submitted = submit_job(parts, caller, read_body(request), key)
-        response = _job_response(parts, find_job(parts, caller, submitted.job_id))
-        response.status_code = 200 if submitted.is_replay else 202
-        response.headers["Location"] = f"/v1/jobs/{submitted.job_id}"
-        if submitted.is_replay:
-            response.headers["Idempotency-Replayed"] = "true"
-        return response
+        return submitted_response(parts, caller, submit_job(parts, caller, read_body(request), key))
 
     @jobs.get("/v1/jobs/<job_id>")
     @jobs.output(JobAnswer, description="The job.")
@@ -127,7 +126,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
     def get_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "read")
         document = find_job(parts, caller, job_id)
-        response = _job_response(parts, document)
+        response = job_response(parts, document)
         response.set_etag(_etag(document), weak=True)
         response.make_conditional(request)
         return response
@@ -143,7 +142,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         documents, has_more = list_jobs(
             parts.db, caller.tenant_id, _filter(query), query.limit, query.after, query.order == "desc", parts.live.read_progress
         )
-        data = [_public(parts, document) for document in documents]
+        data = [public_document(parts, document) for document in documents]
         first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
         response = jsonify({"object": "list", "data": data, "has_more": has_more, "first_id": first_id, "last_id": last_id})
         if has_more:
@@ -160,14 +159,14 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         stopped = cancel(parts.db, caller.tenant_id, job_id) if is_id(job_id, "job") else None
         # After commit, or a worker could be told to drop work that is still wanted. Without Redis it hears at its next heartbeat.
         parts.live.flag_stop(stopped or [])
-        return _job_response(parts, find_job(parts, caller, job_id))
+        return job_response(parts, find_job(parts, caller, job_id))
 
     @jobs.get("/v1/jobs/<job_id>/images")
     @jobs.output(ImageListAnswer, description="The job's images, finished or not.")
     @jobs.doc(summary="List the images of a job", operation_id="list_images", security="ApiKey", responses=[401, 403, 404, 503])
     def list_images(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "read")
-        return jsonify({"object": "list", "data": _public(parts, find_job(parts, caller, job_id))["outputs"]})
+        return jsonify({"object": "list", "data": public_document(parts, find_job(parts, caller, job_id))["outputs"]})
 
     @jobs.get("/v1/jobs/<job_id>/images/<index>")
     @jobs.doc(summary="Get an image", operation_id="get_image", security="ApiKey", responses=[302, 400, 401, 403, 404, 503])
@@ -184,17 +183,6 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         return redirect(parts.storage.presign(result.artifact.storage_key, download_name=name))
 
     return jobs
-
-
-def _public(parts: Parts, document: dict[str, Any]) -> dict[str, Any]:
-    return finish_document(document, parts.base_url(), parts.storage.presign)
-
-
-def _job_response(parts: Parts, document: dict[str, Any]) -> Response:
-    response = jsonify(_public(parts, document))
-    if document["status"] not in TERMINAL_JOB:
-        response.headers["Retry-After"] = str(_POLL_S)
-    return response
 
 
 def _etag(document: dict[str, Any]) -> str:

@@ -40,6 +40,7 @@ def describe(info: ModelInfo) -> dict[str, object]:
             "temperature": info.temperature,
             "top_p": info.top_p,
         },
+        "loras": list(info.loras),
         "limits": {
             "min_side": info.min_px,
             "max_side": info.max_px,

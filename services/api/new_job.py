@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.api.field_errors import ErrorCollector
-from services.api.schemas import MAX_SOURCES, JobRequest
+from services.api.schemas import MAX_SOURCES, JobRequest, LoraAdapter
 from shared.checkpoint import ModelInfo
 from shared.grid import TokenGrid
 from shared.lifecycle.submit import NewJob, SourceFile
+from shared.lora import Lora, LoraChoice
 from shared.prompt_rules import find_control_token
+
+_MAX_LISTED = 20
+"""Names of adapters that an error lists."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -31,6 +35,31 @@ def check_request(request: JobRequest, info: ModelInfo, num_uploads: int, errors
     if request.format_options.quality is not None and request.format == "png":
         errors.add(("format_options", "quality"), "not_applicable", "png has no quality; it is lossless")
     _check_size(request, info, errors)
+    check_lora(request.lora, info, errors)
+    if request.approve and (request.images or num_uploads):
+        errors.add(("approve",), "not_applicable", "with reference images there is no draft to approve")
+    if request.approve and not request.previews:
+        errors.add(("previews",), "not_applicable", "approval needs the preview of the draft")
+
+
+def check_lora(lora: Sequence[LoraAdapter], info: ModelInfo, errors: ErrorCollector) -> None:
+    """Collect the adapters that the workers do not have."""
+    for index, adapter in enumerate(lora):
+        if adapter.name not in info.loras:
+            known = ", ".join(info.loras[:_MAX_LISTED]) + (", …" if len(info.loras) > _MAX_LISTED else "")
+            errors.add(("lora", index, "name"), "unknown_lora", f"there is no adapter {adapter.name}; there are: {known or 'none'}")
+
+
+def check_sides(sides: Sequence[tuple[str, int]], info: ModelInfo, errors: ErrorCollector) -> None:
+    """Collect the sides of a result, each with the field it came in, that are out of range."""
+    for name, side in sides:
+        if not info.min_px <= side <= info.max_px:
+            errors.add((name,), "out_of_range", f"each side should have {info.min_px} to {info.max_px} pixels (got {side})")
+
+
+def chosen_lora(lora: Sequence[LoraAdapter]) -> Lora:
+    """The adapters in the one order that makes equal choices equal."""
+    return tuple(sorted(LoraChoice(adapter.name, adapter.scale) for adapter in lora))
 
 
 def requested_size(request: JobRequest, info: ModelInfo, sources: Sequence[Size]) -> Size:
@@ -61,6 +90,7 @@ def new_job(
     sources: tuple[SourceFile, ...],
     webhook: dict[str, Any] | None,
     random_seed: int,
+    approval_s: float,
 ) -> NewJob:
     """
     The job of a checked request.
@@ -68,6 +98,7 @@ def new_job(
     Args:
         sent: the request as the client wrote it; echoed as `input`.
         random_seed: used if the request names none.
+        approval_s: how long a draft waits for approval, if it needs any.
     """
     seed = random_seed if request.seed is None else request.seed
     return NewJob(
@@ -95,6 +126,11 @@ def new_job(
         metadata=dict(request.metadata),
         custom_id=request.custom_id,
         deadline=request.deadline,
+        lora=chosen_lora(request.lora),
+        is_fast=request.quality == "fast",
+        cache=request.cache,
+        wants_previews=request.previews,
+        approval_s=approval_s if request.approve else None,
     )
 
 
@@ -107,6 +143,4 @@ def _check_size(request: JobRequest, info: ModelInfo, errors: ErrorCollector) ->
     sides: list[tuple[str, int]] = [(name, side) for name in ("width", "height") if (side := getattr(request, name)) is not None]
     if request.size is not None and request.size != "auto":
         sides += [("size", int(side)) for side in request.size.split("x")]
-    for name, side in sides:
-        if not info.min_px <= side <= info.max_px:
-            errors.add((name,), "out_of_range", f"each side should have {info.min_px} to {info.max_px} pixels (got {side})")
+    check_sides(sides, info, errors)

@@ -15,7 +15,7 @@ from apiflask import APIFlask
 from pydantic import BaseModel
 
 from services.api.answers import ProblemAnswer
-from services.api.schemas import ImageQuery, JobRequest, ListQuery
+from services.api.schemas import ImageQuery, JobRequest, ListQuery, RedecodeRequest, RejectRequest
 
 _QUERIES: dict[str, type[BaseModel]] = {"/v1/jobs": ListQuery, "/v1/jobs/{job_id}/images/{index}": ImageQuery}
 _REF = "#/components/schemas/{model}"
@@ -44,9 +44,14 @@ _HEADERS: dict[str, dict[str, Any]] = {
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
     "X-Request-Id": {"description": "The request's own id, or the one that the client sent.", "schema": {"type": "string"}},
 }
+_LINKED = ("get_job", "cancel_job", "list_images", "redecode_job", "approve_job", "reject_job")
+"""What can be done with a new job."""
+
 _RESPONSES: dict[tuple[str, str, str], tuple[str, tuple[str, ...]]] = {
     ("/v1/jobs", "post", "202"): ("The job is accepted.", ("Location", "Retry-After")),
     ("/v1/jobs", "post", "200"): ("The same Idempotency-Key made this job before.", ("Location", "Idempotency-Replayed")),
+    ("/v1/jobs/{job_id}/redecode", "post", "202"): ("The job is accepted.", ("Location", "Retry-After")),
+    ("/v1/jobs/{job_id}/redecode", "post", "200"): ("The same Idempotency-Key made this job before.", ("Location", "Idempotency-Replayed")),
     ("/v1/jobs", "get", "200"): ("A page of jobs.", ("Link",)),
     ("/v1/jobs/{job_id}", "get", "200"): ("The job.", ("ETag", "Retry-After")),
     ("/v1/jobs/{job_id}", "get", "304"): ("Nothing has changed since the ETag of If-None-Match.", ("ETag",)),
@@ -97,6 +102,9 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
             elif status >= "400":
                 response["content"] = problem
     _describe_submit(spec)
+    _describe_redecode(spec)
+    reject = spec["paths"]["/v1/jobs/{job_id}/reject"]["post"]
+    reject["requestBody"] = {"required": False, "content": {"application/json": {"schema": _component(spec, RejectRequest)}}}
     spec["paths"]["/v1/jobs/{job_id}"]["get"]["parameters"].append(_IF_NONE_MATCH)
     readiness = spec["paths"]["/readyz"]["get"]["responses"]
     readiness["503"]["content"] = readiness["200"]["content"]
@@ -140,10 +148,22 @@ def _describe_submit(spec: dict[str, Any]) -> None:
             "multipart/form-data": {"schema": multipart, "encoding": {"request": {"contentType": "application/json"}}},
         },
     }
+    _describe_new_job(operation)
+
+
+def _describe_redecode(spec: dict[str, Any]) -> None:
+    operation = spec["paths"]["/v1/jobs/{job_id}/redecode"]["post"]
+    body = {"schema": _component(spec, RedecodeRequest), "example": {"steps": 50, "format": "webp"}}
+    operation["requestBody"] = {"required": True, "content": {"application/json": body}}
+    _describe_new_job(operation)
+
+
+def _describe_new_job(operation: dict[str, Any]) -> None:
+    """What the routes that make jobs have in common."""
     operation["parameters"].append(_IDEMPOTENCY_KEY)
     operation["responses"]["200"]["content"] = operation["responses"]["202"]["content"]
     operation["responses"]["202"]["links"] = {
-        name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}} for name in ("get_job", "cancel_job", "list_images")
+        name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}} for name in _LINKED
     }
 
 

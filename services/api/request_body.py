@@ -62,6 +62,23 @@ def read_body(request: Request) -> RequestBody:
     return RequestBody(_parse(request.get_data(cache=False), limit))
 
 
+def read_json(request: Request) -> dict[str, Any]:
+    """
+    Read a JSON body.
+
+    Raises: as `read_body`, which also takes files.
+    """
+    if request.mimetype == "multipart/form-data":
+        raise RequestError("unsupported_media", "Content-Type must be application/json here (got multipart/form-data)")
+    return read_body(request).fields
+
+
+def read_optional_json(request: Request) -> dict[str, Any]:
+    """Read a JSON body; without any body it is empty. Raises: as `read_json`."""
+    is_there = request.content_length or "Transfer-Encoding" in request.headers
+    return read_json(request) if is_there else {}
+
+
 def read_query(arguments: MultiDict[str, str], model: type[Model]) -> Model:
     """
     Read a query string as `model`; `metadata[key]=value` makes a dict, `status` a list.

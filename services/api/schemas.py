@@ -16,13 +16,26 @@ from pydantic_core import PydanticCustomError
 
 from services.api.times import parse_rfc3339
 from shared.lifecycle.events import JOB_EVENTS
+from shared.lifecycle.reuse import Cache
 from shared.lifecycle.submit import NUM_SEEDS
+from shared.lora import LORA_NAME
 from shared.states import JobStatus, Priority
 
 MAX_PROMPT_CHARS = 8000
 MAX_SOURCES = 16
 _MAX_METADATA = 16
-_SIZE = re.compile(r"auto|[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", re.ASCII)
+_MAX_LORAS = 4
+_MAX_LORA_SCALE = 4.0
+_EXACT_SIZE = re.compile(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", re.ASCII)
+_SIZE = re.compile(rf"auto|{_EXACT_SIZE.pattern}", re.ASCII)
+
+_QUALITY = "`fast` lets the workers draw approximately where they are set up for it; `exact` never."
+_PREVIEWS = "Show pictures on the way: of the draft of the layout, and between denoising steps."
+_CACHE = (
+    "`use`: take what equal requests of yours have drawn or are drawing. `refresh`: draw anew, in place of what they drew. "
+    "`off`: draw anew, for this job alone."
+)
+_DEADLINE = "The job expires if it has not succeeded by then."
 
 
 def _refuse(reason: str, detail: str) -> PydanticCustomError:
@@ -42,6 +55,12 @@ def _is_size(text: str) -> str:
     return text
 
 
+def _is_exact_size(text: str) -> str:
+    if not _EXACT_SIZE.fullmatch(text):
+        raise _refuse("size_format", 'should be width x height in pixels, such as "1024x768"')
+    return text
+
+
 def _moment(value: object) -> object:
     if not isinstance(value, str):
         raise _refuse("datetime_type", "should be a string with a time, such as 2026-11-22T18:30:00Z")
@@ -55,6 +74,13 @@ def _in_future(moment: datetime) -> datetime:
     if moment <= datetime.now(UTC):
         raise _refuse("datetime_past", "should be in the future")
     return moment
+
+
+def _all_different(lora: list[LoraAdapter]) -> list[LoraAdapter]:
+    names = [adapter.name for adapter in lora]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise _refuse("lora_doubled", f"names {double} twice")
+    return lora
 
 
 def _is_event(name: str) -> str:
@@ -78,6 +104,7 @@ def _digits(value: object) -> object:
 
 Moment = Annotated[datetime, BeforeValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
 Seed = Annotated[int, Field(ge=0, lt=NUM_SEEDS)]
+Quality = Literal["exact", "fast"]
 CustomId = Annotated[str, Field(min_length=1, max_length=128)]
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -110,6 +137,16 @@ class FormatOptions(_Sent):
     """How the picture is encoded."""
 
     quality: int | None = Field(default=None, ge=1, le=100, description="For jpeg and webp. More is better and larger.")
+
+
+class LoraAdapter(_Sent):
+    """An adapter of the model, and how strongly it acts."""
+
+    name: str = Field(pattern=LORA_NAME, description="One of those that `GET /v1/models` lists.")
+    scale: float = Field(default=1.0, ge=-_MAX_LORA_SCALE, le=_MAX_LORA_SCALE, description="1: as it was trained; 0: not at all.")
+
+
+Loras = Annotated[list[LoraAdapter], AfterValidator(_all_different)]
 
 
 class Webhook(_Sent):
@@ -155,14 +192,54 @@ class JobRequest(_Sent):
     top_p: float | None = Field(default=None, gt=0, le=1, description="Of the layout stage. Absent: the model's default.")
     format: Literal["png", "jpeg", "webp"] = Field(default="png", description="File format of the results.")
     format_options: FormatOptions = Field(default=FormatOptions(), description="How the file is encoded.")
-    # Not strict: an enum is what we make of the text.
-    priority: Priority = Field(default=Priority.STANDARD, strict=False, description="Lane of the queue.")
-    deadline: Annotated[Moment, AfterValidator(_in_future)] | None = Field(
-        default=None, description="The job expires if it has not succeeded by then."
+    quality: Quality = Field(default="exact", description=_QUALITY)
+    lora: Loras = Field(default=[], max_length=_MAX_LORAS, description="Adapters of the model.")
+    previews: bool = Field(default=True, description=_PREVIEWS)
+    approve: bool = Field(
+        default=False,
+        description="Stop after the draft of the layout, until it is approved or rejected. Not with reference images, which need none.",
     )
+    # Not strict: an enum is what we make of the text.
+    cache: Cache = Field(default=Cache.USE, strict=False, description=_CACHE)
+    priority: Priority = Field(default=Priority.STANDARD, strict=False, description="Lane of the queue.")
+    deadline: Annotated[Moment, AfterValidator(_in_future)] | None = Field(default=None, description=_DEADLINE)
     webhook: Annotated[Webhook | None, BeforeValidator(_spread_url)] = Field(default=None, json_schema_extra=_or_plain_url)
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=_MAX_METADATA, description="Yours; echoed everywhere.")
     custom_id: CustomId | None = Field(default=None, description="Yours; echoed everywhere.")
+
+
+class RedecodeRequest(_Sent):
+    """How to draw the layouts of an earlier job once more. What is left out is as it was there."""
+
+    n: int | None = Field(default=None, ge=1, le=10, description="How many images. Of several layouts, the first n.")
+    size: Annotated[str, AfterValidator(_is_exact_size)] | None = Field(
+        default=None,
+        description='Exact size, "WIDTHxHEIGHT". The layout stays; the picture is fitted to the size.',
+        json_schema_extra={"pattern": f"^({_EXACT_SIZE.pattern})$"},
+    )
+    seed: Seed | None = Field(default=None, description="Of the noise; image i uses `seed + i`.")
+    steps: int | None = Field(default=None, ge=1, le=200, description="Denoising steps.")
+    guidance_scale: float | None = Field(default=None, ge=1, le=20, description="How closely the decoder follows the prompt.")
+    format: Literal["png", "jpeg", "webp"] | None = Field(default=None, description="File format of the results.")
+    format_options: FormatOptions | None = Field(default=None, description="How the file is encoded. With another format: its default.")
+    quality: Quality | None = Field(default=None, description=_QUALITY)
+    lora: Loras | None = Field(
+        default=None, max_length=_MAX_LORAS, description="As it was there, or absent: adapters decide the layout too."
+    )
+    previews: bool | None = Field(default=None, description=_PREVIEWS)
+    # Not strict: an enum is what we make of the text.
+    cache: Cache = Field(default=Cache.USE, strict=False, description=f"{_CACHE} The layouts are never drawn anew.")
+    priority: Priority = Field(default=Priority.STANDARD, strict=False, description="Lane of the queue.")
+    deadline: Annotated[Moment, AfterValidator(_in_future)] | None = Field(default=None, description=_DEADLINE)
+    webhook: Annotated[Webhook | None, BeforeValidator(_spread_url)] = Field(default=None, json_schema_extra=_or_plain_url)
+    metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=_MAX_METADATA, description="Yours; echoed everywhere.")
+    custom_id: CustomId | None = Field(default=None, description="Yours; echoed everywhere.")
+
+
+class RejectRequest(_Sent):
+    """What to try instead of a draft."""
+
+    layout_seed: Seed | None = Field(default=None, description="Seed of the next draft. Absent: random.")
 
 
 class ListQuery(_Sent):

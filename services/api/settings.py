@@ -18,6 +18,9 @@ class ApiSettings(CoreSettings):
         default=20, ge=1, le=600, description="Seconds of silence in the middle of a request after which its connection is closed."
     )
     max_body_bytes: int = Field(default=64 << 20, ge=1024, le=1 << 30, description="Largest request body, in bytes.")
+    approval_s: float = Field(
+        default=86_400, ge=1, le=30 * 86_400, description="Seconds that a draft waits for its approval before the job expires."
+    )
     source_fetch_s: float = Field(
         default=15, gt=0, le=120, description="Seconds in which all source images that one request names by URL must have arrived."
     )

@@ -2,16 +2,24 @@
 Every status write of glmq, and the reads that go with them. Each function is one transaction, safe to repeat.
 
     submit.py      a request becomes a job with its grids and images
+    idempotency.py one key, one job
+    reuse.py       grids and images that several jobs share: their keys, and how they are found
     claims.py      how a worker takes a unit, and what it learns of it
     work.py        release, heartbeat, hand back, rescue: the same for grids and images
-    finish.py      finish_grid, finish_image, fail: how an attempt ends
+    finish.py      finish_grid, finish_image, fail: how an attempt ends; record_draft, hold_grid: how it stops half-way
+    previews.py    pictures on the way, which may be lost
     jobs.py        get, list, cancel, expire: what customers and deadlines do
+    approval.py    approve, reject: what customers say to drafts
     events.py      the event of a change and its webhook deliveries, inside the change's transaction
     deliveries.py  claim and finish a webhook delivery
     workers.py     which workers live, and what model they loaded
     tenants.py     tenants, API keys, files
 
 Rows are locked in the order grid, image, job, tenant where a function can choose. Ends (cancel, expire, fail, redraw_grid) cannot: they
-go from a job or an image to its grids, and may be a deadlock's victim, which `Database.run` runs again.
+go from a job or an image to its grids, and may be a deadlock's victim, which `Database.run` runs again. So may a submit of several
+images, which takes grid and image of one after the other.
+
+Whoever locks a unit of work and then writes the output that wants it is safe from the end of another job that has it: that one locks the
+unit too, before it asks who else wants it.
 The database's clock decides every lease and delay; a worker's clock decides nothing.
 """

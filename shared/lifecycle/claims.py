@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -10,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.lifecycle.ending import database_now, live_jobs
-from shared.lifecycle.events import record_event
+from shared.lifecycle.events import record_changes
+from shared.lora import Lora, lora_from_json
 from shared.states import JobStatus, WorkState
 from shared.tables import File, Grid, Image, Job
 
@@ -48,9 +50,16 @@ class ClaimedGrid:
     temperature: float
     top_p: float
     model_revision: str
+    lora: Lora
     sources: tuple[Source, ...]
     job_ids: tuple[str, ...]
     """The jobs that wait for it."""
+    draft_token_ids: tuple[int, ...]
+    """The draft that an earlier attempt wrote, to go on from; empty if there is none."""
+    draft_only: bool
+    """Its draft needs approval first: to end with `hold_grid`, not with `finish_grid`."""
+    wants_preview: bool
+    """A picture of its draft is wanted: to be told of by `record_draft` as soon as it is there."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +80,15 @@ class ClaimedImage:
     format: str
     quality: int | None
     model_revision: str
+    lora: Lora
+    fast: bool
+    """The worker's approximations are allowed."""
     sources: tuple[Source, ...]
     job_ids: tuple[str, ...]
-    """Its job."""
+    """The jobs that wait for it."""
     grid_artifact: StoredArtifact
+    wants_previews: bool
+    """Pictures on the way are wanted (`previews.py: add_preview`)."""
 
 
 def claim_grid(db: Database, worker_id: str, lease_s: float, grid_id: str | None = None) -> ClaimedGrid | None:
@@ -86,8 +100,9 @@ def claim_grid(db: Database, worker_id: str, lease_s: float, grid_id: str | None
             return None
         grid = session.get_one(Grid, unit_id, populate_existing=True)
         jobs = session.scalars(live_jobs(grid)).all()
-        for job in jobs:
-            _start_job(session, job)
+        # A draft is what the customer decides by whether the job is to start.
+        if not grid.needs_approval:
+            start(session, jobs)
         return ClaimedGrid(
             id=grid.id,
             attempt=grid.attempt,
@@ -99,8 +114,12 @@ def claim_grid(db: Database, worker_id: str, lease_s: float, grid_id: str | None
             temperature=grid.temperature,
             top_p=grid.top_p,
             model_revision=grid.model_revision,
+            lora=lora_from_json(grid.lora),
             sources=_sources(session, grid),
             job_ids=tuple(job.id for job in jobs),
+            draft_token_ids=tuple(grid.draft_token_ids or ()),
+            draft_only=grid.needs_approval,
+            wants_preview=grid.preview is None and not grid.source_file_ids and any(job.wants_previews for job in jobs),
         )
 
     return db.run(work)
@@ -115,8 +134,8 @@ def claim_image(db: Database, worker_id: str, lease_s: float, image_id: str | No
             return None
         image = session.get_one(Image, unit_id, populate_existing=True)
         grid = session.get_one(Grid, image.grid_id)
-        for job in session.scalars(live_jobs(image)):
-            _start_job(session, job)
+        jobs = session.scalars(live_jobs(image)).all()
+        start(session, jobs)
         artifact = finished_artifact(grid)
         return ClaimedImage(
             id=image.id,
@@ -133,9 +152,12 @@ def claim_image(db: Database, worker_id: str, lease_s: float, image_id: str | No
             format=image.format,
             quality=image.quality,
             model_revision=grid.model_revision,
+            lora=lora_from_json(grid.lora),
+            fast=image.is_fast,
             sources=_sources(session, grid),
-            job_ids=(image.job_id,),
+            job_ids=tuple(job.id for job in jobs),
             grid_artifact=artifact,
+            wants_previews=any(job.wants_previews for job in jobs),
         )
 
     return db.run(work)
@@ -162,12 +184,15 @@ def _claim(session: Session, row: type[Grid] | type[Image], worker_id: str, leas
     )
 
 
-def _start_job(session: Session, job: Job) -> None:
-    if job.status == JobStatus.QUEUED:
-        job.status = JobStatus.RUNNING
-        job.started_at = database_now(session)
-        job.version += 1
-        record_event(session, job, "job.started")
+def start(session: Session, jobs: Sequence[Job]) -> None:
+    """The first work of these jobs has begun, unless some had begun before."""
+    new = [job for job in jobs if job.status == JobStatus.QUEUED]
+    if new:
+        now = database_now(session)
+        for job in new:
+            job.status = JobStatus.RUNNING
+            job.started_at = now
+        record_changes(session, new, "job.started")
 
 
 def _sources(session: Session, grid: Grid) -> tuple[Source, ...]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, exists, func, select
 from sqlalchemy.orm import Session
 
-from shared.lifecycle.events import record_event
+from shared.lifecycle.events import record_changes
 from shared.states import LIVE_WORK, TERMINAL_JOB, JobStatus, WorkState
-from shared.tables import Grid, Image, Job
+from shared.tables import Grid, Image, Job, Output
 
 
 def database_now(session: Session) -> datetime:
@@ -23,9 +24,10 @@ def live_jobs(unit: Grid | Image) -> Select[Job]:
     """The jobs that wait for this unit, locked, in order of id."""
     # A picture that is drawn already does not need its grid any more.
     needs = (Image.grid_id == unit.id, Image.state.in_(LIVE_WORK)) if isinstance(unit, Grid) else (Image.id == unit.id,)
+    waiting = select(Output.job_id).join(Image, Image.id == Output.image_id).where(*needs)
     return (
         select(Job)
-        .where(Job.id.in_(select(Image.job_id).where(*needs)), Job.status.not_in(TERMINAL_JOB))
+        .where(Job.id.in_(waiting), Job.status.not_in(TERMINAL_JOB))
         .order_by(Job.id)
         .with_for_update()
         .execution_options(populate_existing=True)
@@ -39,37 +41,71 @@ def end_work(session: Session, unit: Grid | Image, error: dict[str, Any]) -> lis
     return [work_id for job in session.scalars(live_jobs(unit)).all() for work_id in end_job(session, job, JobStatus.FAILED, error)]
 
 
+def succeed(session: Session, jobs: Sequence[Job]) -> None:
+    """End jobs that this transaction has locked and that have all their images: they leave nothing to be dropped."""
+    if jobs:
+        now = database_now(session)
+        for job in jobs:
+            job.status = JobStatus.SUCCEEDED
+            job.completed_at = now
+        record_changes(session, jobs, "job.succeeded")
+
+
 def end_job(session: Session, job: Job, status: JobStatus, error: dict[str, Any] | None = None) -> list[str]:
     """
-    End a job that this transaction has locked: what it still had to do is dropped, unless another job wants it too.
+    End a job that this transaction has locked before it has succeeded: what it still had to do is dropped, unless another job wants it
+    too.
 
     Returns:
         The ids of the units that were running and are not wanted any more: their workers should hear of it soon.
     """
-    stopped: list[str] = []
-    images = session.scalars(select(Image).where(Image.job_id == job.id).order_by(Image.index).with_for_update()).all()
+    stopped = _drop_work(session, job, status, error)
+    job.status = status
+    job.error = error
+    job.approval_deadline = None
+    job.completed_at = database_now(session)
+    record_changes(session, [job], f"job.{status}")
+    return stopped
+
+
+def _drop_work(session: Session, job: Job, status: JobStatus, error: dict[str, Any] | None) -> list[str]:
+    """Close the images of a job that no other job waits for, and then the grids that no image waits for."""
+    images = session.scalars(
+        select(Image)
+        .where(Image.id.in_(select(Output.image_id).where(Output.job_id == job.id)))
+        .order_by(Image.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).all()
+    # Judged by a statement that begins after the images are locked: a submit that found one of them holds it until its job is written.
+    others = (
+        select(Output.image_id)
+        .join(Job, Job.id == Output.job_id)
+        .where(Output.image_id.in_([image.id for image in images]), Job.id != job.id, Job.status.not_in(TERMINAL_JOB))
+    )
+    wanted = set(session.scalars(others))
+    stopped = []
     for image in images:
-        if image.state in LIVE_WORK:
+        if image.state in LIVE_WORK and image.id not in wanted:
             if image.state == WorkState.RUNNING:
                 stopped.append(image.id)
             failed = status == JobStatus.FAILED
             _close(session, image, WorkState.FAILED if failed and image.state == WorkState.WAITING else WorkState.CANCELED, error)
     session.flush()
-    grid_ids = {image.grid_id for image in images}
+    return stopped + _drop_grids(session, {image.grid_id for image in images})
+
+
+def _drop_grids(session: Session, grid_ids: set[str]) -> list[str]:
     # Locked first, judged by a second statement: a submit that found one of them holds it, and only a statement that begins after
     # that submit has committed sees the image which wants it.
     session.execute(select(Grid.id).where(Grid.id.in_(grid_ids)).order_by(Grid.id).with_for_update())
     wanted = exists().where(Image.grid_id == Grid.id, Image.state.in_(LIVE_WORK))
     unwanted = select(Grid).where(Grid.id.in_(grid_ids), Grid.state.in_(LIVE_WORK), ~wanted).execution_options(populate_existing=True)
+    stopped = []
     for grid in session.scalars(unwanted).all():
         if grid.state == WorkState.RUNNING:
             stopped.append(grid.id)
         _close(session, grid, WorkState.CANCELED, None)
-    job.status = status
-    job.error = error
-    job.completed_at = database_now(session)
-    job.version += 1
-    record_event(session, job, f"job.{status}")
     return stopped
 
 
@@ -78,3 +114,5 @@ def _close(session: Session, unit: Grid | Image, state: WorkState, error: dict[s
     unit.lease_until = unit.released_at = None
     unit.finished_at = database_now(session)
     unit.error = error if state == WorkState.FAILED else unit.error
+    if isinstance(unit, Grid):
+        unit.wants_preview = False

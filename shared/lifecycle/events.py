@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from shared.ids import new_id
-from shared.job_document import job_document
+from shared.job_document import JobImage, job_document
 from shared.states import TERMINAL_JOB
-from shared.tables import Event, Grid, Image, Job, Tenant, WebhookDelivery
+from shared.tables import Event, Grid, Image, Job, Output, Tenant, WebhookDelivery
 
 JOB_EVENTS = (
     "job.queued",
+    "job.awaiting_approval",
+    "job.approved",
+    "job.rejected",
     "job.started",
+    "job.draft_ready",
     "job.tokens_ready",
+    "job.preview",
     "job.requeued",
     *(f"job.{status}" for status in ("succeeded", "failed", "canceled", "expired")),
 )
@@ -26,28 +31,49 @@ DEFAULT_WEBHOOK_EVENTS = tuple(f"job.{status}" for status in sorted(TERMINAL_JOB
 """What a per-job webhook hears when it names no events: the end, whichever it is."""
 
 
-def record_event(session: Session, job: Job, event_type: str) -> None:
-    """Append an event with the job as it now is, and one delivery if the job's webhook wants it."""
+def record_changes(session: Session, jobs: Sequence[Job], event_type: str) -> None:
+    """Jobs of one tenant have changed in the same way: each gets its next version and an event."""
+    for job in jobs:
+        job.version += 1
+    record_events(session, jobs, event_type)
+
+
+def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> None:
+    """
+    Append an event for each job, as it now is, and a delivery for each whose webhook wants it.
+
+    All of them at once: what a hundred jobs wait for together must not cost a hundred round trips under the tenant's lock.
+
+    Args:
+        jobs: of one tenant.
+    """
+    if not jobs:
+        return
     session.flush()
-    images, grids = images_and_grids(session, job.id)
+    images, grids = images_and_grids(session, [job.id for job in jobs])
     # Locked until the transaction ends: all of a tenant's changes pass here one by one, which is what makes `seq` gap-free.
-    take_seq = update(Tenant).where(Tenant.id == job.tenant_id).values(event_seq=Tenant.event_seq + 1).returning(Tenant.event_seq)
-    seq = session.execute(take_seq).scalar_one()
-    event = Event(id=new_id("evt"), tenant_id=job.tenant_id, seq=seq, job_id=job.id, type=event_type, data=job_document(job, images, grids))
-    session.add(event)
+    take_seqs = update(Tenant).where(Tenant.id == jobs[0].tenant_id).values(event_seq=Tenant.event_seq + len(jobs))
+    last_seq = session.execute(take_seqs.returning(Tenant.event_seq)).scalar_one()
+    for seq, job in enumerate(jobs, last_seq - len(jobs) + 1):
+        data = job_document(job, images[job.id], grids)
+        event = Event(id=new_id("evt"), tenant_id=job.tenant_id, seq=seq, job_id=job.id, type=event_type, data=data)
+        session.add(event)
+        if job.webhook and event_type in job.webhook["events"]:
+            url = job.webhook["url"]
+            session.add(
+                WebhookDelivery(id=new_id("whd"), tenant_id=job.tenant_id, event_id=event.id, url=url, host=urlsplit(url).netloc.lower())
+            )
     session.flush()
-    if job.webhook and event_type in job.webhook["events"]:
-        url = job.webhook["url"]
-        session.add(
-            WebhookDelivery(id=new_id("whd"), tenant_id=job.tenant_id, event_id=event.id, url=url, host=urlsplit(url).netloc.lower())
-        )
 
 
-def images_and_grids(session: Session, job_id: str) -> tuple[Sequence[Image], dict[str, Grid]]:
-    """The images of a job by index, and the grids they are drawn from by id."""
+def images_and_grids(session: Session, job_ids: Collection[str]) -> tuple[dict[str, list[JobImage]], dict[str, Grid]]:
+    """The images of each job by index, and the grids they are drawn from by id."""
     # populate_existing: conditional UPDATEs of this transaction passed by the session's copies.
     fresh = {"populate_existing": True}
-    images = session.scalars(select(Image).where(Image.job_id == job_id).order_by(Image.index).execution_options(**fresh)).all()
-    wanted = {image.grid_id for image in images}
+    outputs = select(Output.job_id, Image, Output.is_cached).join(Image, Image.id == Output.image_id).where(Output.job_id.in_(job_ids))
+    images: dict[str, list[JobImage]] = {job_id: [] for job_id in job_ids}
+    for job_id, image, is_cached in session.execute(outputs.order_by(Output.job_id, Output.index).execution_options(**fresh)):
+        images[job_id].append(JobImage(image, is_cached))
+    wanted = {image.row.grid_id for of_job in images.values() for image in of_job}
     grids = session.scalars(select(Grid).where(Grid.id.in_(wanted)).execution_options(**fresh))
     return images, {grid.id: grid for grid in grids}

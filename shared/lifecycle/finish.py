@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import TypeVar
 
-from sqlalchemy import func, select, update
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.errors import StaleAttemptError, WorkError
 from shared.lifecycle.claims import StoredArtifact
-from shared.lifecycle.ending import end_job, end_work, live_jobs
-from shared.lifecycle.events import record_event
+from shared.lifecycle.ending import database_now, end_work, live_jobs, succeed
+from shared.lifecycle.events import record_changes
 from shared.lifecycle.work import held_unit, requeue
-from shared.states import LIVE_WORK, JobStatus, Stage, WorkState
-from shared.tables import Grid, Image, Job, Usage
+from shared.states import LIVE_WORK, Stage, WorkState
+from shared.tables import Grid, Image, Output, Usage
 
 Unit = TypeVar("Unit", Grid, Image)
 
@@ -28,6 +29,8 @@ def finish_grid(db: Database, grid_id: str, attempt: int, artifact: StoredArtifa
     """
     The grid is done; its waiting images become ready.
 
+    Args:
+        num_tokens: that were sampled since the grid was last held: without the draft if it was given to the attempt.
     Raises:
         StaleAttemptError: this attempt does not hold the grid any more.
     """
@@ -36,22 +39,71 @@ def finish_grid(db: Database, grid_id: str, attempt: int, artifact: StoredArtifa
         grid = _finish(session, Grid, grid_id, attempt, artifact)
         if grid is None:
             return
-        _record_usage(session, grid, Stage.AR, num_tokens)
+        _record_usage(session, grid, Stage.AR, num_tokens, grid.finished_at)
         session.execute(
             update(Image)
             .where(Image.grid_id == grid_id, Image.state == WorkState.WAITING)
             .values(state=WorkState.READY, not_before=func.clock_timestamp())
         )
+        record_changes(session, session.scalars(live_jobs(grid)).all(), "job.tokens_ready")
+
+    db.run(work)
+
+
+def record_draft(db: Database, grid_id: str, attempt: int, draft_token_ids: Sequence[int]) -> None:
+    """
+    The draft is written: whoever runs the grid next goes on from it, and a preview of it is drawn if a job wants one. May be repeated.
+
+    Raises:
+        StaleAttemptError: this attempt does not hold the grid any more.
+    """
+
+    def work(session: Session) -> None:
+        grid = held_unit(session, Stage.AR, grid_id, attempt)
+        if not isinstance(grid, Grid):
+            raise StaleAttemptError(f"{grid_id}: attempt {attempt} is over")
+        _keep_draft(session, grid, draft_token_ids)
+
+    db.run(work)
+
+
+def hold_grid(db: Database, grid_id: str, attempt: int, draft_token_ids: Sequence[int]) -> None:
+    """
+    The draft of a grid that needs approval is written: the grid waits, and with its last grid the job asks for approval.
+
+    Raises:
+        StaleAttemptError: this attempt does not hold the grid any more.
+    """
+
+    def work(session: Session) -> None:
+        grid = held_unit(session, Stage.AR, grid_id, attempt)
+        if not isinstance(grid, Grid):
+            held = session.get_one(Grid, grid_id)
+            if held.state == WorkState.HELD and held.attempt == attempt and held.draft_token_ids == list(draft_token_ids):
+                return  # an unknown commit is being repeated
+            raise StaleAttemptError(f"{grid_id}: attempt {attempt} is over")
+        _keep_draft(session, grid, draft_token_ids)
+        grid.state = WorkState.HELD
+        grid.lease_until = grid.error = None
+        now = database_now(session)
+        _record_usage(session, grid, Stage.AR, len(draft_token_ids), now)
+        session.flush()
         for job in session.scalars(live_jobs(grid)).all():
-            job.version += 1
-            record_event(session, job, "job.tokens_ready")
+            # Asked after the job is locked: of two grids that are held together, the second one sees the first.
+            grid_ids = select(Image.grid_id).join(Output, Output.image_id == Image.id).where(Output.job_id == job.id)
+            if session.scalar(select(exists().where(Grid.id.in_(grid_ids), Grid.state != WorkState.HELD))):
+                job.version += 1
+                continue
+            decide_by = now + timedelta(seconds=job.approval_s or 0)
+            job.approval_deadline = decide_by if job.deadline is None else min(decide_by, job.deadline)
+            record_changes(session, [job], "job.awaiting_approval")
 
     db.run(work)
 
 
 def finish_image(db: Database, image_id: str, attempt: int, artifact: StoredArtifact) -> None:
     """
-    The image is stored; the job succeeds with its last one.
+    The image is stored; every job succeeds whose last one it was.
 
     Raises:
         StaleAttemptError: this attempt does not hold the image any more.
@@ -61,14 +113,15 @@ def finish_image(db: Database, image_id: str, attempt: int, artifact: StoredArti
         image = _finish(session, Image, image_id, attempt, artifact)
         if image is None:
             return
-        _record_usage(session, image, Stage.DECODER, image.steps)
-        job = session.get_one(Job, image.job_id, with_for_update=True, populate_existing=True)
-        # Counted after the job is locked: of two images that end together, the second one sees the first.
-        left = session.scalar(select(func.count()).where(Image.job_id == job.id, Image.state.in_(LIVE_WORK)))
-        if left:
-            job.version += 1
-        else:
-            end_job(session, job, JobStatus.SUCCEEDED)
+        _record_usage(session, image, Stage.DECODER, image.steps, image.finished_at)
+        jobs = session.scalars(live_jobs(image)).all()
+        # Counted after the jobs are locked: of two images that end together, the second one sees the first.
+        waiting = select(Output.job_id).join(Image, Image.id == Output.image_id).where(Image.state.in_(LIVE_WORK))
+        left = set(session.scalars(waiting.where(Output.job_id.in_([job.id for job in jobs]))))
+        for job in jobs:
+            if job.id in left:
+                job.version += 1
+        succeed(session, [job for job in jobs if job.id not in left])
 
     db.run(work)
 
@@ -132,18 +185,19 @@ def redraw_grid(db: Database, image_id: str, attempt: int, grid_sha256: str, rea
                 .where(Image.grid_id == grid.id, Image.state.in_([WorkState.READY, WorkState.RELEASED]))
                 .values(state=WorkState.WAITING, released_at=None)
             )
-        for job in session.scalars(live_jobs(grid)).all():
-            job.version += 1
-            record_event(session, job, "job.requeued")
+        record_changes(session, session.scalars(live_jobs(grid)).all(), "job.requeued")
 
     db.run(work)
 
 
 def _finish(session: Session, row: type[Unit], unit_id: str, attempt: int, artifact: StoredArtifact) -> Unit | None:
     """Mark as done; None if this very artifact is already there (an unknown commit is being repeated)."""
+    is_mine = (row.id == unit_id, row.attempt == attempt, row.state == WorkState.RUNNING)
+    # Locked before the time is read: a cancel that holds the row for a moment may have ended a job which this unit came too late for.
+    held = select(row.id).where(*is_mine).with_for_update().cte("held")
     finished = session.execute(
         update(row)
-        .where(row.id == unit_id, row.attempt == attempt, row.state == WorkState.RUNNING)
+        .where(row.id.in_(select(held.c.id)))
         .values(
             state=WorkState.DONE,
             storage_key=artifact.storage_key,
@@ -163,6 +217,13 @@ def _finish(session: Session, row: type[Unit], unit_id: str, attempt: int, artif
     raise StaleAttemptError(f"{unit_id}: attempt {attempt} is over, it is {unit.state} at attempt {unit.attempt}")
 
 
-def _record_usage(session: Session, unit: Grid | Image, stage: Stage, units: int) -> None:
-    seconds = (unit.finished_at - unit.started_at) / timedelta(seconds=1) if unit.finished_at and unit.started_at else 0.0
+def _keep_draft(session: Session, grid: Grid, draft_token_ids: Sequence[int]) -> None:
+    grid.draft_token_ids = list(draft_token_ids)
+    session.flush()
+    if grid.preview is None:
+        grid.wants_preview = any(job.wants_previews for job in session.scalars(live_jobs(grid)).all())
+
+
+def _record_usage(session: Session, unit: Grid | Image, stage: Stage, units: int, ended_at: datetime | None) -> None:
+    seconds = (ended_at - unit.started_at) / timedelta(seconds=1) if ended_at and unit.started_at else 0.0
     session.add(Usage(tenant_id=unit.tenant_id, stage=stage, work_id=unit.id, units=units, seconds=seconds))

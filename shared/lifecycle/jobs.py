@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.errors import RequestError
-from shared.job_document import WATCHED_WORK, Progress, job_document
+from shared.job_document import WATCHED_WORK, Progress, has_image, job_document
 from shared.lifecycle.claims import StoredArtifact, finished_artifact
 from shared.lifecycle.ending import end_job
 from shared.lifecycle.events import images_and_grids
-from shared.states import TERMINAL_JOB, JobStatus, WorkState
-from shared.tables import Grid, Image, Job
+from shared.states import TERMINAL_JOB, JobStatus
+from shared.tables import Grid, Image, Job, Output
 
 _EXPIRE_BATCH = 50
 
@@ -49,7 +49,7 @@ def get_job(db: Database, tenant_id: str, job_id: str, read_progress: ReadProgre
 
     def work(session: Session) -> dict[str, Any] | None:
         job = session.scalars(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)).one_or_none()
-        return None if job is None else _document(session, job, read_progress)
+        return None if job is None else _documents(session, [job], read_progress)[0]
 
     return db.run(work)
 
@@ -84,7 +84,7 @@ def list_jobs(
             query = query.where(Job.created_at < wanted.created_before)
         order = (Job.created_at.desc(), Job.id.desc()) if newest_first else (Job.created_at, Job.id)
         jobs = session.scalars(query.order_by(*order).limit(limit + 1)).all()
-        return [_document(session, job, read_progress) for job in jobs[:limit]], len(jobs) > limit
+        return _documents(session, jobs[:limit], read_progress), len(jobs) > limit
 
     return db.run(work)
 
@@ -111,18 +111,18 @@ def cancel(db: Database, tenant_id: str, job_id: str) -> list[str] | None:
 
 
 def expire(db: Database) -> list[str]:
-    """End the jobs whose deadline has passed. Returns the ids of running work whose workers should stop."""
+    """End the jobs whose deadline, or that of their approval, has passed. Returns the ids of running work whose workers should stop."""
 
     def work(session: Session) -> list[str]:
+        now = func.clock_timestamp()
         late = session.scalars(
             select(Job)
-            .where(Job.deadline < func.clock_timestamp(), Job.status.not_in(TERMINAL_JOB))
-            .order_by(Job.deadline)
+            .where(or_(Job.deadline < now, Job.approval_deadline < now), Job.status.not_in(TERMINAL_JOB))
+            .order_by(func.least(Job.deadline, Job.approval_deadline))
             .limit(_EXPIRE_BATCH)
             .with_for_update(skip_locked=True)
         ).all()
-        error = {"code": "deadline_exceeded", "message": "the deadline passed before the last image was stored"}
-        return [work_id for job in late for work_id in end_job(session, job, JobStatus.EXPIRED, error)]
+        return [work_id for job in late for work_id in end_job(session, job, JobStatus.EXPIRED, _lateness(job))]
 
     return db.run(work)
 
@@ -131,16 +131,26 @@ def get_result(db: Database, tenant_id: str, job_id: str, index: int) -> StoredR
     """A finished image of this tenant's job, or None."""
 
     def work(session: Session) -> StoredResult | None:
-        image = session.scalars(
-            select(Image).where(Image.job_id == job_id, Image.tenant_id == tenant_id, Image.index == index, Image.state == WorkState.DONE)
-        ).one_or_none()
-        return None if image is None else StoredResult(finished_artifact(image), image.format)
+        wanted = select(Job, Image).join(Output, Output.job_id == Job.id).join(Image, Image.id == Output.image_id)
+        found = session.execute(wanted.where(Job.id == job_id, Job.tenant_id == tenant_id, Output.index == index)).one_or_none()
+        if found is None or not has_image(*found):
+            return None
+        image = found[1]
+        return StoredResult(finished_artifact(image), image.format)
 
     return db.run(work)
 
 
-def _document(session: Session, job: Job, read_progress: ReadProgress) -> dict[str, Any]:
-    images, grids = images_and_grids(session, job.id)
-    units: list[Grid | Image] = [*images, *grids.values()]
-    watched = [unit.id for unit in units if unit.state in WATCHED_WORK]
-    return job_document(job, images, grids, read_progress(watched) if watched else {})
+def _lateness(job: Job) -> dict[str, Any]:
+    # The earlier one of the two: approval may take no longer than the job.
+    if job.approval_deadline is not None and job.approval_deadline != job.deadline:
+        return {"code": "approval_expired", "message": "nobody approved the draft in time"}
+    return {"code": "deadline_exceeded", "message": "the deadline passed before the last image was stored"}
+
+
+def _documents(session: Session, jobs: Sequence[Job], read_progress: ReadProgress) -> list[dict[str, Any]]:
+    images, grids = images_and_grids(session, [job.id for job in jobs])
+    units: list[Grid | Image] = [*(image.row for of_job in images.values() for image in of_job), *grids.values()]
+    watched = sorted({unit.id for unit in units if unit.state in WATCHED_WORK})
+    progress = read_progress(watched) if watched else {}
+    return [job_document(job, images[job.id], grids, progress) for job in jobs]

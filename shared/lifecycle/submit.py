@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.errors import RequestError
 from shared.grid import TokenGrid
 from shared.ids import new_id
-from shared.lifecycle.events import record_event
-from shared.states import JobStatus, Priority, WorkState
-from shared.tables import Grid, IdempotencyKey, Image, Job
+from shared.lifecycle.claims import start
+from shared.lifecycle.ending import succeed
+from shared.lifecycle.events import record_events
+from shared.lifecycle.idempotency import Idempotency, claim_key
+from shared.lifecycle.reuse import Cache, Found, find_image, find_or_add, grid_key, image_key, lock_alive
+from shared.lora import Lora, lora_to_json
+from shared.states import LIVE_WORK, JobStatus, Priority, WorkState
+from shared.tables import Grid, Image, Job, Output
 
 NUM_SEEDS = 2**63
 """Seeds are 0 … 2^63-1: what Postgres and both engines can hold."""
@@ -33,20 +35,15 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Idempotency:
-    """An `Idempotency-Key` and the meaning of the request it came with."""
-
-    route: str
-    key: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
 class NewJob:
     """
     A validated request with every default and seed filled in.
 
-    `height_px` and `width_px` are the result's; `grid` is what the model draws, to be resized if it is another size.
+    Attributes:
+        height_px, width_px: of the result; `grid` is what the model draws, to be resized if it is another size.
+        quality: of the file; `is_fast` is about the drawing.
+        approval_s: how long drafts wait for the customer's approval; None: they need none.
+        redecode_of: the job whose finished layouts are drawn once more. What decides them must be as it is there.
     """
 
     tenant_id: str
@@ -73,6 +70,12 @@ class NewJob:
     metadata: dict[str, Any] = field(default_factory=dict)
     custom_id: str | None = None
     deadline: datetime | None = None
+    lora: Lora = ()
+    is_fast: bool = False
+    cache: Cache = Cache.USE
+    wants_previews: bool = True
+    approval_s: float | None = None
+    redecode_of: str | None = None
 
     def params(self) -> dict[str, Any]:
         """What the engines follow, as the customer sees it."""
@@ -89,7 +92,12 @@ class NewJob:
             "top_p": self.top_p,
             "format": self.format,
             "format_options": {"quality": self.quality},
+            "quality": "fast" if self.is_fast else "exact",
+            "lora": lora_to_json(self.lora),
             "images": [{"file_id": source.id} for source in self.sources],
+            "cache": self.cache,
+            "approve": self.approval_s is not None,
+            "previews": self.wants_previews,
         }
 
 
@@ -103,27 +111,6 @@ def submit(db: Database, new: NewJob, idempotency: Idempotency | None = None) ->
         RequestError: `idempotency_mismatch`, the key came before with another request.
     """
     return db.run(lambda session: submit_in(session, new, idempotency))
-
-
-def find_replay(db: Database, tenant_id: str, idempotency: Idempotency) -> str | None:
-    """
-    The job that this key made before; a retry needs nothing else of its request.
-
-    Raises:
-        RequestError: `idempotency_mismatch`, the key came before with another request.
-    """
-
-    def work(session: Session) -> str | None:
-        holder = session.get(IdempotencyKey, (tenant_id, idempotency.route, idempotency.key))
-        return None if holder is None else _same_request(holder, idempotency)
-
-    return db.run(work)
-
-
-def _same_request(holder: IdempotencyKey, idempotency: Idempotency) -> str:
-    if holder.fingerprint != idempotency.fingerprint:
-        raise RequestError("idempotency_mismatch", "this Idempotency-Key came before with a different request", "Idempotency-Key")
-    return holder.job_id
 
 
 def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None) -> tuple[str, bool]:
@@ -141,94 +128,154 @@ def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None) ->
         request_metadata=new.metadata,
         custom_id=new.custom_id,
         deadline=new.deadline,
+        wants_previews=new.wants_previews,
+        approval_s=new.approval_s,
+        redecode_of=new.redecode_of,
     )
     session.add(job)
     session.flush()
-    if idempotency is not None and (earlier := _claim_key(session, job, idempotency)) is not None:
+    if idempotency is not None and (earlier := claim_key(session, job, idempotency)) is not None:
         session.expunge(job)
         session.rollback()
         return earlier, True
-    lane = list(Priority).index(new.priority)
+    outputs = _Outputs(session, new, job)
     for index in range(new.num_images):
-        layout_seed = new.layout_seed if new.same_layout else (new.layout_seed + index) % NUM_SEEDS
-        grid_id, grid_state = _find_or_add_grid(session, new, layout_seed, lane)
-        session.add(
-            Image(
-                id=new_id("img"),
-                tenant_id=new.tenant_id,
-                job_id=job.id,
-                index=index,
-                grid_id=grid_id,
-                state=WorkState.READY if grid_state == WorkState.DONE else WorkState.WAITING,
-                lane=lane,
-                seed=(new.seed + index) % NUM_SEEDS,
-                steps=new.steps,
-                guidance_scale=new.guidance_scale,
-                height_px=new.height_px,
-                width_px=new.width_px,
-                format=new.format,
-                quality=new.quality,
-            )
-        )
-    session.refresh(job)
-    record_event(session, job, "job.queued")
+        outputs.add(index)
+    record_events(session, [job], "job.queued")
+    if outputs.are_all_done:
+        succeed(session, [job])
+    elif outputs.is_any_running:
+        start(session, [job])
     return job.id, False
 
 
-def _claim_key(session: Session, job: Job, idempotency: Idempotency) -> str | None:
-    """Take the key for this job; the id of the job that already has it otherwise."""
-    taken = session.execute(
-        insert(IdempotencyKey)
-        .values(tenant_id=job.tenant_id, route=idempotency.route, key=idempotency.key, fingerprint=idempotency.fingerprint, job_id=job.id)
-        .on_conflict_do_nothing()
-        .returning(IdempotencyKey.key)
-    )
-    if taken.one_or_none() is not None:
-        return None
-    # The insert above waited for a concurrent one with this key, so its row is committed and visible now.
-    holder = session.get_one(IdempotencyKey, (job.tenant_id, idempotency.route, idempotency.key))
-    return _same_request(holder, idempotency)
+@dataclass(frozen=True)
+class _Layout:
+    """A grid of the job: found already, or to be found or added once an image needs it."""
+
+    key: str | None
+    seed: int
+    found: Found | None = None
 
 
-def _find_or_add_grid(session: Session, new: NewJob, layout_seed: int, lane: int) -> tuple[str, str]:
-    """The grid with these tokens, whoever asked first; locked, so that it cannot end before the image is written."""
-    identity = [
-        new.prompt,
-        new.grid.token_h,
-        new.grid.token_w,
-        layout_seed,
-        new.temperature,
-        new.top_p,
-        [source.sha256 for source in new.sources],
-        new.model_revision,
-    ]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    alive = Grid.state.not_in([WorkState.FAILED, WorkState.CANCELED])
-    while True:
-        session.execute(
-            insert(Grid)
-            .values(
-                id=new_id("tok"),
-                tenant_id=new.tenant_id,
-                key=key,
-                state=WorkState.READY,
-                lane=lane,
-                prompt=new.prompt,
-                token_h=new.grid.token_h,
-                token_w=new.grid.token_w,
-                seed=layout_seed,
-                temperature=new.temperature,
-                top_p=new.top_p,
-                source_file_ids=[source.id for source in new.sources],
-                model_revision=new.model_revision,
+class _Outputs:
+    """The images of a job that is being written, each with the grid it is drawn from, new or found."""
+
+    def __init__(self, session: Session, new: NewJob, job: Job) -> None:
+        self.are_all_done = True
+        self.is_any_running = False
+        self._session = session
+        self._new = new
+        self._job_id = job.id
+        self._lane = list(Priority).index(new.priority)
+        self._layouts = self._new_layouts() if new.redecode_of is None else self._finished_layouts(new.redecode_of)
+
+    def add(self, index: int) -> None:
+        """Write image `index`."""
+        layout = self._layouts[index]
+        columns = self._image_columns(layout, index)
+        key = columns["key"]
+        there = find_image(self._session, self._new.tenant_id, key) if key is not None and self._new.cache is Cache.USE else None
+        if there is not None and there.state == WorkState.DONE:
+            image: Found = there
+        else:
+            # The grid of an image that is there comes before the one of its key, which may be another one by now.
+            grid = (there and lock_alive(self._session, Grid, there.grid_id, self._lane)) or layout.found or self._find_grid(layout)
+            if self._new.wants_previews and not grid.is_new:
+                self._want_preview(grid)
+            columns |= {"grid_id": grid.id, "state": WorkState.READY if grid.state == WorkState.DONE else WorkState.WAITING}
+            image = (there and lock_alive(self._session, Image, there.id, self._lane)) or find_or_add(
+                self._session, Image, columns, self._new.cache
             )
-            # The condition as the index has it, in letters: Postgres cannot match parameters of a prepared statement to it.
-            .on_conflict_do_nothing(index_elements=[Grid.tenant_id, Grid.key], index_where=text("state NOT IN ('failed', 'canceled')"))
-        )
-        found = session.execute(
-            select(Grid.id, Grid.state).where(Grid.tenant_id == new.tenant_id, Grid.key == key, alive).with_for_update()
-        ).one_or_none()
-        if found is not None:
-            session.execute(update(Grid).where(Grid.id == found.id, Grid.lane > lane).values(lane=lane))
-            return found.id, found.state
-        # The other holder of the key ended between the two statements; the key is free again.
+            self.is_any_running |= WorkState.RUNNING in (grid.state, image.state)
+        is_cached = image.state == WorkState.DONE
+        self.are_all_done &= is_cached
+        self._session.add(Output(job_id=self._job_id, index=index, image_id=image.id, is_cached=is_cached))
+
+    def _new_layouts(self) -> list[_Layout]:
+        new = self._new
+        layouts = []
+        for index in range(new.num_images):
+            seed = new.layout_seed if new.same_layout else (new.layout_seed + index) % NUM_SEEDS
+            key = grid_key(
+                new.prompt,
+                new.grid,
+                seed,
+                new.temperature,
+                new.top_p,
+                [source.sha256 for source in new.sources],
+                new.model_revision,
+                new.lora,
+                # A grid that waits for one customer's word must not hold up another job.
+                salt=self._job_id if new.approval_s is not None else "",
+            )
+            layouts.append(_Layout(None if new.cache is Cache.OFF else key, seed))
+        return layouts
+
+    def _finished_layouts(self, source_id: str) -> list[_Layout]:
+        """
+        The grids of another job, locked.
+
+        Raises:
+            RequestError: `not_found`, `layout_unavailable`, or there are not enough of them.
+        """
+        outputs = select(Image.grid_id).join(Output, Output.image_id == Image.id).where(Output.job_id == source_id)
+        grid_ids = list(self._session.scalars(outputs.where(Image.tenant_id == self._new.tenant_id).order_by(Output.index)))
+        if not grid_ids:
+            raise RequestError("not_found", "there is no such job")
+        locked = select(Grid).where(Grid.id.in_(grid_ids)).order_by(Grid.id).with_for_update()
+        grids = {grid.id: grid for grid in self._session.scalars(locked)}
+        if len(set(grid_ids)) == 1:
+            grid_ids = grid_ids[:1] * self._new.num_images
+        if self._new.num_images > len(grid_ids):
+            raise RequestError("invalid_request", f"n: the job has {len(grid_ids)} layouts (got {self._new.num_images})", "n")
+        layouts = []
+        for grid in [grids[grid_id] for grid_id in grid_ids[: self._new.num_images]]:
+            if grid.state != WorkState.DONE:
+                raise RequestError("layout_unavailable", f"the job has no finished layout to draw from: one of them is {grid.state}")
+            # What nobody may find has no image that anybody may find.
+            layouts.append(_Layout(None if self._new.cache is Cache.OFF else grid.key, grid.seed, Found(grid.id, grid.state)))
+        return layouts
+
+    def _find_grid(self, layout: _Layout) -> Found:
+        new = self._new
+        columns = {
+            "tenant_id": new.tenant_id,
+            "key": layout.key,
+            "state": WorkState.READY,
+            "lane": self._lane,
+            "prompt": new.prompt,
+            "token_h": new.grid.token_h,
+            "token_w": new.grid.token_w,
+            "seed": layout.seed,
+            "temperature": new.temperature,
+            "top_p": new.top_p,
+            "source_file_ids": [source.id for source in new.sources],
+            "lora": lora_to_json(new.lora),
+            "model_revision": new.model_revision,
+            "needs_approval": new.approval_s is not None,
+        }
+        found = find_or_add(self._session, Grid, columns, new.cache)
+        # Images of one layout share its grid, also where no other job may.
+        self._layouts = [replace(other, found=found) if other.seed == layout.seed else other for other in self._layouts]
+        return found
+
+    def _want_preview(self, grid: Found) -> None:
+        """Its draft may have been written for jobs that wanted no picture of it."""
+        undrawn = (Grid.draft_token_ids.is_not(None), Grid.preview.is_(None), Grid.state.in_(LIVE_WORK))
+        self._session.execute(update(Grid).where(Grid.id == grid.id, *undrawn).values(wants_preview=True))
+
+    def _image_columns(self, layout: _Layout, index: int) -> dict[str, Any]:
+        new = self._new
+        made_by: dict[str, Any] = {
+            "seed": (new.seed + index) % NUM_SEEDS,
+            "steps": new.steps,
+            "guidance_scale": new.guidance_scale,
+            "height_px": new.height_px,
+            "width_px": new.width_px,
+            "format": new.format,
+            "quality": new.quality,
+            "is_fast": new.is_fast,
+        }
+        key = None if layout.key is None else image_key(layout.key, **made_by)
+        return {"tenant_id": new.tenant_id, "key": key, "lane": self._lane, **made_by}

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.lifecycle.ending import database_now, end_work, live_jobs
-from shared.lifecycle.events import record_event
+from shared.lifecycle.events import record_changes
 from shared.states import Stage, WorkState
 from shared.tables import Grid, Image
 
@@ -166,6 +166,4 @@ def requeue(session: Session, unit: Grid | Image, delay_s: float) -> None:
     unit.state = WorkState.READY
     unit.worker_id = unit.lease_until = None
     unit.not_before = database_now(session) + timedelta(seconds=delay_s)
-    for job in session.scalars(live_jobs(unit)):
-        job.version += 1
-        record_event(session, job, "job.requeued")
+    record_changes(session, session.scalars(live_jobs(unit)).all(), "job.requeued")

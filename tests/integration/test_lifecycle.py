@@ -10,60 +10,27 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.errors import PermanentWorkError, RequestError, StaleAttemptError, TransientWorkError
 from shared.lifecycle import claims, finish, jobs, work
-from shared.lifecycle.submit import Idempotency, NewJob, submit, submit_in
+from shared.lifecycle.idempotency import Idempotency
+from shared.lifecycle.submit import NewJob, submit, submit_in
 from shared.states import GRID_MOVES, IMAGE_MOVES, JOB_MOVES, NEW_GRID, NEW_IMAGE, JobStatus, Priority, Stage
-
-LEASE_S = 30.0
-ARTIFACT = claims.StoredArtifact("t/key", "ab" * 32, 100)
-
-
-def execute(db: Database, statement: str, **values: Any) -> None:
-    db.run(lambda session: session.execute(text(statement), values))
-
-
-def query(db: Database, statement: str, **values: Any) -> list[tuple[Any, ...]]:
-    return db.run(lambda session: [tuple(row) for row in session.execute(text(statement), values)])
-
-
-def events(db: Database, job_id: str) -> list[str]:
-    return [row[0] for row in query(db, "SELECT type FROM event WHERE job_id = :id ORDER BY seq", id=job_id)]
-
-
-def document(db: Database, new: NewJob, job_id: str) -> dict[str, Any]:
-    found = jobs.get_job(db, new.tenant_id, job_id, lambda ids: {})
-    assert found is not None
-    return found
-
-
-def claim_grid(db: Database) -> claims.ClaimedGrid:
-    work.release(db, Stage.AR, 10)
-    claimed = claims.claim_grid(db, "w1", LEASE_S)
-    assert claimed is not None
-    return claimed
-
-
-def claim_image(db: Database) -> claims.ClaimedImage:
-    work.release(db, Stage.DECODER, 10)
-    claimed = claims.claim_image(db, "w2", LEASE_S)
-    assert claimed is not None
-    return claimed
-
-
-def finish_one_grid(db: Database) -> None:
-    grid = claim_grid(db)
-    finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
-
-
-def finish_one_image(db: Database) -> None:
-    image = claim_image(db)
-    finish.finish_image(db, image.id, image.attempt, ARTIFACT)
+from tests.ledger import (
+    ARTIFACT,
+    LEASE_S,
+    claim_grid,
+    claim_image,
+    document,
+    events,
+    execute,
+    finish_one_grid,
+    finish_one_image,
+    query,
+)
 
 
 def test_job_runs_from_submit_to_success(db: Database, new_job: NewJob) -> None:
@@ -277,8 +244,10 @@ def test_cancel_and_submit_race_strands_nobody(db: Database, new_job: NewJob) ->
             thread.start()
         for thread in threads:
             thread.join()
-        wanted = "SELECT grid.state FROM image JOIN grid ON grid.id = grid_id WHERE job_id = :id"
-        assert query(db, wanted, id=got[0]) == [("ready",)]
+        wanted = (
+            "SELECT grid.state, image.state FROM output JOIN image ON image.id = image_id JOIN grid ON grid.id = grid_id WHERE job_id = :id"
+        )
+        assert query(db, wanted, id=got[0]) == [("ready", "waiting")]
 
 
 def test_submit_that_holds_the_grid_keeps_it(db: Database, new_job: NewJob) -> None:
@@ -300,7 +269,7 @@ def test_submit_that_holds_the_grid_keeps_it(db: Database, new_job: NewJob) -> N
 def test_redraw_is_not_canceled_with_another_job(db: Database, new_job: NewJob) -> None:
     """Of two jobs that read a lost grid one is canceled; the other one still gets its picture."""
     first, _ = submit(db, new_job)
-    second, _ = submit(db, new_job)
+    second, _ = submit(db, replace(new_job, seed=2))
     finish_one_grid(db)
     images = [claim_image(db) for _ in range(2)]
     finish.redraw_grid(db, images[0].id, images[0].attempt, ARTIFACT.sha256, "gone")
@@ -414,7 +383,7 @@ def test_lost_grid_is_drawn_again(db: Database, new_job: NewJob) -> None:
     finish_one_grid(db)
     first = claim_image(db)
     finish.redraw_grid(db, first.id, first.attempt, ARTIFACT.sha256, "gone")
-    assert query(db, "SELECT state FROM image ORDER BY index") == [("waiting",), ("waiting",)]
+    assert query(db, "SELECT state FROM image") == [("waiting",), ("waiting",)]
     again = claim_grid(db)
     finish.finish_grid(db, again.id, again.attempt, replace(ARTIFACT, sha256="cd" * 32), 10)
     second = claim_image(db)

@@ -51,9 +51,10 @@ MODEL = ModelInfo(
     max_px=512,
     source_min_px=64,
     source_max_px=512,
+    loras=("neon", "sketch"),
 )
 
-TABLES = ("job", "image", "grid", "event", "file", "idempotency_key", "webhook_delivery")
+TABLES = ("job", "output", "image", "grid", "event", "file", "idempotency_key", "webhook_delivery")
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,23 @@ from shared.checkpoint import ModelInfo
 from shared.db import Database
 from tests.integration.api.conftest import Account, assert_problem, client_of
 
+_JOB_ROUTES = (
+    ("get", ""),
+    ("post", "/cancel"),
+    ("post", "/redecode"),
+    ("post", "/approve"),
+    ("post", "/reject"),
+    ("get", "/images"),
+    ("get", "/images/0"),
+)
+
 
 def test_foreign_ids_are_unknown_ids(client: FlaskClient, app: APIFlask, stranger: Account) -> None:
     """Another tenant's job answers as one that never was, on every route; so does a malformed id."""
     job = client.post("/v1/jobs", json={"prompt": "a fox"}).get_json()["id"]
     other = client_of(app, stranger.keys["admin"])
     unknown = "job_" + "0" * 26
-    for method, path in (("get", ""), ("post", "/cancel"), ("get", "/images"), ("get", "/images/0")):
+    for method, path in _JOB_ROUTES:
         bodies = []
         for job_id in (job, unknown, "job_x", "img_" + job[4:], "%00", "x" * 300, "job_é"):
             body = assert_problem(getattr(other, method)(f"/v1/jobs/{job_id}{path}"), 404, "not_found")
@@ -103,6 +113,7 @@ def test_models(client: FlaskClient, model: ModelInfo) -> None:
     [listed] = client.get("/v1/models").get_json()["data"]
     assert (listed["id"], listed["revision"]) == (model.name, model.revision)
     assert listed["defaults"]["size"] == "128x128"
+    assert listed["loras"] == ["neon", "sketch"]
     assert (listed["limits"]["max_side"], listed["limits"]["max_generated_side"]) == (512, None)
 
 

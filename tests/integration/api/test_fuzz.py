@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from services.api.schemas import JobRequest, ListQuery
+from services.api.schemas import JobRequest, ListQuery, RedecodeRequest
 
 _SETTINGS = settings(
     max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -22,10 +22,24 @@ _SCALARS = st.one_of(
     st.floats(),
     st.text(max_size=20),
     st.sampled_from(
-        ["auto", "64x64", "png", "job.*", "job_" + "0" * 26, "https://hooks.example/", "2100-01-01T00:00:00Z", "\0", "\ud800", ""]
+        [
+            "auto",
+            "64x64",
+            "png",
+            "refresh",
+            "fast",
+            "sketch",
+            "job.*",
+            "job_" + "0" * 26,
+            "https://hooks.example/",
+            "2100-01-01T00:00:00Z",
+            "\0",
+            "\ud800",
+            "",
+        ]
     ),
 )
-_NAMES = st.sampled_from([*JobRequest.model_fields, "url", "file_id", "job_id", "index", "quality", "events"])
+_NAMES = st.sampled_from([*JobRequest.model_fields, "url", "file_id", "job_id", "index", "events", "name", "scale"])
 _VALUES = st.recursive(
     _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | _NAMES, inner, max_size=4), max_leaves=8
 )
@@ -47,6 +61,17 @@ def assert_no_fault(answer: Any) -> None:
 def test_any_json(client: FlaskClient, request: Any) -> None:
     """Any JSON, mostly of our own fields with values of the wrong kind."""
     assert_no_fault(client.post("/v1/jobs", data=json.dumps(request), content_type="application/json"))
+
+
+@settings(_SETTINGS, max_examples=60)
+@given(request=st.dictionaries(st.sampled_from([*RedecodeRequest.model_fields, "quality", "name"]), _VALUES, max_size=5) | _VALUES)
+def test_any_json_for_an_earlier_job(client: FlaskClient, request: Any) -> None:
+    """Any JSON about the drafts and layouts of a job that has none yet."""
+    job = client.post("/v1/jobs", json={"prompt": "a fox", "seed": 1}).get_json()["id"]
+    for route in ("redecode", "approve", "reject"):
+        answer = client.post(f"/v1/jobs/{job}/{route}", data=json.dumps(request), content_type="application/json")
+        assert_no_fault(answer)
+        assert answer.status_code >= 400
 
 
 @_SETTINGS

@@ -87,4 +87,4 @@ def test_fifty_at_once_make_one_job(app: APIFlask, account: Account, model: Mode
     assert sorted(status for status, _ in answers) == [200] * 49 + [202]
     assert len({body for _, body in answers}) == 1
     rows = count_rows(db)
-    assert (rows["job"], rows["grid"], rows["image"], rows["event"]) == (1, 1, 1, 1)
+    assert (rows["job"], rows["grid"], rows["image"], rows["output"], rows["event"]) == (1, 1, 1, 1, 1)

@@ -80,6 +80,28 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"format_options": {"max_bytes": 1}}, "format_options.max_bytes"),
     ({"format_options": 90}, "format_options"),
     ({"format_options": None}, "format_options"),
+    ({"quality": "best"}, "quality"),
+    ({"quality": 90}, "quality"),
+    ({"lora": {}}, "lora"),
+    ({"lora": ["sketch"]}, "lora.0"),
+    ({"lora": [{}]}, "lora.0.name"),
+    ({"lora": [{"name": "unknown"}]}, "lora.0.name"),
+    ({"lora": [{"name": "sketch"}, {"name": "../sketch"}]}, "lora.1.name"),
+    ({"lora": [{"name": "sketch\n"}]}, "lora.0.name"),
+    ({"lora": [{"name": "s" * 65}]}, "lora.0.name"),
+    ({"lora": [{"name": "sketch"}, {"name": "sketch", "scale": 2}]}, "lora"),
+    ({"lora": [{"name": "sketch", "scale": 4.1}]}, "lora.0.scale"),
+    ({"lora": [{"name": "sketch", "scale": -4.1}]}, "lora.0.scale"),
+    ({"lora": [{"name": "sketch", "scale": "1"}]}, "lora.0.scale"),
+    ({"lora": [{"name": "sketch", "weight": 1}]}, "lora.0.weight"),
+    ({"lora": [{"name": f"a{i}"} for i in range(5)]}, "lora"),
+    ({"previews": "yes"}, "previews"),
+    ({"previews": None}, "previews"),
+    ({"approve": 1}, "approve"),
+    ({"approve": True, "previews": False}, "previews"),
+    ({"approve": True, "images": [{"file_id": "file_" + "0" * 26}]}, "approve"),
+    ({"cache": "on"}, "cache"),
+    ({"cache": True}, "cache"),
     ({"priority": "urgent"}, "priority"),
     ({"priority": 1}, "priority"),
     ({"deadline": "2020-01-01T00:00:00Z"}, "deadline"),
@@ -169,6 +191,12 @@ def test_unknown_field_gets_a_suggestion(refusing: FlaskClient) -> None:
     """A typing error is met with the field that was meant."""
     body = assert_problem(refusing.post("/v1/jobs", json={**OK, "guidence_scale": 2}), 400, "invalid_request", "guidence_scale")
     assert body["detail"] == "unknown field guidence_scale; did you mean guidance_scale?"
+
+
+def test_unknown_adapter_is_told_the_known_ones(refusing: FlaskClient) -> None:
+    """Whoever asks for an adapter that no worker has is told which there are."""
+    body = assert_problem(refusing.post("/v1/jobs", json={**OK, "lora": [{"name": "skecth"}]}), 400, "invalid_request", "lora.0.name")
+    assert body["detail"] == "lora.0.name: there is no adapter skecth; there are: neon, sketch"
 
 
 @pytest.mark.parametrize("token", ["<sop>", "<eop>", "<|image|>", "<|dit_token_7|>", "[gMASK]"])

@@ -12,7 +12,9 @@ from services.api.new_job import check_request, new_job, requested_size
 from services.api.schemas import JobRequest
 from shared.checkpoint import ModelInfo
 from shared.grid import TokenGrid
+from shared.lifecycle.reuse import Cache
 from shared.lifecycle.submit import NewJob, SourceFile
+from shared.lora import LoraChoice
 from shared.states import Priority
 
 
@@ -32,7 +34,7 @@ def problems(info: ModelInfo, num_uploads: int = 0, **fields: Any) -> list[str]:
 
 def make(info: ModelInfo, **fields: Any) -> NewJob:
     request = ask(**fields)
-    return new_job(request, info, "ten_1", fields, (64, 96), (SourceFile("file_1", "ab"),), None, random_seed=123)
+    return new_job(request, info, "ten_1", fields, (64, 96), (SourceFile("file_1", "ab"),), None, random_seed=123, approval_s=60)
 
 
 def test_defaults_come_from_the_checkpoint(info: ModelInfo) -> None:
@@ -42,6 +44,7 @@ def test_defaults_come_from_the_checkpoint(info: ModelInfo) -> None:
     assert (job.seed, job.layout_seed, job.same_layout) == (123, 123, False)
     assert (job.num_images, job.format, job.quality, job.priority) == (1, "png", None, Priority.STANDARD)
     assert (job.height_px, job.width_px, job.model_name, job.model_revision) == (64, 96, "m", "r1")
+    assert (job.lora, job.is_fast, job.cache, job.wants_previews, job.approval_s) == ((), False, Cache.USE, True, None)
 
 
 def test_request_overrides_the_checkpoint(info: ModelInfo) -> None:
@@ -51,6 +54,10 @@ def test_request_overrides_the_checkpoint(info: ModelInfo) -> None:
     assert (job.guidance_scale, job.temperature, job.top_p, job.priority) == (1.0, 2.0, 0.1, Priority.BULK)
     assert isinstance(job.guidance_scale, float)
     assert make(info, seed=5).layout_seed == 5
+    job = make(info, quality="fast", cache="off", previews=False, lora=[{"name": "b"}, {"name": "a", "scale": -2}])
+    assert (job.is_fast, job.cache, job.wants_previews) == (True, Cache.OFF, False)
+    assert job.lora == (LoraChoice("a", -2.0), LoraChoice("b", 1.0))
+    assert make(info, approve=True).approval_s == 60
 
 
 @pytest.mark.parametrize(
@@ -92,11 +99,16 @@ def test_what_is_drawn_follows_the_checkpoint(info: ModelInfo) -> None:
         ({"format": "webp", "format_options": {"quality": 1}}, []),
         ({"format_options": {"quality": 1}}, ["format_options.quality"]),
         ({"prompt": "a <|image|>"}, ["prompt"]),
+        ({"lora": [{"name": "sketch", "scale": 0.5}]}, []),
+        ({"lora": [{"name": "sketch"}, {"name": "neon"}]}, ["lora.1.name"]),
+        ({"approve": True}, []),
+        ({"approve": True, "images": [{"file_id": "x"}]}, ["approve"]),
+        ({"approve": True, "previews": False}, ["previews"]),
     ],
 )
 def test_limits(info: ModelInfo, fields: dict[str, Any], params: list[str]) -> None:
     """What only the checkpoint or another field can judge is found, each with its field."""
-    assert problems(info, **fields) == params
+    assert problems(replace(info, loras=("sketch",)), **fields) == params
 
 
 def test_uploads_count_as_images(info: ModelInfo) -> None:
@@ -104,3 +116,4 @@ def test_uploads_count_as_images(info: ModelInfo) -> None:
     references = [{"file_id": "x"}] * 10
     assert problems(info, 6, images=references) == []
     assert problems(info, 7, images=references) == ["images"]
+    assert problems(info, 1, approve=True) == ["approve"]

@@ -1,0 +1,155 @@
+"""The layouts of an earlier job, drawn once more: other steps, noise, size or format, and no work for the AR stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apiflask import APIBlueprint
+from flask import Response, request
+from pydantic import ValidationError
+
+from services.api.answers import JobAnswer
+from services.api.auth import authenticate
+from services.api.callbacks import collect_webhook
+from services.api.field_errors import ErrorCollector, from_pydantic
+from services.api.idempotency import fingerprint, parse_key
+from services.api.jobs import Submitted, find_job, submitted_response
+from services.api.new_job import check_sides, chosen_lora
+from services.api.parts import Parts
+from services.api.request_body import RequestBody, read_json
+from services.api.schemas import RedecodeRequest
+from shared.checkpoint import ModelInfo
+from shared.errors import RequestError
+from shared.grid import TOKEN_PX, TokenGrid
+from shared.lifecycle.idempotency import Idempotency, find_replay
+from shared.lifecycle.submit import NewJob, SourceFile, submit
+from shared.lifecycle.tenants import Caller, get_source
+from shared.lora import lora_from_json
+
+
+def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dict[str, Any], idempotency_key: str | None) -> Submitted:
+    """
+    Check a request to draw the layouts of a job once more, and store it as a job of its own.
+
+    Args:
+        source: document of the job whose layouts are drawn.
+    Raises:
+        RequestError: `layout_unavailable`, `idempotency_mismatch`, or names every wrong field.
+        NoModelError, DatabaseDownError
+    """
+    route = f"POST /v1/jobs/{source['id']}/redecode"
+    once = None if idempotency_key is None else Idempotency(route, idempotency_key, fingerprint(route, RequestBody(sent)))
+    if once is not None and (earlier := find_replay(parts.db, caller.tenant_id, once)) is not None:
+        return Submitted(earlier, is_replay=True)
+    try:
+        asked = RedecodeRequest.model_validate(sent)
+    except ValidationError as error:
+        raise from_pydantic(error, RedecodeRequest, sent) from None
+    info = parts.model.get()
+    errors = ErrorCollector()
+    check_redecode(asked, info, source["params"], errors)
+    webhook = collect_webhook(parts.policy, asked.webhook, sent.get("webhook"), errors)
+    errors.raise_any()
+    if source["model"]["revision"] != info.revision:
+        raise RequestError("layout_unavailable", f"the layouts are of model {source['model']['revision']}; {info.revision} is loaded now")
+    files = tuple(_source_file(parts, caller, image["file_id"]) for image in source["params"]["images"])
+    job_id, is_replay = submit(parts.db, redecoded_job(asked, source, caller.tenant_id, sent, files, webhook), once)
+    return Submitted(job_id, is_replay)
+
+
+def check_redecode(asked: RedecodeRequest, info: ModelInfo, params: dict[str, Any], errors: ErrorCollector) -> None:
+    """Collect what is wrong with a well-formed request in the light of the checkpoint and of the job that it is about. Pure."""
+    if asked.size is not None:
+        check_sides([("size", int(side)) for side in asked.size.split("x")], info, errors)
+    if (asked.format or params["format"]) == "png" and asked.format_options is not None and asked.format_options.quality is not None:
+        errors.add(("format_options", "quality"), "not_applicable", "png has no quality; it is lossless")
+    if asked.lora is not None and chosen_lora(asked.lora) != lora_from_json(params.get("lora", [])):
+        errors.add(("lora",), "layout_differs", "should be as it was there: adapters decide the layout too, so others need a new job")
+
+
+def redecoded_job(
+    asked: RedecodeRequest,
+    source: dict[str, Any],
+    tenant_id: str,
+    sent: dict[str, Any],
+    files: tuple[SourceFile, ...],
+    webhook: dict[str, Any] | None,
+) -> NewJob:
+    """
+    The job of a checked request. Pure.
+
+    Args:
+        source: document of the job whose layouts are drawn.
+        files: its reference images.
+    """
+    params = source["params"]
+    drawn = source["outputs"][0]
+    width, _, height = (asked.size or params["size"]).partition("x")
+    format = asked.format or params["format"]
+    if asked.format_options is not None:
+        file_quality = asked.format_options.quality
+    else:
+        file_quality = params["format_options"]["quality"] if format == params["format"] else None
+    # Jobs of before they could be chosen were exact, and showed no previews.
+    quality = asked.quality or params.get("quality", "exact")
+    previews = params.get("previews", False) if asked.previews is None else asked.previews
+    return NewJob(
+        tenant_id=tenant_id,
+        input=sent,
+        prompt=params["prompt"],
+        height_px=int(height),
+        width_px=int(width),
+        grid=TokenGrid(drawn["generated_height"] // TOKEN_PX, drawn["generated_width"] // TOKEN_PX),
+        num_images=params["n"] if asked.n is None else asked.n,
+        seed=params["seed"] if asked.seed is None else asked.seed,
+        layout_seed=params["layout_seed"],
+        same_layout=params["same_layout"],
+        steps=params["steps"] if asked.steps is None else asked.steps,
+        guidance_scale=params["guidance_scale"] if asked.guidance_scale is None else asked.guidance_scale,
+        temperature=params["temperature"],
+        top_p=params["top_p"],
+        format=format,
+        quality=file_quality,
+        sources=files,
+        model_name=source["model"]["name"],
+        model_revision=source["model"]["revision"],
+        priority=asked.priority,
+        webhook=webhook,
+        metadata=dict(asked.metadata),
+        custom_id=asked.custom_id,
+        deadline=asked.deadline,
+        lora=lora_from_json(params.get("lora", [])),
+        is_fast=quality == "fast",
+        cache=asked.cache,
+        wants_previews=previews,
+        redecode_of=source["id"],
+    )
+
+
+def redecode_blueprint(parts: Parts) -> APIBlueprint:
+    """The route that draws a job's layouts once more."""
+    redecode = APIBlueprint("redecode", __name__)
+
+    @redecode.post("/v1/jobs/<job_id>/redecode")
+    @redecode.output(JobAnswer, status_code=202, description="The job is accepted.")
+    @redecode.doc(
+        summary="Draw the layouts of a job once more",
+        operation_id="redecode_job",
+        security="ApiKey",
+        responses=[200, 400, 401, 403, 404, 409, 413, 415, 422, 503],
+    )
+    def redecode_one(job_id: str) -> Response:
+        caller = authenticate(parts.db, request, "submit")
+        key = parse_key(request.headers.get("Idempotency-Key"))
+        # Found before the body is read: whatever is sent, a foreign job answers as one that never was.
+        source = find_job(parts, caller, job_id)
+        return submitted_response(parts, caller, redecode_job(parts, caller, source, read_json(request), key))
+
+    return redecode
+
+
+def _source_file(parts: Parts, caller: Caller, file_id: str) -> SourceFile:
+    file = get_source(parts.db, caller.tenant_id, file_id)
+    if file is None:
+        raise RequestError("layout_unavailable", "a reference image of the job is no longer stored")
+    return SourceFile(file.id, file.sha256)
