@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,12 +48,13 @@ class ModelInfo:
     What the services must know of a checkpoint without loading it.
 
     Attributes:
-        revision: hub commit, or `sha256:` and 16 hex digits of the files; token grids carry it.
+        revision: hub commit, or `sha256:` and 16 hex digits of the files, with `+lora:` and 16 of the adapters; token grids carry it.
         min_px: smallest side that may be asked for; `max_px`: the largest.
         source_min_px: smallest side of a normalised source image; `source_max_px`: the largest.
         max_source_aspect: longest side of a source over its shortest. The image processor refuses more.
         min_generate_px: smallest side that the model draws; by default `min_px`.
         max_generate_px: longest side that the model draws; larger pictures are drawn at a smaller size and resized. None: any.
+        loras: names of the adapters that a request may ask for, of either half.
     """
 
     name: str
@@ -72,13 +73,17 @@ class ModelInfo:
     max_source_aspect: float = 4.0
     min_generate_px: int = TOKEN_PX
     max_generate_px: int | None = None
+    loras: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ModelInfo:
-        return cls(**json.loads(text))
+        """What `to_json` wrote, here or in a worker that is a little older or newer: unknown fields are left out."""
+        values = json.loads(text)
+        values["loras"] = tuple(values.get("loras", ()))
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 def resolve_checkpoint(checkpoint: str, half: Literal["ar", "decoder"]) -> Path:
@@ -103,10 +108,12 @@ def resolve_checkpoint(checkpoint: str, half: Literal["ar", "decoder"]) -> Path:
         raise StartupError(f"cannot get checkpoint {checkpoint!r} from the hub: {error}") from error
 
 
-def read_model_info(path: Path, revision: str) -> ModelInfo:
+def read_model_info(path: Path, revision: str, loras: tuple[str, ...] = ()) -> ModelInfo:
     """
     Read name, defaults and limits of the checkpoint at `path`; its AR half is enough.
 
+    Args:
+        loras: the adapters that belong to it (`lora_store.list_loras`).
     Raises:
         StartupError: a file is missing, broken or without a value that is needed.
     """
@@ -128,6 +135,7 @@ def read_model_info(path: Path, revision: str) -> ModelInfo:
             source_max_px=source_max_px,
             min_generate_px=min_generate_px,
             max_generate_px=max_generate_px,
+            loras=loras,
             **settings,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -178,13 +186,20 @@ def _hub_name(path: Path) -> str | None:
     return path.parents[1].name.removeprefix("models--").replace("--", "/") if _is_hub_snapshot(path) else None
 
 
-def read_revision(path: Path, named: str = "") -> str:
+def read_revision(path: Path, named: str = "", lora_digest: str = "") -> str:
     """
     A name for this very content, on which both halves must agree: as `named`, the hub's commit, or a digest of JSON and weight files.
 
+    Args:
+        lora_digest: that of the adapters beside it (`lora_store.lora_digest`); whoever names the checkpoint has not named them.
     Raises:
         StartupError: a local folder with one half only, whose digest the other half could not have.
     """
+    revision = _checkpoint_revision(path, named)
+    return f"{revision}+lora:{lora_digest}" if lora_digest else revision
+
+
+def _checkpoint_revision(path: Path, named: str) -> str:
     if named:
         return named
     if _is_hub_snapshot(path):
