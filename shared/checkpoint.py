@@ -48,7 +48,7 @@ class ModelInfo:
     What the services must know of a checkpoint without loading it.
 
     Attributes:
-        revision: hub commit, or `sha256:` and 16 hex digits of the files; token grids carry it.
+        revision: hub commit, or `sha256:` and 16 hex digits of the files, with `+lora:` and 16 of the adapters; token grids carry it.
         min_px: smallest side that may be asked for; `max_px`: the largest.
         source_min_px: smallest side of a normalised source image; `source_max_px`: the largest.
         max_source_aspect: longest side of a source over its shortest. The image processor refuses more.
@@ -108,10 +108,12 @@ def resolve_checkpoint(checkpoint: str, half: Literal["ar", "decoder"]) -> Path:
         raise StartupError(f"cannot get checkpoint {checkpoint!r} from the hub: {error}") from error
 
 
-def read_model_info(path: Path, revision: str) -> ModelInfo:
+def read_model_info(path: Path, revision: str, loras: tuple[str, ...] = ()) -> ModelInfo:
     """
     Read name, defaults and limits of the checkpoint at `path`; its AR half is enough.
 
+    Args:
+        loras: the adapters that belong to it (`lora_store.list_loras`).
     Raises:
         StartupError: a file is missing, broken or without a value that is needed.
     """
@@ -133,6 +135,7 @@ def read_model_info(path: Path, revision: str) -> ModelInfo:
             source_max_px=source_max_px,
             min_generate_px=min_generate_px,
             max_generate_px=max_generate_px,
+            loras=loras,
             **settings,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -183,13 +186,20 @@ def _hub_name(path: Path) -> str | None:
     return path.parents[1].name.removeprefix("models--").replace("--", "/") if _is_hub_snapshot(path) else None
 
 
-def read_revision(path: Path, named: str = "") -> str:
+def read_revision(path: Path, named: str = "", lora_digest: str = "") -> str:
     """
     A name for this very content, on which both halves must agree: as `named`, the hub's commit, or a digest of JSON and weight files.
 
+    Args:
+        lora_digest: that of the adapters beside it (`lora_store.lora_digest`); whoever names the checkpoint has not named them.
     Raises:
         StartupError: a local folder with one half only, whose digest the other half could not have.
     """
+    revision = _checkpoint_revision(path, named)
+    return f"{revision}+lora:{lora_digest}" if lora_digest else revision
+
+
+def _checkpoint_revision(path: Path, named: str) -> str:
     if named:
         return named
     if _is_hub_snapshot(path):

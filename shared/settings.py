@@ -55,6 +55,30 @@ class WorkerSettings(CoreSettings):
     )
     device: str = Field(default="auto", description="`auto` (cuda if there is one, else cpu) or a torch device.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="`auto`: bfloat16 on cuda, float32 on cpu.")
+    cpu_offload: Literal["off", "idle", "all"] = Field(
+        default="off",
+        description="What leaves the GPU while it is not used, cuda only. `idle`: glyph encoder and VAE, or the AR model's vision tower."
+        " `all`, decoder only: the transformer too, layer by layer; slow.",
+    )
+    attention: Literal["auto", "native", "flash", "flash_3", "sage", "xformers"] = Field(
+        default="auto",
+        description="Attention kernels. `auto`, `native`: torch's own; the others need their package. `sage` changes pictures a little;"
+        " the AR worker has neither it nor `xformers`.",
+    )
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
+        default="off", description="Mode of `torch.compile` for the repeated layers. The first picture of each size waits for it."
+    )
+    quantization: Literal["none", "int8", "fp8"] = Field(
+        default="none",
+        description="Weights of the large linear layers in 8 bits; needs torchao, `fp8` a GPU of compute capability 8.9. Changes pictures.",
+    )
+    lora_dir: str = Field(
+        default="",
+        description="Folder of LoRA adapters, `<name>/ar` and `<name>/decoder`; both kinds of worker need all of it. Read at the start.",
+    )
+    lora_memory_gib: float = Field(
+        default=4, gt=0, le=1024, description="GiB that all adapters of a worker may take together; more refuse the start."
+    )
     torch_threads: int = Field(default=1, ge=1, le=256, description="CPU threads of one torch operation; more than 1 slows small models.")
     slots: int = Field(default=1, ge=1, le=1024, description="Units of work this worker holds at once.")
     lease_s: float = Field(

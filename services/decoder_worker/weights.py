@@ -7,6 +7,7 @@ tokenizer and scheduler, never the AR half; from local safetensors only, so that
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, GlmImageTr
 from transformers import ByT5Tokenizer, T5EncoderModel
 
 from services.decoder_worker.schedule import ScheduleParams, make_schedule
-from shared.errors import PermanentWorkError, StartupError
+from shared.adapters import Adapters
+from shared.errors import StartupError
 from shared.grid import PATCH_PX
 from shared.lora import Lora
-from shared.net_loading import choose_device, choose_dtype, load_net, load_part
+from shared.net_loading import NetOptions, choose_device, choose_dtype, load_net, load_part
+from shared.offload import park
+from shared.quantization import quantize_linears
 
 _VERSIONS = {"diffusers": "0.42.1", "transformers": "5.17.0"}
 """The pair that glmq's pixels are proved against."""
@@ -30,10 +34,27 @@ _VERSIONS = {"diffusers": "0.42.1", "transformers": "5.17.0"}
 _PATCHES_OF_1024 = (1024 // PATCH_PX) ** 2
 """A 1024x1024 picture, whose mu is 3.25 in the published scheduler config."""
 
+_DEFAULT_OPTIONS = NetOptions()
+
+_ATTENTION = {"native": "native", "flash": "flash", "flash_3": "_flash_3", "sage": "sage", "xformers": "xformers"}
+"""diffusers' names. None of those that fetch their kernels, which are code, from the hub."""
+
+_BLOCK_LAYER = re.compile(r"transformer_blocks\.\d+\.(attn1|ff)\..+")
+"""
+The linear layers of attention and feed-forward: what is quantised, and what an adapter may change.
+
+Not those that make shifts and scales from the timestep (adaLN), nor the projections into and out of the net: together a tenth of the
+weights, and where rounding is seen first (PERFORMANCE.md section 2.2).
+"""
+
 
 @dataclass(frozen=True)
 class DecoderModel:
-    """The nets of the decoder and the few numbers that the rest of the worker asks them for."""
+    """
+    The nets of the decoder and the few numbers that the rest of the worker asks them for.
+
+    `options`: what the operator chose; all of it is done when the model is loaded.
+    """
 
     transformer: Any
     vae: Any
@@ -45,16 +66,27 @@ class DecoderModel:
     vae_scale_factor: int
     device: torch.device
     dtype: torch.dtype
+    options: NetOptions
+    adapters: Adapters
+
+    @property
+    def is_wrapped(self) -> bool:
+        """
+        Are the blocks' linear layers more than their weights on the device now (adapters, quantised, offloaded, compiled)?
+
+        Then blocks and layers must be called as modules.
+        """
+        chosen = (self.options.quantization != "none", self.options.cpu_offload == "all", self.options.compile != "off")
+        return any(chosen) or self.adapters.is_active
 
     def use_lora(self, lora: Lora) -> None:
         """
-        Make the DiT draw with these adapters from now on; cheap when it does already.
+        Let exactly these adapters act from now on; `()` is the bare model, exactly. Cheap, and nothing at all when they act already.
 
         Raises:
-            PermanentWorkError: this worker has no such adapter.
+            PermanentWorkError: `unknown_lora` or `lora_broken`; the adapters that acted before go on to.
         """
-        if lora:
-            raise PermanentWorkError("lora_unavailable", f"this worker has no adapter {lora[0].name!r}")
+        self.adapters.use(lora)
 
 
 def check_versions(diffusers_version: str = diffusers.__version__, transformers_version: str = transformers.__version__) -> None:
@@ -95,7 +127,7 @@ def check_scheduler(scheduler: Any) -> ScheduleParams:
     return params
 
 
-def load_decoder_model(path: Path, device: str = "auto", dtype: str = "auto") -> DecoderModel:
+def load_decoder_model(path: Path, device: str = "auto", dtype: str = "auto", options: NetOptions = _DEFAULT_OPTIONS) -> DecoderModel:
     """
     Load the decoder half from a folder in the published layout.
 
@@ -103,19 +135,24 @@ def load_decoder_model(path: Path, device: str = "auto", dtype: str = "auto") ->
         device: `auto` (cuda where there is one, else cpu) or a torch device.
         dtype: `auto` (bfloat16 on cuda, float32 elsewhere), `float32` or `bfloat16`.
     Raises:
-        StartupError: wrong versions, a missing or broken part, or parts that do not fit one another.
+        StartupError: wrong versions, a missing or broken part, parts that do not fit one another, or an option that this machine cannot do.
     """
     check_versions()
     # Bars drawn with carriage returns would end up between the worker's structured log lines.
     transformers.utils.logging.disable_progress_bar()
     on_device = choose_device(device)
     in_dtype = choose_dtype(dtype, on_device)
+    options.check(on_device)
     schedule_params = check_scheduler(load_part(FlowMatchEulerDiscreteScheduler, path / "scheduler"))
     tokenizer = load_part(ByT5Tokenizer, path / "tokenizer")
-    text_encoder = load_net(T5EncoderModel, path / "text_encoder", on_device, in_dtype)
-    vae = load_net(AutoencoderKL, path / "vae", on_device, in_dtype)
-    transformer = load_net(GlmImageTransformer2DModel, path / "transformer", on_device, in_dtype)
+    # What does not stay on the device is loaded beside it.
+    idle_on = on_device if options.cpu_offload == "off" else torch.device("cpu")
+    transformer_on = torch.device("cpu") if options.cpu_offload == "all" or options.quantization != "none" else on_device
+    text_encoder = load_net(T5EncoderModel, path / "text_encoder", idle_on, in_dtype)
+    vae = load_net(AutoencoderKL, path / "vae", idle_on, in_dtype)
+    transformer = load_net(GlmImageTransformer2DModel, path / "transformer", transformer_on, in_dtype)
     _check_fit(transformer, vae, text_encoder)
+    adapters = _apply_options(transformer, vae, text_encoder, options, on_device, in_dtype)
     return DecoderModel(
         transformer=transformer,
         vae=vae,
@@ -127,7 +164,42 @@ def load_decoder_model(path: Path, device: str = "auto", dtype: str = "auto") ->
         vae_scale_factor=_vae_scale_factor(vae),
         device=on_device,
         dtype=in_dtype,
+        options=options,
+        adapters=adapters,
     )
+
+
+def _apply_options(
+    transformer: Any, vae: Any, text_encoder: Any, options: NetOptions, device: torch.device, dtype: torch.dtype
+) -> Adapters:
+    if options.quantization != "none":
+        quantize_linears(transformer, options.quantization, device, _is_block_layer)
+        transformer.to(device)
+    if options.cpu_offload != "off":
+        park(text_encoder, device)
+        offload_layers(vae, device)
+    if options.cpu_offload == "all":
+        offload_layers(transformer, device)
+    if options.attention in _ATTENTION:
+        transformer.set_attention_backend(_ATTENTION[options.attention])
+    adapters = Adapters.load(transformer, _is_block_layer, "decoder", options.lora_dir, options.lora_memory_gib, device, dtype)
+    if options.compile != "off":
+        transformer.compile_repeated_blocks(mode=options.compile)
+    return adapters
+
+
+def offload_layers(net: Any, device: torch.device) -> None:
+    """
+    Keep a net of diffusers on the CPU; each of its layers visits the device while it runs.
+
+    By leaf, so that any part of the net can be called on its own, as `vae.encode` and `vae.decode` are. Without streams: they would
+    overlap moving and computing, but trace the order of layers in one whole pass, which an engine that calls parts never makes.
+    """
+    net.enable_group_offload(onload_device=device, offload_type="leaf_level")
+
+
+def _is_block_layer(name: str) -> bool:
+    return _BLOCK_LAYER.fullmatch(name) is not None
 
 
 def _vae_scale_factor(vae: Any) -> int:

@@ -74,9 +74,28 @@ def test_the_miniature_describes_itself(miniature: Path) -> None:
 
 def test_model_info_survives_json(miniature: Path) -> None:
     """A worker writes its model's description into its row and the API reads the same back."""
-    info = read_model_info(miniature, "r")
+    info = read_model_info(miniature, "r", ("ink", "neon"))
 
     assert ModelInfo.from_json(info.to_json()) == info
+
+
+def test_model_info_of_another_version_is_read(miniature: Path) -> None:
+    """While workers are being replaced, one may report more than the API knows, or know of no adapters yet."""
+    info = read_model_info(miniature, "r")
+    reported = json.loads(info.to_json())
+    del reported["loras"]
+    reported["from_the_future"] = 1
+
+    assert ModelInfo.from_json(json.dumps(reported)) == info
+
+
+def test_adapters_are_part_of_the_revision(tmp_path: Path) -> None:
+    """Other adapters make another revision, also of a checkpoint whose own revision is named; without any it is the checkpoint's."""
+    checkpoint = write_checkpoint(tmp_path / "a")
+    bare = read_revision(checkpoint)
+
+    assert read_revision(checkpoint, lora_digest="0123") == f"{bare}+lora:0123"
+    assert read_revision(checkpoint, "v1", "4567") == "v1+lora:4567"
 
 
 def test_the_revision_names_the_content_not_the_place(tmp_path: Path) -> None:

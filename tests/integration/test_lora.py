@@ -1,0 +1,288 @@
+"""Adapters on the nets of both halves, beside peft, diffusers and weights merged by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import GlmImageTransformer2DModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import GlmImageForConditionalGeneration
+
+from services.ar_worker.weights import ArModel, load_ar_model
+from services.decoder_worker.weights import DecoderModel, load_decoder_model
+from shared.errors import PermanentWorkError, StartupError
+from shared.lora import Lora, LoraChoice
+from shared.net_loading import NetOptions
+from tests.reference import pipeline_of
+
+INK = LoraChoice("ink")
+NEON = LoraChoice("neon", 0.5)
+
+CONFIGS = {
+    "ar": {
+        "ink": LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"]),
+        "neon": LoraConfig(r=2, lora_alpha=8, target_modules=["o_proj", "q_proj"], use_rslora=True, rank_pattern={"o_proj": 3}),
+    },
+    "decoder": {
+        "ink": LoraConfig(r=4, lora_alpha=16, target_modules=["to_q", "to_out.0"]),
+        "neon": LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "ff.net.2"], use_rslora=True, alpha_pattern={"to_q": 5}),
+    },
+}
+"""Two adapters that share a layer, and neither of which has all layers of the other."""
+
+
+def bare_net(checkpoint: Path, half: str) -> Any:
+    if half == "ar":
+        net = GlmImageForConditionalGeneration.from_pretrained(checkpoint / "vision_language_encoder", dtype=torch.float32)
+    else:
+        net = GlmImageTransformer2DModel.from_pretrained(checkpoint / "transformer", torch_dtype=torch.float32)
+    return net.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def lora_dir(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`ink` and `neon` for both halves, `wash` for the decoder in diffusers' format, and `torn`, whose decoder half broke off."""
+    root = tmp_path_factory.mktemp("loras")
+    torch.manual_seed(0)
+    for half, configs in CONFIGS.items():
+        for name, config in configs.items():
+            adapted = get_peft_model(bare_net(miniature, half), config)
+            randomise(adapted)
+            adapted.save_pretrained(root / name / half)
+            (root / name / half / "README.md").unlink(missing_ok=True)
+    net = bare_net(miniature, "decoder")
+    net.add_adapter(LoraConfig(r=2, lora_alpha=6, target_modules=["to_k"]), "wash")
+    randomise(net)
+    net.save_lora_adapter(root / "wash" / "decoder", "wash")
+    torn = root / "torn" / "decoder" / "adapter_model.safetensors"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes((root / "ink" / "decoder" / "adapter_model.safetensors").read_bytes()[:-100])
+    (torn.parent / "adapter_config.json").write_bytes((root / "ink" / "decoder" / "adapter_config.json").read_bytes())
+    return root
+
+
+def randomise(net: nn.Module) -> None:
+    """An adapter begins with B = 0, which does nothing."""
+    for name, parameter in net.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+
+
+@pytest.fixture(scope="module")
+def ar(miniature: Path, lora_dir: Path) -> ArModel:
+    return load_ar_model(miniature, "cpu", "float32", NetOptions(lora_dir=str(lora_dir)))
+
+
+@pytest.fixture(scope="module")
+def decoder(miniature: Path, lora_dir: Path) -> DecoderModel:
+    return load_decoder_model(miniature, "cpu", "float32", NetOptions(lora_dir=str(lora_dir)))
+
+
+@pytest.fixture(params=["ar", "decoder"])
+def half(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(half: str, request: pytest.FixtureRequest) -> Any:
+    model = request.getfixturevalue(half)
+    model.use_lora(())
+    return model
+
+
+def net_of(model: ArModel | DecoderModel) -> Any:
+    return model.net if isinstance(model, ArModel) else model.transformer
+
+
+def run(net: Any) -> Tensor:
+    """What the net says of a fixed input: logits, or velocities."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.inference_mode():
+        if hasattr(net, "lm_head") or isinstance(net, PeftModel):
+            ids = torch.randint(0, 200, (1, 12), generator=generator)
+            hidden = net.model.language_model(inputs_embeds=net.model.language_model.embed_tokens(ids)).last_hidden_state
+            logits: Tensor = net.lm_head(hidden)
+            return logits
+        velocity: Tensor = net(
+            hidden_states=torch.randn(1, 16, 8, 12, generator=generator),
+            encoder_hidden_states=torch.randn(1, 5, net.config.text_embed_dim, generator=generator),
+            prior_token_id=torch.randint(0, 256, (1, 24), generator=generator),
+            prior_token_drop=torch.zeros(1, 24, dtype=torch.bool),
+            timestep=torch.full((1,), 500.0),
+            target_size=torch.tensor([[64.0, 96.0]]),
+            crop_coords=torch.zeros(1, 2),
+            return_dict=False,
+        )[0]
+        return velocity
+
+
+def merged(checkpoint: Path, half: str, lora_dir: Path, lora: Lora) -> Any:
+    """A net of its own with the adapters added to its weights: W + scale * alpha / r * B A."""
+    deltas: dict[str, Tensor] = {}
+    for choice in lora:
+        adapted = PeftModel.from_pretrained(bare_net(checkpoint, half), lora_dir / choice.name / half)
+        for path, module in adapted.base_model.model.named_modules():
+            if hasattr(module, "get_delta_weight"):
+                deltas[path] = deltas.get(path, torch.tensor(0.0)) + choice.scale * module.get_delta_weight("default")
+    net = bare_net(checkpoint, half)
+    with torch.no_grad():
+        for path, delta in deltas.items():
+            net.get_submodule(path).weight.add_(delta)
+    return net
+
+
+@pytest.mark.parametrize("name", ["ink", "neon"])
+def test_an_adapter_acts_as_in_peft(model: Any, half: str, lora_dir: Path, miniature: Path, name: str) -> None:
+    """Loaded by name, it gives bit for bit what peft's own loading gives, rank and alpha patterns included."""
+    reference = PeftModel.from_pretrained(bare_net(miniature, half), lora_dir / name / half).base_model.model
+    bare = run(net_of(model))
+
+    model.use_lora((LoraChoice(name),))
+
+    assert torch.equal(run(net_of(model)), run(reference))
+    assert not torch.allclose(run(net_of(model)), bare, atol=1e-3)
+
+
+def test_an_adapter_of_diffusers_acts_as_in_diffusers(decoder: DecoderModel, lora_dir: Path, miniature: Path) -> None:
+    """The other format of the decoder half, beside the library that wrote it."""
+    reference = bare_net(miniature, "decoder")
+    reference.load_lora_adapter(
+        lora_dir / "wash" / "decoder", prefix=None, weight_name="pytorch_lora_weights.safetensors", use_safetensors=True
+    )
+
+    decoder.use_lora((LoraChoice("wash"),))
+
+    assert torch.equal(run(decoder.transformer), run(reference))
+
+
+@pytest.mark.parametrize("lora", [(INK,), (NEON,), (INK, NEON), (LoraChoice("ink", -1.5), LoraChoice("neon", 2.0))])
+def test_adapters_add_up(model: Any, half: str, lora_dir: Path, miniature: Path, lora: Lora) -> None:
+    """One or two, scaled, equal the weights they would be merged into."""
+    model.use_lora(lora)
+
+    torch.testing.assert_close(run(net_of(model)), run(merged(miniature, half, lora_dir, lora)), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [(INK,), (INK, NEON)])
+def test_the_bare_model_comes_back_exactly(model: Any, lora: Lora) -> None:
+    """After adapters have acted, `()` gives the very modules and bits of before."""
+    net = net_of(model)
+    modules, bare = dict(net.named_modules()), run(net)
+
+    model.use_lora(lora)
+    assert model.is_wrapped
+    assert not torch.equal(run(net), bare)
+
+    model.use_lora(())
+    assert not model.is_wrapped
+    assert torch.equal(run(net), bare)
+    assert dict(net.named_modules()) == modules
+
+
+@pytest.mark.parametrize("lora", [(LoraChoice("ink", 0.0),), (LoraChoice("ink", 0.5), LoraChoice("ink", -0.5))])
+def test_scale_zero_is_the_bare_model(model: Any, lora: Lora) -> None:
+    """An adapter that is to act with no strength does not act at all, bit for bit; also when its scales add up to none."""
+    bare = run(net_of(model))
+
+    model.use_lora(lora)
+
+    assert torch.equal(run(net_of(model)), bare)
+    assert not model.is_wrapped
+
+
+def test_the_same_adapters_again_cost_nothing(model: Any) -> None:
+    """A group of equals asks before every step; nothing is touched the second time."""
+    model.use_lora((INK, NEON))
+    modules = list(net_of(model).modules())
+
+    model.use_lora((INK, NEON))
+
+    assert all(before is after for before, after in zip(modules, net_of(model).modules(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "code"), [("unknown", "unknown_lora"), ("torn", "lora_broken")])
+def test_an_adapter_that_cannot_act_fails_its_request_only(decoder: DecoderModel, name: str, code: str) -> None:
+    """The error names it, and what acted before goes on to, whatever stood beside it in the request."""
+    decoder.use_lora((INK,))
+    before = run(decoder.transformer)
+
+    with pytest.raises(PermanentWorkError, match=name) as caught:
+        decoder.use_lora((LoraChoice("neon"), LoraChoice(name)))
+
+    assert caught.value.code == code
+    assert torch.equal(run(decoder.transformer), before)
+    decoder.use_lora((NEON,))
+    assert not torch.equal(run(decoder.transformer), before)
+
+
+def test_the_half_that_an_adapter_leaves_alone_is_bare(ar: ArModel) -> None:
+    """An adapter of the decoder alone is known to the AR half, and changes nothing there; a broken decoder half neither."""
+    ar.use_lora(())
+    bare = run(ar.net)
+
+    ar.use_lora((LoraChoice("torn"), LoraChoice("wash")))
+
+    assert torch.equal(run(ar.net), bare)
+    assert not ar.is_wrapped
+
+
+def test_an_adapter_of_other_layers_is_refused(miniature: Path, tmp_path: Path) -> None:
+    """The vision tower's ids are shared by all requests with an image, so no adapter may change it."""
+    adapted = get_peft_model(bare_net(miniature, "ar"), LoraConfig(r=2, target_modules=["qkv"]))
+    adapted.save_pretrained(tmp_path / "eye" / "ar")
+
+    model = load_ar_model(miniature, "cpu", "float32", NetOptions(lora_dir=str(tmp_path)))
+
+    with pytest.raises(PermanentWorkError, match=r"'eye'.*visual.*no layer that may be adapted"):
+        model.use_lora((LoraChoice("eye"),))
+
+
+def test_adapters_that_need_too_much_memory_refuse_the_start(miniature: Path, lora_dir: Path) -> None:
+    """The bound is a setting, and named."""
+    with pytest.raises(StartupError, match="more than GLMQ_LORA_MEMORY_GIB=1e-06"):
+        load_decoder_model(miniature, "cpu", "float32", NetOptions(lora_dir=str(lora_dir), lora_memory_gib=1e-6))
+
+
+@pytest.fixture
+def draw(ar: ArModel, decoder: DecoderModel) -> Callable[[Lora, Lora], tuple[Tensor, Tensor]]:
+    """The reference pipeline around the same nets: tokens and pixels of one small picture."""
+    pipeline = pipeline_of(ar, decoder)
+
+    def draw(ar_lora: Lora, decoder_lora: Lora) -> tuple[Tensor, Tensor]:
+        ar.use_lora(ar_lora)
+        decoder.use_lora(decoder_lora)
+        with torch.inference_mode():
+            tokens, _, _ = pipeline.generate_prior_tokens(
+                prompt='a "B"', height=64, width=96, device=torch.device("cpu"), generator=torch.Generator().manual_seed(3)
+            )
+            result = pipeline(
+                prompt='a "B"',
+                prior_token_ids=tokens,
+                height=64,
+                width=96,
+                num_inference_steps=2,
+                generator=torch.Generator().manual_seed(4),
+                output_type="pt",
+            )
+        return tokens, result.images
+
+    return draw
+
+
+def test_tokens_and_pixels_change_and_come_back(draw: Callable[[Lora, Lora], tuple[Tensor, Tensor]]) -> None:
+    """Through the whole reference pipeline: the AR half changes tokens, the decoder half pixels, and without them both are as before."""
+    tokens, pixels = draw((), ())
+    other_tokens, _ = draw((INK,), ())
+    same_tokens, other_pixels = draw((), (INK,))
+    tokens_again, pixels_again = draw((), ())
+
+    assert not torch.equal(other_tokens, tokens)
+    assert torch.equal(same_tokens, tokens)
+    assert not torch.allclose(other_pixels, pixels, atol=1e-3)
+    assert torch.equal(tokens_again, tokens)
+    assert torch.equal(pixels_again, pixels)

@@ -1,0 +1,168 @@
+"""Nets with an operator's options, on the CPU: int8 weights, compiled blocks, attention, layers that visit the device."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from checkpoints.evaluate.reading import Reader
+from cli.checkpoint import TRAINED_MINIATURE
+from services.ar_worker.weights import load_ar_model
+from services.decoder_worker.weights import DecoderModel, load_decoder_model, offload_layers
+from shared.errors import StartupError
+from shared.net_loading import NetOptions
+from tests.reference import pipeline_of
+
+INT8 = NetOptions(quantization="int8")
+
+SIDE_PX = 128
+
+
+@pytest.fixture(scope="module")
+def decoder(miniature: Path) -> DecoderModel:
+    return load_decoder_model(miniature, "cpu", "float32")
+
+
+def velocity(transformer: Any) -> Tensor:
+    """What the DiT says of a fixed input."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.inference_mode():
+        result: Tensor = transformer(
+            hidden_states=torch.randn(1, 16, 8, 12, generator=generator),
+            encoder_hidden_states=torch.randn(1, 5, transformer.config.text_embed_dim, generator=generator),
+            prior_token_id=torch.randint(0, 256, (1, 24), generator=generator),
+            prior_token_drop=torch.zeros(1, 24, dtype=torch.bool),
+            timestep=torch.full((1,), 500.0),
+            target_size=torch.tensor([[64.0, 96.0]]),
+            crop_coords=torch.zeros(1, 2),
+            return_dict=False,
+        )[0]
+        return result
+
+
+def write_and_draw(ar: NetOptions, decoder: NetOptions, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Tokens and pixels of one card, by the trained miniature with these options; the tokens may be given."""
+    pipeline = pipeline_of(
+        load_ar_model(TRAINED_MINIATURE, "cpu", "float32", ar), load_decoder_model(TRAINED_MINIATURE, "cpu", "float32", decoder)
+    )
+    prompt = "A plain red card that says 'HI'"
+    with torch.inference_mode():
+        if tokens is None:
+            generator = torch.Generator().manual_seed(1)
+            tokens, _, _ = pipeline.generate_prior_tokens(prompt=prompt, height=SIDE_PX, width=SIDE_PX, generator=generator)
+        result = pipeline(
+            prompt=prompt,
+            prior_token_ids=tokens,
+            height=SIDE_PX,
+            width=SIDE_PX,
+            num_inference_steps=10,
+            generator=torch.Generator().manual_seed(1),
+            output_type="pt",
+        )
+    return tokens, result.images[0]
+
+
+def test_int8_writes_readable_words(record_property: pytest.RecordProperty) -> None:
+    """With 8-bit weights in both halves the trained miniature still writes the word; pixels of the same tokens differ by little."""
+    tokens, exact = write_and_draw(NetOptions(), NetOptions())
+    _, same_tokens = write_and_draw(NetOptions(), INT8, tokens)
+    int8_tokens, drawn = write_and_draw(INT8, INT8)
+
+    difference = float((same_tokens - exact).abs().mean())
+    record_property("equal_tokens", float((int8_tokens == tokens).float().mean()))
+    record_property("mean_pixel_difference", difference)
+    reader = Reader()
+    read = [
+        [line.text for line in reader.read((picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))] for picture in (exact, drawn)
+    ]
+    assert read == [["HI"], ["HI"]]
+    assert 0 < difference < 0.02
+
+
+def test_only_the_large_layers_are_quantised() -> None:
+    """Not lm_head, not what goes in and out of the DiT, not the timestep's shifts, not the VAE."""
+    ar = load_ar_model(TRAINED_MINIATURE, "cpu", "float32", INT8)
+    decoder = load_decoder_model(TRAINED_MINIATURE, "cpu", "float32", INT8)
+    nets = (ar.net, decoder.transformer, decoder.vae, decoder.text_encoder)
+
+    quantised = {name for net in nets for name, parameter in net.named_parameters() if hasattr(parameter, "qdata")}
+
+    assert {name.rpartition("0.")[2] for name in quantised if ".0." in name and "layers.0" in name} == {
+        f"{part}.weight"
+        for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+    }
+    assert {name for name in quantised if name.startswith("transformer_blocks.0.")} == {
+        f"transformer_blocks.0.{part}.weight"
+        for part in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
+    }
+    assert all(name.startswith(("model.language_model.layers.", "transformer_blocks.")) for name in quantised)
+    assert ar.is_wrapped
+    assert decoder.is_wrapped
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+# torch's own, when it first loads what compiles.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_compiled_blocks_compute_the_same(decoder: DecoderModel, miniature: Path) -> None:
+    """`compile` works where there is a C++ compiler; what it rounds otherwise is far below a step of a pixel."""
+    compiled = load_decoder_model(miniature, "cpu", "float32", NetOptions(compile="default"))
+
+    torch.testing.assert_close(velocity(compiled.transformer), velocity(decoder.transformer), atol=1e-4, rtol=1e-4)
+    assert compiled.is_wrapped
+
+
+def test_native_attention_is_what_auto_means(decoder: DecoderModel, miniature: Path) -> None:
+    """Both halves load with torch's own attention by name, and the DiT computes the same bits."""
+    by_name = load_decoder_model(miniature, "cpu", "float32", NetOptions(attention="native"))
+
+    assert torch.equal(velocity(by_name.transformer), velocity(decoder.transformer))
+    assert load_ar_model(miniature, "cpu", "float32", NetOptions(attention="native")).net.config._attn_implementation == "sdpa"
+
+
+def test_layers_that_visit_the_device_compute_the_same(decoder: DecoderModel, miniature: Path) -> None:
+    """Whole nets and single methods of them; here the device is the CPU too. The net names the device, not where its weights wait."""
+    visiting = load_decoder_model(miniature, "cpu", "float32")
+    for net in (visiting.transformer, visiting.vae):
+        offload_layers(net, torch.device("cpu"))
+    latents = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(2))
+
+    with torch.inference_mode():
+        assert torch.equal(visiting.vae.decode(latents, return_dict=False)[0], decoder.vae.decode(latents, return_dict=False)[0])
+    assert torch.equal(velocity(visiting.transformer), velocity(decoder.transformer))
+    assert visiting.vae.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (NetOptions(cpu_offload="idle"), "GLMQ_CPU_OFFLOAD=idle is for cuda devices"),
+        (NetOptions(quantization="fp8"), "GLMQ_QUANTIZATION=fp8 needs a cuda device"),
+        (NetOptions(attention="flash"), "GLMQ_ATTENTION=flash is for cuda devices"),
+        (NetOptions(lora_dir="/no/such/folder"), "GLMQ_LORA_DIR"),
+    ],
+)
+def test_what_this_machine_cannot_do_refuses_the_start(miniature: Path, options: NetOptions, message: str) -> None:
+    """Both halves say it with the variable's name."""
+    with pytest.raises(StartupError, match=message):
+        load_ar_model(miniature, "cpu", "float32", options)
+    with pytest.raises(StartupError, match=message):
+        load_decoder_model(miniature, "cpu", "float32", options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (NetOptions(attention="sage"), "GLMQ_ATTENTION=sage is for the decoder; the AR worker has auto, native, flash, flash_3"),
+        (NetOptions(cpu_offload="all"), "GLMQ_CPU_OFFLOAD=all is for the decoder"),
+    ],
+)
+def test_what_the_ar_half_does_not_have_is_refused(miniature: Path, options: NetOptions, message: str) -> None:
+    """An option of the other half is not silently without effect."""
+    with pytest.raises(StartupError, match=message):
+        load_ar_model(miniature, "cpu", "float32", options)
