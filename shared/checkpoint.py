@@ -142,15 +142,15 @@ def read_model_info(path: Path, revision: str, loras: tuple[str, ...] = ()) -> M
         raise StartupError(f"checkpoint {path} has no usable value for {error}") from error
 
 
-def draws_any_size(path: Path) -> bool:
+def max_generate_px(path: Path) -> int | None:
     """
-    Does the model of the checkpoint at `path` draw every size that may be asked for? Either half is enough to tell.
+    Longest side that the model of the checkpoint at `path` draws, None for any that may be asked for. Either half tells.
 
     Raises:
         StartupError: glmq.json is broken.
     """
     try:
-        return _generate_limits(_read_own(path))[1] is None
+        return _generate_limits(_read_own(path))[1]
     except (TypeError, ValueError) as error:
         raise StartupError(f"checkpoint {path} has no usable value for {error}") from error
 

@@ -68,8 +68,8 @@ class Handler(Generic[ClaimT]):
     """Worker id and unit id, or None for any released unit."""
     run: Callable[[ClaimT, HeldWork], Callable[[], None]]
     """Do the work and store its artifact; returns the write that finishes the unit, which may be repeated."""
-    idle: Callable[[], bool] | None = None
-    """Something that is done only by a free slot while nothing is released, such as a preview; whether there was anything to do."""
+    idle: Callable[[str], bool] | None = None
+    """Worker id -> was there anything to do? Done only by a free slot while nothing is released, such as a preview."""
 
 
 class WorkerProcess(Generic[ClaimT]):
@@ -162,7 +162,7 @@ class WorkerProcess(Generic[ClaimT]):
         if self._handler.idle is None or self._stopping.is_set() or not self._slots.acquire(blocking=False):
             return False
         try:
-            return self._handler.idle()
+            return self._handler.idle(self._id)
         except Exception:  # nobody waits for it, and the next piece may go well
             log.exception("idle_work_failed")
             return False

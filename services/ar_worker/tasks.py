@@ -6,17 +6,22 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.ar_worker.engine import ArEngine, GridRequest
-from shared.artifacts import TokenGridArtifact
+import structlog
+
+from services.ar_worker.engine import ArEngine, GridRequest, WrittenTokens
+from shared.artifacts import TokenGridArtifact, pack_written, unpack_written
 from shared.checkpoint import ModelInfo
-from shared.db import Database
-from shared.errors import TransientWorkError
+from shared.db import Database, DatabaseDownError
+from shared.errors import StaleAttemptError, TokenGridError, TransientWorkError
 from shared.grid import TokenGrid
 from shared.lease import HeldWork
 from shared.lifecycle import claims, finish
 from shared.progress import LiveState
 from shared.source_store import load_source
 from shared.storage import Storage
+from shared.wakeup import Topic
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class GridTasks:
 
     def generate_grid(self, claim: claims.ClaimedGrid, held: HeldWork) -> Callable[[], None]:
         """
-        Write the tokens and store them; returns the write that finishes the grid.
+        Write the tokens and store them; returns the write that finishes the grid, or holds it where its draft needs approval.
 
         Raises:
             WorkError, StorageDownError: the attempt failed.
@@ -46,6 +51,20 @@ class GridTasks:
             # Retried: while workers are being replaced, another one may have the right checkpoint.
             raise TransientWorkError("model_mismatch", f"accepted for model {claim.model_revision}, this worker has {self.model.revision}")
         shape = TokenGrid(claim.token_h, claim.token_w)
+        num_draft = shape.num_draft_tokens(len(claim.sources))
+        num_tokens = num_draft + shape.num_tokens
+        written = self._written(claim, num_draft if claim.draft_only else num_tokens)
+        draft = written[:num_draft] if len(written) >= num_draft else ()
+        if draft:
+            self._tell_draft(claim, draft)
+
+        def keep(so_far: WrittenTokens) -> None:
+            nonlocal draft
+            self.live.put_checkpoint(claim.id, pack_written(so_far.token_ids, claim.seed))
+            if not draft and num_draft and len(so_far.token_ids) >= num_draft:
+                draft = so_far.token_ids[:num_draft]
+                self._tell_draft(claim, draft)
+
         request = GridRequest(
             prompt=claim.prompt,
             grid=shape,
@@ -53,8 +72,18 @@ class GridTasks:
             temperature=claim.temperature,
             top_p=claim.top_p,
             sources=tuple(load_source(self.storage, source) for source in claim.sources),
+            lora=claim.lora,
+            written=written,
+            draft_only=claim.draft_only,
         )
-        result = self.engine.submit(request, held.on_progress, held.should_stop).result()
+        result = self.engine.run(request, held.on_progress, held.should_stop, keep)
+        if claim.draft_only:
+
+            def hold() -> None:
+                finish.hold_grid(self.db, claim.id, claim.attempt, draft)
+                self.live.ring(Topic.SPARE_WORK)
+
+            return hold
         data = TokenGridArtifact(
             token_ids=result.token_ids,
             source_token_ids=result.source_token_ids,
@@ -73,5 +102,31 @@ class GridTasks:
         )
         self.storage.put(artifact.storage_key, data, "application/octet-stream")
         self.live.put_grid(artifact.sha256, data)
-        num_tokens = shape.num_draft_tokens(len(claim.sources)) + shape.num_tokens
-        return lambda: finish.finish_grid(self.db, claim.id, claim.attempt, artifact, num_tokens)
+
+        def end() -> None:
+            finish.finish_grid(self.db, claim.id, claim.attempt, artifact, num_tokens - len(written))
+            self.live.drop_checkpoint(claim.id)
+
+        return end
+
+    def _written(self, claim: claims.ClaimedGrid, num_tokens: int) -> tuple[int, ...]:
+        """What earlier attempts wrote: the checkpoint while Redis has it, else the draft that stands in the row."""
+        data = self.live.get_checkpoint(claim.id)
+        if data is not None:
+            try:
+                written = unpack_written(data, claim.seed, self.model.codebook_size, num_tokens)
+            except TokenGridError as error:
+                log.warning("checkpoint_refused", work_id=claim.id, error=str(error))
+            else:
+                return max(written, claim.draft_token_ids, key=len)
+        return claim.draft_token_ids
+
+    def _tell_draft(self, claim: claims.ClaimedGrid, draft: tuple[int, ...]) -> None:
+        """Let a picture of the draft be drawn. It is not worth an attempt: what goes wrong here is only logged."""
+        if not claim.wants_preview or claim.draft_only:
+            return
+        try:
+            finish.record_draft(self.db, claim.id, claim.attempt, draft)
+            self.live.ring(Topic.SPARE_WORK)
+        except (DatabaseDownError, StaleAttemptError) as error:
+            log.warning("draft_not_recorded", work_id=claim.id, error=str(error))

@@ -17,6 +17,8 @@ from shared.checkpoint import read_model_info, read_revision, resolve_checkpoint
 from shared.db import Database
 from shared.errors import StartupError
 from shared.logs import configure_logs
+from shared.lora_store import list_loras, lora_digest
+from shared.net_loading import NetOptions
 from shared.progress import LiveState
 from shared.settings import read_settings
 from shared.states import Stage
@@ -37,8 +39,9 @@ def serve(settings: ArWorkerSettings) -> NoReturn:
     configure_logs(settings, "ar_worker")
     torch.set_num_threads(settings.torch_threads)
     path = resolve_checkpoint(settings.checkpoint, "ar")
-    info = read_model_info(path, read_revision(path, settings.model_revision))
-    model = load_ar_model(path, settings.device, settings.dtype)
+    revision = read_revision(path, settings.model_revision, lora_digest(settings.lora_dir))
+    info = read_model_info(path, revision, list_loras(settings.lora_dir))
+    model = load_ar_model(path, settings.device, settings.dtype, NetOptions.read(settings))
     room = choose_room(model, settings.ar_slots, settings.ar_cache_tokens)
     engine = ArEngine(
         model,

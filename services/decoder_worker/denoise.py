@@ -23,7 +23,7 @@ from services.decoder_worker.schedule import Schedule
 @dataclass
 class Denoising:
     """
-    One picture on its way. Everything but `latents`, `num_done` and the memory of `fast` was computed once and stays.
+    One picture on its way. Everything but `latents`, the counts and the memory of `fast` was computed once and stays.
 
     Shapes: latents [1, C, H, W]; target_size [1, 2], height and width in pixels. `uncond` is None where there is no guidance; `references`
     are empty for text-to-image; `fast` is None for an exact picture.
@@ -39,6 +39,8 @@ class Denoising:
     guidance_scale: float
     fast: FastState | None = None
     num_done: int = 0
+    num_taken: int = 0
+    """Steps taken here; an earlier attempt may have taken others."""
 
     @property
     def is_done(self) -> bool:
@@ -90,6 +92,7 @@ def step(transformer: Any, dtype: torch.dtype, pictures: Sequence[Denoising]) ->
     for picture, row in zip(pictures, moved, strict=True):
         picture.latents = row
         picture.num_done += 1
+        picture.num_taken += 1
     return velocity
 
 

@@ -199,7 +199,7 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageResult, Interim]):
 
         for ticket, pixels in self._run(tickets, decode):
             if self.tell(ticket, "vae", 1, 1):
-                self.finish(ticket, ImageResult(pixels))
+                self.finish(ticket, ImageResult(pixels, pictures[ticket].num_taken))
 
     def _run(
         self, tickets: Sequence[DrawingTicket], work: Callable[[Sequence[DrawingTicket]], Sequence[Outcome]]

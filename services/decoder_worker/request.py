@@ -82,9 +82,14 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """`pixels`: [3, height_px, width_px] float32 on the CPU, 0..1, not yet rounded to 8 bits."""
+    """
+    Attributes:
+        pixels: [3, height_px, width_px] float32 on the CPU, 0..1, not yet rounded to 8 bits.
+        num_steps: that were taken for it; fewer than all where it went on from `ImageRequest.resume`.
+    """
 
     pixels: Tensor
+    num_steps: int
 
     def to_pil(self) -> Image.Image:
         """The 8-bit RGB picture, rounded as the reference rounds."""

@@ -1,23 +1,36 @@
-"""One image: claim, read the grid and the sources, run the engine, encode, store, finish. Knows jobs' rows and no tensors."""
+"""
+One image: claim, read the grid and the sources, run the engine, encode, store, finish. And one preview of a draft.
+
+Knows jobs' rows and no tensors.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
+import structlog
+
 from services.decoder_worker.engine import DecoderEngine, ImageRequest, SourceInput
+from services.decoder_worker.interim import Interim, LatentsSoFar, Preview
+from services.decoder_worker.preview import draft_request
 from services.decoder_worker.rendition import CONTENT_TYPES, ImageFormat, render
 from shared.artifacts import TokenGridArtifact
-from shared.db import Database
-from shared.errors import TokenGridError, TransientWorkError
+from shared.db import Database, DatabaseDownError
+from shared.errors import GlmqError, TokenGridError, TransientWorkError
 from shared.grid import TokenGrid
 from shared.lease import HeldWork
-from shared.lifecycle import claims, finish
+from shared.lifecycle import claims, finish, previews
 from shared.progress import LiveState
 from shared.source_store import load_source
-from shared.storage import Storage, StorageMissingError
+from shared.storage import Storage, StorageDownError, StorageMissingError
+
+_PREVIEW_FORMAT: ImageFormat = "webp"
+"""A preview is looked at once: a tenth of a PNG's bytes."""
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -25,7 +38,9 @@ class ImageTasks:
     """
     What a decoder worker does with an image.
 
-    `keep_whole`: nothing of a drawn picture may be cut when it is resized (`rendition.render`).
+    Attributes:
+        keep_whole: nothing of a drawn picture may be cut when it is resized (`rendition.render`).
+        preview_max_px: longest side of a draft's preview.
     """
 
     db: Database
@@ -36,6 +51,7 @@ class ImageTasks:
     model_revision: str
     keep_whole: bool
     lease_s: float
+    preview_max_px: int
 
     def claim(self, worker_id: str, image_id: str | None) -> claims.ClaimedImage | None:
         """Claim this image, or any that is released."""
@@ -66,22 +82,76 @@ class ImageTasks:
             steps=claim.steps,
             guidance_scale=claim.guidance_scale,
             sources=tuple(
-                SourceInput(load_source(self.storage, source), token_ids)
+                SourceInput(load_source(self.storage, source), token_ids, key=source.sha256)
                 for source, token_ids in zip(claim.sources, grid.source_token_ids, strict=True)
             ),
+            lora=claim.lora,
+            fast=claim.fast,
+            show_previews=claim.wants_previews,
+            resume=self._latents(claim),
         )
-        result = self.engine.submit(request, held.on_progress, held.should_stop).result()
+        result = self.engine.run(request, held.on_progress, held.should_stop, lambda interim: self._keep(claim, interim))
         held.on_progress("upload", 0, 1)
         # A check of the table allows these formats only.
         image_format = cast(ImageFormat, claim.format)
         data = render(result.to_pil(), claim.height_px, claim.width_px, image_format, claim.quality, keep_whole=self.keep_whole)
-        artifact = claims.StoredArtifact(
-            storage_key=f"t/{claim.tenant_id}/images/{claim.id}/{claim.attempt}.{claim.format}",
-            sha256=hashlib.sha256(data).hexdigest(),
-            size_bytes=len(data),
-        )
-        self.storage.put(artifact.storage_key, data, CONTENT_TYPES[image_format])
-        return lambda: finish.finish_image(self.db, claim.id, claim.attempt, artifact)
+        artifact = self._store(f"t/{claim.tenant_id}/images/{claim.id}/{claim.attempt}.{claim.format}", data, image_format)
+
+        def end() -> None:
+            finish.finish_image(self.db, claim.id, claim.attempt, artifact, result.num_steps)
+            self.live.drop_checkpoint(claim.id)
+
+        return end
+
+    def draw_preview(self, worker_id: str) -> bool:
+        """
+        Draw the draft of some grid that a customer wants to see early. False: none waits.
+
+        It may be lost at any point: nothing else depends on it.
+        """
+        try:
+            claim = previews.claim_preview(self.db, worker_id, self.lease_s)
+            if claim is None or claim.model_revision != self.model_revision:
+                return False
+            ids = claim.draft_token_ids
+            rows = [list(ids[start : start + claim.draft_w]) for start in range(0, len(ids), claim.draft_w)]
+            request = replace(draft_request(claim.prompt, rows, self.preview_max_px), lora=claim.lora)
+            image = self.engine.submit(request, lambda *_: None, lambda: False).result().to_pil()
+            key = f"t/{claim.tenant_id}/previews/{claim.grid_id}/draft-{claim.attempt}.{_PREVIEW_FORMAT}"
+            artifact = self._store(key, render(image, image.height, image.width, _PREVIEW_FORMAT), _PREVIEW_FORMAT)
+            return previews.finish_draft_preview(self.db, claim, artifact, image.height, image.width)
+        except GlmqError as error:
+            log.warning("preview_lost", error=str(error))
+            return False
+
+    def _keep(self, claim: claims.ClaimedImage, interim: Interim) -> None:
+        """Store what exists before the end. Nothing that goes wrong here is worth an attempt."""
+        match interim:
+            case LatentsSoFar():
+                self.live.put_checkpoint(claim.id, interim.to_bytes())
+            case Preview():
+                image = interim.to_pil()
+                key = f"t/{claim.tenant_id}/previews/{claim.id}/{claim.attempt}-{interim.num_done}.{_PREVIEW_FORMAT}"
+                try:
+                    artifact = self._store(key, render(image, image.height, image.width, _PREVIEW_FORMAT), _PREVIEW_FORMAT)
+                    previews.add_preview(self.db, claim.id, claim.attempt, artifact, image.height, image.width, interim.num_done)
+                except (StorageDownError, DatabaseDownError) as error:
+                    log.warning("preview_lost", work_id=claim.id, error=str(error))
+
+    def _latents(self, claim: claims.ClaimedImage) -> LatentsSoFar | None:
+        """How far an earlier attempt came, while Redis has it. The engine refuses what was made for another request."""
+        data = self.live.get_checkpoint(claim.id)
+        if data is None:
+            return None
+        try:
+            return LatentsSoFar.from_bytes(data)
+        except TokenGridError as error:
+            log.warning("checkpoint_refused", work_id=claim.id, error=str(error))
+            return None
+
+    def _store(self, key: str, data: bytes, image_format: ImageFormat) -> claims.StoredArtifact:
+        self.storage.put(key, data, CONTENT_TYPES[image_format])
+        return claims.StoredArtifact(storage_key=key, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
 
     def _read_grid(self, claim: claims.ClaimedImage) -> TokenGridArtifact:
         """The grid from Redis while it is hot, else from S3; believed only if every byte and every number fits."""

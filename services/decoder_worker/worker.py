@@ -11,10 +11,12 @@ from services.decoder_worker.engine import DecoderEngine
 from services.decoder_worker.settings import DecoderWorkerSettings
 from services.decoder_worker.tasks import ImageTasks
 from services.decoder_worker.weights import load_decoder_model
-from shared.checkpoint import draws_any_size, read_revision, resolve_checkpoint
+from shared.checkpoint import max_generate_px, read_revision, resolve_checkpoint
 from shared.db import Database
 from shared.errors import StartupError
 from shared.logs import configure_logs
+from shared.lora_store import lora_digest
+from shared.net_loading import NetOptions
 from shared.progress import LiveState
 from shared.settings import read_settings
 from shared.states import Stage
@@ -35,8 +37,8 @@ def serve(settings: DecoderWorkerSettings) -> NoReturn:
     configure_logs(settings, "decoder_worker")
     torch.set_num_threads(settings.torch_threads)
     path = resolve_checkpoint(settings.checkpoint, "decoder")
-    revision = read_revision(path, settings.model_revision)
-    model = load_decoder_model(path, settings.device, settings.dtype)
+    revision = read_revision(path, settings.model_revision, lora_digest(settings.lora_dir))
+    model = load_decoder_model(path, settings.device, settings.dtype, NetOptions.read(settings))
     engine = DecoderEngine(
         model,
         token_budget=settings.decoder_token_budget,
@@ -49,8 +51,17 @@ def serve(settings: DecoderWorkerSettings) -> NoReturn:
     engine.start()
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size)
     live = LiveState(settings.redis_url.get_secret_value())
+    max_px = max_generate_px(path)
     tasks = ImageTasks(
-        db, Storage(settings), live, engine, model.codebook_size, revision, keep_whole=not draws_any_size(path), lease_s=settings.lease_s
+        db,
+        Storage(settings),
+        live,
+        engine,
+        model.codebook_size,
+        revision,
+        keep_whole=max_px is not None,
+        lease_s=settings.lease_s,
+        preview_max_px=min(settings.preview_max_px, max_px or settings.preview_max_px),
     )
-    handler = Handler(Stage.DECODER, tasks.claim, tasks.render_image)
+    handler = Handler(Stage.DECODER, tasks.claim, tasks.render_image, tasks.draw_preview if settings.decoder_previews else None)
     WorkerProcess(settings, db, live, handler, {"revision": revision}, settings.decoder_slots).serve()

@@ -101,10 +101,12 @@ def hold_grid(db: Database, grid_id: str, attempt: int, draft_token_ids: Sequenc
     db.run(work)
 
 
-def finish_image(db: Database, image_id: str, attempt: int, artifact: StoredArtifact) -> None:
+def finish_image(db: Database, image_id: str, attempt: int, artifact: StoredArtifact, num_steps: int | None = None) -> None:
     """
     The image is stored; every job succeeds whose last one it was.
 
+    Args:
+        num_steps: that this attempt took, fewer where it went on from a checkpoint; None for all of them.
     Raises:
         StaleAttemptError: this attempt does not hold the image any more.
     """
@@ -113,7 +115,7 @@ def finish_image(db: Database, image_id: str, attempt: int, artifact: StoredArti
         image = _finish(session, Image, image_id, attempt, artifact)
         if image is None:
             return
-        _record_usage(session, image, Stage.DECODER, image.steps, image.finished_at)
+        _record_usage(session, image, Stage.DECODER, image.steps if num_steps is None else num_steps, image.finished_at)
         jobs = session.scalars(live_jobs(image)).all()
         # Counted after the jobs are locked: of two images that end together, the second one sees the first.
         waiting = select(Output.job_id).join(Image, Image.id == Output.image_id).where(Image.state.in_(LIVE_WORK))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shared.checkpoint import ModelInfo, draws_any_size, read_model_info, read_revision, resolve_checkpoint
+from shared.checkpoint import ModelInfo, max_generate_px, read_model_info, read_revision, resolve_checkpoint
 from shared.errors import StartupError
 
 
@@ -60,8 +60,8 @@ def test_a_small_model_says_what_sizes_it_draws(tmp_path: Path) -> None:
     assert (info.min_generate_px, info.max_generate_px) == (32, None)
 
     shutil.rmtree(small / "vision_language_encoder")
-    assert not draws_any_size(small)
-    assert draws_any_size(large)
+    assert max_generate_px(small) == 256
+    assert max_generate_px(large) is None
 
 
 def test_the_miniature_describes_itself(miniature: Path) -> None:
