@@ -20,7 +20,8 @@ from infra.embedded.s3 import S3Server
 
 ROLES = ("api", "dispatcher", "ar_worker", "decoder_worker", "webhook_sender")
 API_KEY = "glmq_testtesttest_" + "t" * 43
-_READY_S = 90
+_READY_S = 240
+"""A worker imports and loads for 10 s on a quiet machine, and for minutes on one that is full."""
 _STOP_S = 12
 
 
