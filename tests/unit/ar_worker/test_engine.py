@@ -5,15 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from services.ar_worker.engine import ArEngine, GridRequest
-from services.ar_worker.weights import ArModel
+from services.ar_worker.engine import ArEngine, GridRequest, GridResult, WrittenTokens
+from services.ar_worker.settings import CompileMode
+from services.ar_worker.weights import ArModel, load_ar_model
 from shared.errors import PermanentWorkError, TransientWorkError, WorkStoppedError
 from shared.grid import TokenGrid
+from shared.lora import LoraChoice
+from tests.fake_adapters import AdaptedModel
 
 # Image-to-image writes no draft, so this is four tokens.
 QUICK = GridRequest("A cat", TokenGrid(2, 2), seed=1, temperature=0.9, top_p=0.75, sources=(Image.new("RGB", (64, 64), (9, 99, 200)),))
@@ -121,3 +127,171 @@ def test_closing_stops_the_running_and_the_waiting(ar_model: ArModel) -> None:
 def test_an_engine_that_never_started_can_be_closed(ar_model: ArModel) -> None:
     """A worker whose start failed half-way still shuts down cleanly."""
     ArEngine(ar_model).close()
+
+
+def hold_engine(engine: ArEngine) -> threading.Event:
+    """Have the engine wait within a request, so that what is submitted next is taken up together; set the event to go on."""
+    in_first, go_on = threading.Event(), threading.Event()
+
+    def hold(phase: str, done: int, total: int) -> None:
+        in_first.set()
+        go_on.wait(60)
+
+    engine.submit(replace(QUICK, prompt="Hold"), hold, never)
+    in_first.wait(60)
+    return go_on
+
+
+def submit_together(engine: ArEngine, requests: list[GridRequest]) -> list[GridResult]:
+    go_on = hold_engine(engine)
+    futures = [engine.submit(request, ignore, never) for request in requests]
+    go_on.set()
+    return [future.result(timeout=60) for future in futures]
+
+
+def test_requests_that_differ_in_sampling_share_their_prompt(engine: ArEngine) -> None:
+    """Eight seeds of one prompt are read once, also by those that come while another writes; another prompt is read anew."""
+    long_request = GridRequest("A cat", TokenGrid(2, 2), 0, 0.9, 0.75)
+    alone = [engine.submit(replace(long_request, seed=seed), ignore, never).result(timeout=60) for seed in range(3)]
+    before = engine.num_prefills
+    late: list[Any] = []
+
+    def submit_late(phase: str, done: int, total: int) -> None:
+        if phase == "draft" and done == 100:
+            late.append(engine.submit(replace(long_request, seed=2), ignore, never))
+
+    first = engine.submit(long_request, submit_late, never)
+    second = engine.submit(replace(long_request, seed=1, temperature=0.9), ignore, never)
+
+    assert [first.result(timeout=60), second.result(timeout=60), late[0].result(timeout=60)] == alone
+    assert engine.num_prefills == before + 1
+    assert submit_together(engine, [QUICK, replace(QUICK, prompt="A dog")]) == submit_together(
+        engine, [QUICK, replace(QUICK, prompt="A dog")]
+    )
+    assert engine.num_prefills == before + 1 + 2 * 3
+
+
+def test_a_draft_alone_ends_with_the_draft(engine: ArEngine) -> None:
+    """`draft_only` gives no grid but shows the draft, which is that of the whole request; going on from it ends with the same grid."""
+    whole = GridRequest("A cat", TokenGrid(2, 2), 5, 0.9, 0.75)
+    shown: list[WrittenTokens] = []
+    seen: list[tuple[str, int, int]] = []
+
+    draft = engine.submit(replace(whole, draft_only=True), lambda *step: seen.append(step), never, shown.append).result(timeout=60)
+
+    assert draft == GridResult([], ())
+    assert seen == [("draft", i + 1, whole.num_draft) for i in range(whole.num_draft)]
+    # Twice at once when the interval ends with the draft: a 2x2 grid's has 256 ids.
+    assert [len(told.token_ids) for told in shown] == [whole.num_draft]
+    go_on = replace(whole, written=shown[-1].token_ids)
+    assert engine.submit(go_on, ignore, never).result(timeout=60) == engine.submit(whole, ignore, never).result(timeout=60)
+    assert engine.submit(replace(go_on, draft_only=True), ignore, never).result(timeout=60) == draft
+
+
+def test_only_text_to_image_has_a_draft(engine: ArEngine) -> None:
+    """`draft_only` with sources is refused, by name."""
+    with pytest.raises(PermanentWorkError, match="draft_only"):
+        engine.submit(replace(QUICK, draft_only=True), ignore, never).result(timeout=60)
+
+
+@pytest.mark.parametrize("written", [(256,), (-1,), (0,) * 5])
+def test_ids_that_no_attempt_wrote_are_ignored(engine: ArEngine, written: tuple[int, ...]) -> None:
+    """Ids outside the codebook, or more than the grid has: the grid is written from its beginning."""
+    assert engine.submit(replace(QUICK, written=written), ignore, never).result(timeout=60) == engine.submit(QUICK, ignore, never).result(
+        timeout=60
+    )
+
+
+def test_what_is_written_is_shown_in_steps(ar_model: ArModel) -> None:
+    """Every `show_every` ids, and exactly when the draft is complete."""
+    engine = ArEngine(ar_model, show_every=100)
+    engine.start()
+    wide = GridRequest("A cat", TokenGrid(4, 12), 5, 0.9, 0.75)
+    shown: list[WrittenTokens] = []
+
+    engine.submit(wide, ignore, never, shown.append).result(timeout=60)
+    engine.close()
+
+    assert [len(told.token_ids) for told in shown] == sorted(
+        {100, 200, 300, wide.num_draft} - {count for count in (300,) if count > wide.num_ids}
+    )
+    assert all(shown[-1].token_ids[: len(told.token_ids)] == told.token_ids for told in shown)
+
+
+def test_a_request_longer_than_a_slot_fails_alone(ar_model: ArModel) -> None:
+    """It is told how long it is and which setting bounds it; its neighbour is served."""
+    engine = ArEngine(ar_model, slots=2, cache_tokens=400)
+    engine.start()
+    too_long = engine.submit(replace(QUICK, prompt="cat " * 100), ignore, never)
+    fits = engine.submit(QUICK, ignore, never)
+
+    with pytest.raises(PermanentWorkError, match=r"room for 400 \(GLMQ_AR_CACHE_TOKENS\)"):
+        too_long.result(timeout=60)
+    assert fits.result(timeout=60).token_ids
+    engine.close()
+
+
+def test_out_of_memory_in_a_prefill_fails_that_request_alone(ar_model: ArModel) -> None:
+    """The others of the turn write on, and the slot is free again."""
+    model = AdaptedModel.of(ar_model)
+    engine = ArEngine(model, slots=2)
+    engine.start()
+    go_on = hold_engine(engine)
+    fails, fits = engine.submit(replace(QUICK, lora=(LoraChoice("out-of-memory"),)), ignore, never), engine.submit(QUICK, ignore, never)
+    go_on.set()
+
+    with pytest.raises(TransientWorkError) as caught:
+        fails.result(timeout=60)
+
+    assert caught.value.code == "ar_oom"
+    assert fits.result(timeout=60) == engine.submit(QUICK, ignore, never).result(timeout=60)
+    engine.close()
+
+
+def test_adapters_share_the_engine_but_no_step(miniature: Path) -> None:
+    """Requests with adapters, mixed with others in any order, get what they get alone, and are read with their own adapters."""
+    model = AdaptedModel.of(load_ar_model(miniature, "cpu", "float32"))
+    engine = ArEngine(model, slots=6)
+    engine.start()
+    one, two = (LoraChoice("style", 0.5),), (LoraChoice("style", 2.0),)
+    mixed = [
+        replace(QUICK, seed=seed, grid=TokenGrid(3, 2 + seed % 3), lora=lora) for seed, lora in enumerate([(), one, two, one, (), two, one])
+    ]
+    alone = [engine.submit(request, ignore, never).result(timeout=60) for request in mixed]
+
+    assert submit_together(engine, mixed) == alone
+    assert submit_together(engine, mixed[::-1]) == alone[::-1]
+    assert alone[1] != engine.submit(replace(mixed[1], lora=()), ignore, never).result(timeout=60)
+    engine.close()
+
+
+def test_long_prompts_do_not_hold_up_those_who_write(ar_model: ArModel) -> None:
+    """Once a turn has read as many prompt ids as it may, the next request waits until all others have had an id."""
+    engine = ArEngine(ar_model, prefill_tokens_per_turn=1)
+    engine.start()
+    go_on = hold_engine(engine)
+    order: list[int] = []
+    requests = [replace(QUICK, prompt=f"A cat {i}") for i in range(3)]
+    futures = [engine.submit(request, lambda phase, done, total, i=i: order.append(i), never) for i, request in enumerate(requests)]  # type: ignore[misc]
+    go_on.set()
+    wait(futures, timeout=60)
+    engine.close()
+
+    assert [sorted(turn) for turn in (order[:1], order[1:3], order[3:6], order[6:9])] == [[0], [0, 1], [0, 1, 2], [0, 1, 2]]
+
+
+# What torch imports to compile warns of itself.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("mode", ["static", "compile"])
+def test_every_way_to_run_a_step_writes_the_same(ar_model: ArModel, mode: CompileMode) -> None:
+    """In shapes that come again, and through torch.compile, the ids are those of a step over the live rows."""
+    requests = [replace(QUICK, seed=seed, grid=TokenGrid(3, 2 + seed)) for seed in range(3)]
+    results = []
+    for one in ("off", mode):
+        engine = ArEngine(ar_model, slots=4, cache_tokens=512, compile_mode=one)
+        engine.start()
+        futures = [engine.submit(request, ignore, never) for request in requests]
+        results.append([future.result(timeout=200) for future in futures])
+        engine.close()
+
+    assert results[0] == results[1]
