@@ -110,8 +110,8 @@ class ImageTasks:
         It may be lost at any point: nothing else depends on it.
         """
         try:
-            claim = previews.claim_preview(self.db, worker_id, self.lease_s)
-            if claim is None or claim.model_revision != self.model_revision:
+            claim = previews.claim_preview(self.db, worker_id, self.lease_s, self.model_revision)
+            if claim is None:
                 return False
             ids = claim.draft_token_ids
             rows = [list(ids[start : start + claim.draft_w]) for start in range(0, len(ids), claim.draft_w)]

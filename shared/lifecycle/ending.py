@@ -38,7 +38,7 @@ def end_work(session: Session, unit: Grid | Image, error: dict[str, Any]) -> lis
     """Fail a unit for good, and every job that waits for it. Returns the ids of other running work that nobody wants any more."""
     _close(session, unit, WorkState.FAILED, error)
     session.flush()
-    return [work_id for job in session.scalars(live_jobs(unit)).all() for work_id in end_job(session, job, JobStatus.FAILED, error)]
+    return end_jobs(session, session.scalars(live_jobs(unit)).all(), JobStatus.FAILED, error)
 
 
 def succeed(session: Session, jobs: Sequence[Job]) -> None:
@@ -51,28 +51,30 @@ def succeed(session: Session, jobs: Sequence[Job]) -> None:
         record_changes(session, jobs, "job.succeeded")
 
 
-def end_job(session: Session, job: Job, status: JobStatus, error: dict[str, Any] | None = None) -> list[str]:
+def end_jobs(session: Session, jobs: Sequence[Job], status: JobStatus, error: dict[str, Any] | None = None) -> list[str]:
     """
-    End a job that this transaction has locked before it has succeeded: what it still had to do is dropped, unless another job wants it
-    too.
+    End jobs of one tenant, which this transaction has locked, before they have succeeded: what they still had to do is dropped, unless
+    another job wants it too.
 
     Returns:
         The ids of the units that were running and are not wanted any more: their workers should hear of it soon.
     """
-    stopped = _drop_work(session, job, status, error)
-    job.status = status
-    job.error = error
-    job.approval_deadline = None
-    job.completed_at = database_now(session)
-    record_changes(session, [job], f"job.{status}")
+    stopped = _drop_work(session, [job.id for job in jobs], status, error)
+    now = database_now(session)
+    for job in jobs:
+        job.status = status
+        job.error = error
+        job.approval_deadline = None
+        job.completed_at = now
+    record_changes(session, jobs, f"job.{status}")
     return stopped
 
 
-def _drop_work(session: Session, job: Job, status: JobStatus, error: dict[str, Any] | None) -> list[str]:
-    """Close the images of a job that no other job waits for, and then the grids that no image waits for."""
+def _drop_work(session: Session, job_ids: list[str], status: JobStatus, error: dict[str, Any] | None) -> list[str]:
+    """Close the images of these jobs that no other job waits for, and then the grids that no image waits for."""
     images = session.scalars(
         select(Image)
-        .where(Image.id.in_(select(Output.image_id).where(Output.job_id == job.id)))
+        .where(Image.id.in_(select(Output.image_id).where(Output.job_id.in_(job_ids))))
         .order_by(Image.id)
         .with_for_update()
         .execution_options(populate_existing=True)
@@ -81,7 +83,7 @@ def _drop_work(session: Session, job: Job, status: JobStatus, error: dict[str, A
     others = (
         select(Output.image_id)
         .join(Job, Job.id == Output.job_id)
-        .where(Output.image_id.in_([image.id for image in images]), Job.id != job.id, Job.status.not_in(TERMINAL_JOB))
+        .where(Output.image_id.in_([image.id for image in images]), Job.id.not_in(job_ids), Job.status.not_in(TERMINAL_JOB))
     )
     wanted = set(session.scalars(others))
     stopped = []

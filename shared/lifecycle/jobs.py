@@ -14,7 +14,7 @@ from shared.db import Database
 from shared.errors import RequestError
 from shared.job_document import WATCHED_WORK, Progress, has_image, job_document
 from shared.lifecycle.claims import StoredArtifact, finished_artifact
-from shared.lifecycle.ending import end_job
+from shared.lifecycle.ending import end_jobs
 from shared.lifecycle.events import images_and_grids
 from shared.states import TERMINAL_JOB, JobStatus
 from shared.tables import Grid, Image, Job, Output
@@ -105,7 +105,7 @@ def cancel(db: Database, tenant_id: str, job_id: str) -> list[str] | None:
             return None
         if job.status in TERMINAL_JOB:
             raise RequestError("already_terminal", f"the job is {job.status} and cannot change any more")
-        return end_job(session, job, JobStatus.CANCELED)
+        return end_jobs(session, [job], JobStatus.CANCELED)
 
     return db.run(work)
 
@@ -122,7 +122,7 @@ def expire(db: Database) -> list[str]:
             .limit(_EXPIRE_BATCH)
             .with_for_update(skip_locked=True)
         ).all()
-        return [work_id for job in late for work_id in end_job(session, job, JobStatus.EXPIRED, _lateness(job))]
+        return [work_id for job in late for work_id in end_jobs(session, [job], JobStatus.EXPIRED, _lateness(job))]
 
     return db.run(work)
 

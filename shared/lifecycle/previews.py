@@ -49,12 +49,18 @@ class ClaimedPreview:
     lora: Lora
 
 
-def claim_preview(db: Database, worker_id: str, lease_s: float) -> ClaimedPreview | None:
-    """Claim a draft whose picture a live job wants; None if there is none, or somebody draws it. Cheap: to be asked when idle."""
+def claim_preview(db: Database, worker_id: str, lease_s: float, model_revision: str) -> ClaimedPreview | None:
+    """
+    Claim a draft whose picture a live job wants; None if there is none, or somebody draws it. Cheap: to be asked when idle.
+
+    Args:
+        model_revision: of the worker. A draft of another model is left to a worker that can draw it.
+    """
 
     def work(session: Session) -> ClaimedPreview | None:
         is_free = or_(Grid.preview_lease_until.is_(None), Grid.preview_lease_until < _now())
-        oldest = select(Grid).where(Grid.wants_preview, is_free).order_by(Grid.lane, Grid.created_at).limit(1)
+        is_mine = (Grid.wants_preview, Grid.model_revision == model_revision, is_free)
+        oldest = select(Grid).where(*is_mine).order_by(Grid.lane, Grid.created_at).limit(1)
         for _ in range(_MAX_LOOKS):
             grid = session.scalars(oldest.with_for_update(skip_locked=True)).one_or_none()
             if grid is None or grid.draft_token_ids is None:

@@ -37,20 +37,21 @@ def test_draft_is_shown_before_the_grid_is_done(db: Database, new_job: NewJob) -
     """As soon as the draft is recorded a decoder may claim it, with all it needs; every job that waits is told of the picture."""
     request = replace(new_job, lora=(LoraChoice("a", 0.5),))
     both = [submit(db, request)[0] for _ in range(2)]
-    assert claim_preview(db, "w2", 30) is None
+    assert claim_preview(db, "w2", 30, "r1") is None
     grid = record_one_draft(db)
     assert grid.wants_preview
-    claim = claim_preview(db, "w2", 30)
+    assert claim_preview(db, "w2", 30, "another model") is None
+    claim = claim_preview(db, "w2", 30, "r1")
     assert claim is not None
     assert (claim.grid_id, claim.tenant_id, claim.prompt, claim.model_revision) == (grid.id, new_job.tenant_id, "A cat", "r1")
     assert (claim.draft_h, claim.draft_w, claim.draft_token_ids, claim.lora) == (13, 19, DRAFT, request.lora)
-    assert claim_preview(db, "w3", 30) is None
+    assert claim_preview(db, "w3", 30, "r1") is None
     assert finish_draft_preview(db, claim, PICTURE, 208, 304)
     for job_id in both:
         assert shown(db, new_job, job_id) == [("draft", None, "t/preview", 208, 304)]
         assert events(db, job_id) == ["job.queued", "job.started", "job.draft_ready"]
     assert not finish_draft_preview(db, claim, PICTURE, 208, 304)
-    assert claim_preview(db, "w2", 30) is None
+    assert claim_preview(db, "w2", 30, "r1") is None
     found = document(db, new_job, both[0])
     public = finish_document(found, "https://glmq.example", lambda key: f"signed:{key}")
     [preview] = public["outputs"][0]["previews"]
@@ -63,9 +64,9 @@ def test_previews_can_be_turned_off(db: Database, new_job: NewJob) -> None:
     grid = claim_grid(db)
     assert not grid.wants_preview
     finish.record_draft(db, grid.id, grid.attempt, DRAFT)
-    assert claim_preview(db, "w2", 30) is None
+    assert claim_preview(db, "w2", 30, "r1") is None
     curious, _ = submit(db, new_job)
-    claim = claim_preview(db, "w2", 30)
+    claim = claim_preview(db, "w2", 30, "r1")
     assert claim is not None
     assert finish_draft_preview(db, claim, PICTURE, 208, 304)
     finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
@@ -94,9 +95,9 @@ def test_lost_preview_is_claimed_again_a_few_times(db: Database, new_job: NewJob
     job_id, _ = submit(db, new_job)
     record_one_draft(db)
     made = []
-    while claim := claim_preview(db, "w", 30):
+    while claim := claim_preview(db, "w", 30, "r1"):
         made.append(claim)
-        assert claim_preview(db, "w", 30) is None
+        assert claim_preview(db, "w", 30, "r1") is None
         execute(db, "UPDATE grid SET preview_lease_until = clock_timestamp() - interval '1 s'")
     assert [claim.attempt for claim in made] == [1, 2, 3]
     assert not finish_draft_preview(db, made[0], PICTURE, 208, 304)
@@ -109,9 +110,9 @@ def test_claims_of_previews_do_not_meet(db: Database, new_job: NewJob) -> None:
     for seed in range(3):
         submit(db, replace(new_job, layout_seed=seed))
         record_one_draft(db)
-    got = [claim for claim in at_once([lambda: claim_preview(db, "w", 30)] * 8) if claim is not None]
+    got = [claim for claim in at_once([lambda: claim_preview(db, "w", 30, "r1")] * 8) if claim is not None]
     # One that looked while another held the first row may have gone away with nothing; the next look finds the rest.
-    while claim := claim_preview(db, "w", 30):
+    while claim := claim_preview(db, "w", 30, "r1"):
         got.append(claim)
     assert len({claim.grid_id for claim in got}) == len(got) == 3
 
@@ -120,17 +121,17 @@ def test_preview_of_ended_jobs_is_not_drawn(db: Database, new_job: NewJob) -> No
     """A draft whose jobs have ended is not drawn, one whose grid is done while its job goes on is; a late picture is dropped."""
     job_id, _ = submit(db, new_job)
     record_one_draft(db)
-    claim = claim_preview(db, "w", 30)
+    claim = claim_preview(db, "w", 30, "r1")
     assert claim is not None
     jobs.cancel(db, new_job.tenant_id, job_id)
     assert not finish_draft_preview(db, claim, PICTURE, 208, 304)
-    assert claim_preview(db, "w", 30) is None
+    assert claim_preview(db, "w", 30, "r1") is None
     submit(db, new_job)
     grid = record_one_draft(db)
     finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
-    assert claim_preview(db, "w", 0.001) is not None
+    assert claim_preview(db, "w", 0.001, "r1") is not None
     finish_one_image(db)
-    assert claim_preview(db, "w", 30) is None
+    assert claim_preview(db, "w", 30, "r1") is None
 
 
 def test_draft_that_waits_is_shown(db: Database, new_job: NewJob) -> None:
@@ -138,7 +139,7 @@ def test_draft_that_waits_is_shown(db: Database, new_job: NewJob) -> None:
     job_id, _ = submit(db, replace(new_job, approval_s=60))
     grid = claim_grid(db)
     finish.hold_grid(db, grid.id, grid.attempt, DRAFT)
-    stale = claim_preview(db, "w", 30)
+    stale = claim_preview(db, "w", 30, "r1")
     assert stale is not None
     assert finish_draft_preview(db, stale, PICTURE, 208, 304)
     assert events(db, job_id) == ["job.queued", "job.awaiting_approval", "job.draft_ready"]
@@ -147,14 +148,14 @@ def test_draft_that_waits_is_shown(db: Database, new_job: NewJob) -> None:
     grid = claim_grid(db)
     finish.hold_grid(db, grid.id, grid.attempt, DRAFT)
     assert not finish_draft_preview(db, stale, PICTURE, 208, 304)
-    late = claim_preview(db, "w", 30)
+    late = claim_preview(db, "w", 30, "r1")
     assert late is not None
     reject(db, new_job.tenant_id, job_id, 10)
     assert not finish_draft_preview(db, late, PICTURE, 208, 304)
     grid = claim_grid(db)
     finish.hold_grid(db, grid.id, grid.attempt, DRAFT)
     assert not finish_draft_preview(db, late, PICTURE, 208, 304)
-    newest = claim_preview(db, "w", 30)
+    newest = claim_preview(db, "w", 30, "r1")
     assert newest is not None
     approve(db, new_job.tenant_id, job_id)
     assert finish_draft_preview(db, newest, PICTURE, 208, 304)

@@ -15,7 +15,7 @@ from shared.lifecycle import claims, finish, work
 from shared.lifecycle.previews import add_preview, claim_preview, finish_draft_preview
 from shared.states import Stage
 from shared.storage import Storage
-from tests.integration.api.conftest import Account, assert_problem, finish_jobs, png
+from tests.integration.api.conftest import MODEL, Account, assert_problem, finish_jobs, png
 from tests.integration.api.test_jobs import assert_documented
 
 DRAFT = tuple(range(256))
@@ -40,7 +40,7 @@ def test_draft_is_shown_and_approved(client: FlaskClient, db: Database, settings
     """The draft's picture has a URL that works; approval answers with the job, which then is drawn."""
     job = ask(client)
     hold_drafts(db)
-    claim = claim_preview(db, "w", 30)
+    claim = claim_preview(db, "w", 30, MODEL.revision)
     assert claim is not None
     finish_draft_preview(db, claim, store(settings, "t/draft.png"), 128, 96)
     waiting = client.get(f"/v1/jobs/{job['id']}").get_json()
