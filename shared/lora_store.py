@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from shared.errors import PermanentWorkError, StartupError
+from shared.lora import LORA_NAME
 
 Half = Literal["ar", "decoder"]
 
@@ -26,8 +27,6 @@ MAX_ADAPTERS = 64
 
 MAX_FILE_BYTES = 4 << 30
 """An adapter of rank 256 for every linear layer of the published AR model has 3.2 GB in float32."""
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 _CONFIG = "adapter_config.json"
 _PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -60,7 +59,7 @@ def list_loras(lora_dir: str) -> tuple[str, ...]:
     except OSError as error:
         raise StartupError(f"GLMQ_LORA_DIR={lora_dir!r} cannot be read: {error.strerror}") from error
     names = sorted(child.name for child in children)
-    if wrong := [name for name in names if not _NAME.fullmatch(name)]:
+    if wrong := [name for name in names if not re.fullmatch(LORA_NAME, name)]:
         raise StartupError(f"GLMQ_LORA_DIR: the adapter {wrong[0]!r} must be renamed; names are a-z, 0-9, '.', '_' and '-', at most 64")
     if len(names) > MAX_ADAPTERS:
         raise StartupError(f"GLMQ_LORA_DIR={lora_dir!r} has {len(names)} adapters; at most {MAX_ADAPTERS} are loaded")

@@ -66,7 +66,9 @@ class WorkerSettings(CoreSettings):
         " the AR worker has neither it nor `xformers`.",
     )
     compile: Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
-        default="off", description="Mode of `torch.compile` for the repeated layers. The first picture of each size waits for it."
+        default="off",
+        description="Decoder only (the AR worker has `GLMQ_AR_DECODE`): mode of `torch.compile` for the transformer's blocks. The first"
+        " picture of each size waits for it.",
     )
     quantization: Literal["none", "int8", "fp8"] = Field(
         default="none",

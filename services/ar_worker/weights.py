@@ -49,7 +49,7 @@ class ArModel:
     Attributes:
         control_ids: ids that a prompt's own text must not contain: vision ids and every special token.
         max_positions: longest sequence, prompt and generated ids together.
-        options: what the operator chose; `compile` is for the engine to act on.
+        options: what the operator chose; all of it is done when the model is loaded.
     """
 
     net: Any
@@ -66,11 +66,6 @@ class ArModel:
     dtype: torch.dtype
     options: NetOptions
     adapters: Adapters
-
-    @property
-    def is_wrapped(self) -> bool:
-        """Are the language model's linear layers more than their weights now (adapters, quantised)? Then they must be called as modules."""
-        return self.options.quantization != "none" or self.adapters.is_active
 
     def use_lora(self, lora: Lora) -> None:
         """
@@ -124,6 +119,8 @@ def _check_options(options: NetOptions, device: torch.device) -> None:
         raise StartupError(f"GLMQ_ATTENTION={options.attention} is for the decoder; the AR worker has {', '.join(_ATTENTION)}")
     if options.cpu_offload == "all":
         raise StartupError("GLMQ_CPU_OFFLOAD=all is for the decoder: the AR model would be moved once for every token; `idle` is for both")
+    if options.compile != "off":
+        raise StartupError(f"GLMQ_COMPILE={options.compile} is for the decoder; the AR worker has GLMQ_AR_DECODE")
     options.check(device)
 
 

@@ -69,16 +69,6 @@ class DecoderModel:
     options: NetOptions
     adapters: Adapters
 
-    @property
-    def is_wrapped(self) -> bool:
-        """
-        Are the blocks' linear layers more than their weights on the device now (adapters, quantised, offloaded, compiled)?
-
-        Then blocks and layers must be called as modules.
-        """
-        chosen = (self.options.quantization != "none", self.options.cpu_offload == "all", self.options.compile != "off")
-        return any(chosen) or self.adapters.is_active
-
     def use_lora(self, lora: Lora) -> None:
         """
         Let exactly these adapters act from now on; `()` is the bare model, exactly. Cheap, and nothing at all when they act already.

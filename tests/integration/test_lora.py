@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,15 +15,22 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import GlmImageForConditionalGeneration
 
+from services.ar_worker.engine import ArEngine, GridRequest
 from services.ar_worker.weights import ArModel, load_ar_model
+from services.decoder_worker.engine import DecoderEngine, ImageRequest
 from services.decoder_worker.weights import DecoderModel, load_decoder_model
 from shared.errors import PermanentWorkError, StartupError
+from shared.grid import TokenGrid
 from shared.lora import Lora, LoraChoice
 from shared.net_loading import NetOptions
 from tests.reference import pipeline_of
 
 INK = LoraChoice("ink")
 NEON = LoraChoice("neon", 0.5)
+
+PROMPT = 'a "B"'
+
+GRID_REQUEST = GridRequest(PROMPT, TokenGrid(2, 3), seed=3, temperature=0.9, top_p=0.75)
 
 CONFIGS = {
     "ar": {
@@ -175,11 +184,11 @@ def test_the_bare_model_comes_back_exactly(model: Any, lora: Lora) -> None:
     modules, bare = dict(net.named_modules()), run(net)
 
     model.use_lora(lora)
-    assert model.is_wrapped
+    assert model.adapters.is_active
     assert not torch.equal(run(net), bare)
 
     model.use_lora(())
-    assert not model.is_wrapped
+    assert not model.adapters.is_active
     assert torch.equal(run(net), bare)
     assert dict(net.named_modules()) == modules
 
@@ -192,7 +201,7 @@ def test_scale_zero_is_the_bare_model(model: Any, lora: Lora) -> None:
     model.use_lora(lora)
 
     assert torch.equal(run(net_of(model)), bare)
-    assert not model.is_wrapped
+    assert not model.adapters.is_active
 
 
 def test_the_same_adapters_again_cost_nothing(model: Any) -> None:
@@ -228,7 +237,7 @@ def test_the_half_that_an_adapter_leaves_alone_is_bare(ar: ArModel) -> None:
     ar.use_lora((LoraChoice("torn"), LoraChoice("wash")))
 
     assert torch.equal(run(ar.net), bare)
-    assert not ar.is_wrapped
+    assert not ar.adapters.is_active
 
 
 def test_an_adapter_of_other_layers_is_refused(miniature: Path, tmp_path: Path) -> None:
@@ -248,20 +257,29 @@ def test_adapters_that_need_too_much_memory_refuse_the_start(miniature: Path, lo
         load_decoder_model(miniature, "cpu", "float32", NetOptions(lora_dir=str(lora_dir), lora_memory_gib=1e-6))
 
 
-@pytest.fixture
-def draw(ar: ArModel, decoder: DecoderModel) -> Callable[[Lora, Lora], tuple[Tensor, Tensor]]:
+@dataclass(frozen=True)
+class Reference:
     """The reference pipeline around the same nets: tokens and pixels of one small picture."""
-    pipeline = pipeline_of(ar, decoder)
 
-    def draw(ar_lora: Lora, decoder_lora: Lora) -> tuple[Tensor, Tensor]:
-        ar.use_lora(ar_lora)
-        decoder.use_lora(decoder_lora)
+    ar: ArModel
+    decoder: DecoderModel
+    pipeline: Any
+
+    def write(self, lora: Lora) -> Tensor:
+        """[1, patches] prior tokens."""
+        self.ar.use_lora(lora)
         with torch.inference_mode():
-            tokens, _, _ = pipeline.generate_prior_tokens(
-                prompt='a "B"', height=64, width=96, device=torch.device("cpu"), generator=torch.Generator().manual_seed(3)
+            tokens, _, _ = self.pipeline.generate_prior_tokens(
+                prompt=PROMPT, height=64, width=96, device=torch.device("cpu"), generator=torch.Generator().manual_seed(3)
             )
-            result = pipeline(
-                prompt='a "B"',
+        return cast(Tensor, tokens)
+
+    def paint(self, tokens: Tensor, lora: Lora) -> Tensor:
+        """[3, height, width] pixels."""
+        self.decoder.use_lora(lora)
+        with torch.inference_mode():
+            result = self.pipeline(
+                prompt=PROMPT,
                 prior_token_ids=tokens,
                 height=64,
                 width=96,
@@ -269,20 +287,67 @@ def draw(ar: ArModel, decoder: DecoderModel) -> Callable[[Lora, Lora], tuple[Ten
                 generator=torch.Generator().manual_seed(4),
                 output_type="pt",
             )
-        return tokens, result.images
-
-    return draw
+        return cast(Tensor, result.images[0])
 
 
-def test_tokens_and_pixels_change_and_come_back(draw: Callable[[Lora, Lora], tuple[Tensor, Tensor]]) -> None:
+@pytest.fixture
+def reference(ar: ArModel, decoder: DecoderModel) -> Reference:
+    return Reference(ar, decoder, pipeline_of(ar, decoder))
+
+
+def test_tokens_and_pixels_change_and_come_back(reference: Reference) -> None:
     """Through the whole reference pipeline: the AR half changes tokens, the decoder half pixels, and without them both are as before."""
-    tokens, pixels = draw((), ())
-    other_tokens, _ = draw((INK,), ())
-    same_tokens, other_pixels = draw((), (INK,))
-    tokens_again, pixels_again = draw((), ())
+    tokens = reference.write(())
+    pixels = reference.paint(tokens, ())
 
-    assert not torch.equal(other_tokens, tokens)
-    assert torch.equal(same_tokens, tokens)
-    assert not torch.allclose(other_pixels, pixels, atol=1e-3)
-    assert torch.equal(tokens_again, tokens)
-    assert torch.equal(pixels_again, pixels)
+    assert not torch.equal(reference.write((INK,)), tokens)
+    assert not torch.allclose(reference.paint(tokens, (INK,)), pixels, atol=1e-3)
+    assert torch.equal(reference.write(()), tokens)
+    assert torch.equal(reference.paint(tokens, ()), pixels)
+
+
+@pytest.fixture
+def together(ar: ArModel, decoder: DecoderModel) -> Iterator[tuple[ArEngine, DecoderEngine]]:
+    """Both engines, on nets that the reference beside them uses too: it is asked when they are idle."""
+    engines = ArEngine(ar), DecoderEngine(decoder)
+    for engine in engines:
+        engine.start()
+    yield engines
+    for engine in engines:
+        engine.close()
+
+
+def test_engines_serve_requests_with_and_without_adapters_at_once(together: tuple[ArEngine, DecoderEngine], reference: Reference) -> None:
+    """Each gets what it would get alone from the reference with its adapters, whatever its neighbours wear."""
+    ar_engine, decoder_engine = together
+    loras: tuple[Lora, ...] = ((INK,), (), (INK, NEON))
+    grids = [ar_engine.submit(dataclasses.replace(GRID_REQUEST, lora=lora), _silent, _never) for lora in loras]
+    tokens = [torch.tensor(future.result(120).token_ids) for future in grids]
+    image_request = ImageRequest(PROMPT, GRID_REQUEST.grid, tokens[1].tolist(), seed=4, steps=2, guidance_scale=1.5)
+    images = [decoder_engine.submit(dataclasses.replace(image_request, lora=lora), _silent, _never) for lora in loras]
+    pixels = [future.result(120).pixels for future in images]
+
+    prior = [ids.repeat_interleave(2, 0).repeat_interleave(2, 1).view(1, -1) for ids in tokens]
+    for lora, ids, drawn in zip(loras, prior, pixels, strict=True):
+        assert torch.equal(ids, reference.write(lora))
+        torch.testing.assert_close(drawn, reference.paint(prior[1], lora), atol=1e-4, rtol=0)
+
+
+def test_an_unknown_adapter_fails_alone(together: tuple[ArEngine, DecoderEngine]) -> None:
+    """The engine goes on with those beside it."""
+    ar_engine, _ = together
+    wrong, right = (
+        ar_engine.submit(dataclasses.replace(GRID_REQUEST, lora=lora), _silent, _never) for lora in ((LoraChoice("nobody"),), (INK,))
+    )
+
+    with pytest.raises(PermanentWorkError, match="'nobody'"):
+        wrong.result(120)
+    assert len(right.result(120).token_ids) == 2
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    """Progress nobody hears of."""
+
+
+def _never() -> bool:
+    return False

@@ -47,7 +47,7 @@ def test_files_of_each_half_are_found(folder: Path) -> None:
     assert find_adapter(str(folder), "neon", "ar") is None
 
 
-@pytest.mark.parametrize("name", ["Ink", "my adapter", ".hidden", "x" * 65, "tinte·"])
+@pytest.mark.parametrize("name", ["Ink", "my adapter", ".hidden", "x" * 65, "tinte·", "ink\n"])
 def test_a_name_nobody_could_ask_for_refuses_the_start(folder: Path, name: str) -> None:
     """A request names adapters in a narrow alphabet; the message says which folder to rename."""
     (folder / name / "ar").mkdir(parents=True)
