@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Interval, bindparam, func, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from shared.db import Database
 from shared.lifecycle.ending import database_now, live_jobs
@@ -164,23 +166,35 @@ def claim_image(db: Database, worker_id: str, lease_s: float, image_id: str | No
 
 
 def _claim(session: Session, row: type[Grid] | type[Image], worker_id: str, lease_s: float, unit_id: str | None) -> str | None:
+    told = {"holder": worker_id, "lease": timedelta(seconds=lease_s)}
+    if unit_id is None:
+        return session.scalar(_claim_statement(row, is_any=True), told)
+    return session.scalar(_claim_statement(row, is_any=False), {**told, "unit_id": unit_id})
+
+
+@functools.cache
+def _claim_statement(row: type[Grid] | type[Image], is_any: bool) -> ReturningUpdate[str]:
+    """Built once for each table: building it costs as much as running it."""
     candidates = select(row.id).where(row.state == WorkState.RELEASED).with_for_update(skip_locked=True).limit(1)
-    candidates = (
-        candidates.order_by(row.lane, row.released_at, row.created_at, row.id) if unit_id is None else candidates.where(row.id == unit_id)
-    )
-    return session.scalar(
+    if is_any:
+        candidates = candidates.order_by(row.lane, row.released_at, row.created_at, row.id)
+    else:
+        candidates = candidates.where(row.id == bindparam("unit_id"))
+    return (
         update(row)
         # Equal to, not in: a scalar subquery is computed once, and with it the limit holds.
         .where(row.id == candidates.scalar_subquery())
         .values(
             state=WorkState.RUNNING,
             attempt=row.attempt + 1,
-            worker_id=worker_id,
-            lease_until=_now() + timedelta(seconds=lease_s),
+            worker_id=bindparam("holder"),
+            lease_until=_now() + bindparam("lease", type_=Interval),
             released_at=None,
             started_at=_now(),
         )
         .returning(row.id)
+        # The session has no copy of the row yet.
+        .execution_options(synchronize_session=False)
     )
 
 
@@ -196,6 +210,8 @@ def start(session: Session, jobs: Sequence[Job]) -> None:
 
 
 def _sources(session: Session, grid: Grid) -> tuple[Source, ...]:
+    if not grid.source_file_ids:
+        return ()
     files = {file.id: file for file in session.scalars(select(File).where(File.id.in_(grid.source_file_ids)))}
     return tuple(Source(files[file_id].storage_key, files[file_id].sha256) for file_id in grid.source_file_ids)
 

@@ -132,9 +132,11 @@ def test_reject_makes_another_draft(stack: Stack) -> None:
 
     assert stack.client.post(f"/v1/jobs/{job['id']}/reject", json={"layout_seed": 77}).status_code == 200
     second = wait_until(
-        lambda: now
-        if (now := stack.job(job["id"]))["progress"]["phase"] == "awaiting_approval" and now["version"] > first["version"] + 1
-        else None
+        lambda: (
+            now
+            if (now := stack.job(job["id"]))["progress"]["phase"] == "awaiting_approval" and now["version"] > first["version"] + 1
+            else None
+        )
     )
     assert second["outputs"][0]["layout_seed"] == 77
     assert stack.client.post(f"/v1/jobs/{job['id']}/approve").status_code == 200

@@ -1,0 +1,120 @@
+"""
+What the two engines reach alone on this machine: the bound of the service, with no queue, no store and no database.
+
+`python -m infra.bench.engines CHECKPOINT COUNT SLOTS` loads both halves in one process with one thread, says `ready`, waits for a line,
+then writes COUNT grids at once and draws them, and prints its seconds. `bound` runs one such process per core at the same time, because
+that is how the service uses the cores: two that share a cache or a floating-point unit are slower together than one alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import wait
+from dataclasses import dataclass
+from pathlib import Path
+
+_SIDE_PX = 256
+_STEPS = 20
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class EngineTimes:
+    """Of one process, per picture."""
+
+    ar_s: float
+    decoder_s: float
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What engines alone reach, one process per core at the same time."""
+
+    per_process: tuple[EngineTimes, ...]
+
+    @property
+    def images_per_s(self) -> float:
+        return sum(1 / (times.ar_s + times.decoder_s) for times in self.per_process)
+
+
+def bound(checkpoint: Path, count: int, slots: int) -> Bound:
+    """
+    Args:
+        count: pictures of each process.
+        slots: of the AR engine.
+    """
+    command = (sys.executable, "-m", "infra.bench.engines", str(checkpoint), str(count), str(slots))
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
+        for _ in range(len(os.sched_getaffinity(0)))
+    ]
+    try:
+        for process in processes:
+            _read(process)
+        for process in processes:
+            if process.stdin is None:
+                raise AssertionError("opened as a pipe above")
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        return Bound(tuple(EngineTimes(**json.loads(_read(process))) for process in processes))
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def _read(process: subprocess.Popen[str]) -> str:
+    line = process.stdout.readline() if process.stdout is not None else ""
+    if not line:
+        raise RuntimeError(f"the engines' process ended with {process.wait()}")
+    return line
+
+
+def _run(checkpoint: Path, count: int, slots: int) -> EngineTimes:
+    # Here, because whoever measures the service alone needs no torch.
+    import torch
+
+    from services.ar_worker.engine import ArEngine, GridRequest
+    from services.ar_worker.weights import load_ar_model
+    from services.decoder_worker.engine import DecoderEngine, ImageRequest
+    from services.decoder_worker.weights import load_decoder_model
+    from shared.grid import TokenGrid
+
+    torch.set_num_threads(1)
+    ar, decoder = (
+        ArEngine(load_ar_model(checkpoint, "cpu", "float32"), slots),
+        DecoderEngine(load_decoder_model(checkpoint, "cpu", "float32")),
+    )
+    ar.start()
+    decoder.start()
+    shape = TokenGrid.covering(_SIDE_PX, _SIDE_PX)
+
+    def times(number: int) -> EngineTimes:
+        started = time.perf_counter()
+        prompts = [f'a poster with the words "NUMBER {index}"' for index in range(number)]
+        requests = [GridRequest(prompt, shape, seed, 0.9, 0.75) for seed, prompt in enumerate(prompts)]
+        grids = [ar.submit(request, lambda *_: None, lambda: False) for request in requests]
+        wait(grids)
+        written = time.perf_counter()
+        pictures = [
+            decoder.submit(ImageRequest(prompt, shape, grid.result().token_ids, seed, _STEPS, 1.5), lambda *_: None, lambda: False)
+            for seed, (prompt, grid) in enumerate(zip(prompts, grids, strict=True))
+        ]
+        wait(pictures)
+        for picture in pictures:
+            picture.result()
+        return EngineTimes((written - started) / number, (time.perf_counter() - written) / number)
+
+    times(1)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    return times(count)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])).__dict__), flush=True)
