@@ -26,7 +26,11 @@ class Adapted(nn.Module):
 
 
 class AdaptedModel(ArModel):
-    """An adapter multiplies what the first layer's attention and MLP add; the one named `out-of-memory` fails when it is called."""
+    """
+    An adapter multiplies the first layer's queries and gates: behind other layers a norm would undo it.
+
+    The one named `out-of-memory` fails when it is called.
+    """
 
     @classmethod
     def of(cls, model: ArModel) -> AdaptedModel:
@@ -34,7 +38,7 @@ class AdaptedModel(ArModel):
 
     def use_lora(self, lora: Lora) -> None:
         layer = self.net.model.language_model.layers[0]
-        for parent, name in ((layer.self_attn, "v_proj"), (layer.mlp, "down_proj")):
+        for parent, name in ((layer.self_attn, "q_proj"), (layer.mlp, "gate_up_proj")):
             module = getattr(parent, name)
             base = module.base if isinstance(module, Adapted) else module
             scale = sum(choice.scale for choice in lora)

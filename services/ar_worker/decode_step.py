@@ -31,11 +31,12 @@ class DecodeStep:
     """
     Args:
         num_ids: ids that get logits: the codebook.
+        compiler: torch.compile's backend.
     Attributes:
         logits: [slots, num_ids]: of each row, for its next id.
     """
 
-    def __init__(self, model: ArModel, cache: SlotCache, num_ids: int, mode: CompileMode = "off") -> None:
+    def __init__(self, model: ArModel, cache: SlotCache, num_ids: int, mode: CompileMode = "off", compiler: str = "inductor") -> None:
         text = model.net.model.language_model
         config = model.net.config.text_config
         self._text = text
@@ -57,7 +58,7 @@ class DecodeStep:
         self.read_layers()
         self._run: Callable[[int, int, int, bool, Tensor], None] = self._forward
         if mode == "compile":
-            self._run = torch.compile(self._forward, dynamic=False)
+            self._run = torch.compile(self._forward, dynamic=False, backend=compiler)
         elif mode == "cuda_graphs":
             self._run = _Graphs(self._forward)
 

@@ -85,6 +85,7 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
         slots: int = 8,
         cache_tokens: int | None = None,
         compile_mode: CompileMode = "off",
+        compiler: str = "inductor",
         show_every: int = SHOW_EVERY,
         prefill_tokens_per_turn: int = PREFILL_TOKENS_PER_TURN,
     ) -> None:
@@ -93,6 +94,7 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
             slots: requests served at once.
             cache_tokens: longest request, prompt and written ids together; None for what fits into memory.
             compile_mode: see `settings.CompileMode`.
+            compiler: torch.compile's backend, where it is used.
         """
         super().__init__("AR engine", "ar_oom")
         self._model = model
@@ -101,7 +103,7 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
         room = choose_room(model, slots, cache_tokens or 0)
         self._cache = SlotCache(slots, room.cache_tokens, *cache_shape(model), model.device, model.dtype)
         # Not in inference mode: the end of a ticket moves rows, and a ticket may end outside a turn.
-        self._step = DecodeStep(model, self._cache, model.codebook_size, compile_mode)
+        self._step = DecodeStep(model, self._cache, model.codebook_size, compile_mode, compiler)
         self._race = Race(model.rules, model.codebook_size, slots)
         self._table: SlotTable[_Row] = SlotTable(slots, self._move)
         self._rows: dict[GridTicket, _Row] = {}

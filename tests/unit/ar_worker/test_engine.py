@@ -280,15 +280,13 @@ def test_long_prompts_do_not_hold_up_those_who_write(ar_model: ArModel) -> None:
     assert [sorted(turn) for turn in (order[:1], order[1:3], order[3:6], order[6:9])] == [[0], [0, 1], [0, 1, 2], [0, 1, 2]]
 
 
-# What torch imports to compile warns of itself.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("mode", ["static", "compile"])
 def test_every_way_to_run_a_step_writes_the_same(ar_model: ArModel, mode: CompileMode) -> None:
-    """In shapes that come again, and through torch.compile, the ids are those of a step over the live rows."""
+    """In shapes that come again, and as torch.compile traces it, the ids are those of a step over the live rows."""
     requests = [replace(QUICK, seed=seed, grid=TokenGrid(3, 2 + seed)) for seed in range(3)]
     results = []
     for one in ("off", mode):
-        engine = ArEngine(ar_model, slots=4, cache_tokens=512, compile_mode=one)
+        engine = ArEngine(ar_model, slots=4, cache_tokens=512, compile_mode=one, compiler="eager")
         engine.start()
         futures = [engine.submit(request, ignore, never) for request in requests]
         results.append([future.result(timeout=200) for future in futures])
