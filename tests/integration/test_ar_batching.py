@@ -138,7 +138,7 @@ def run_crowd(engine: ArEngine, crowd: list[Visit], written: list[tuple[int, ...
 # Not shrunk: an example takes seconds.
 @settings(
     deadline=None,
-    max_examples=10,
+    max_examples=6,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
