@@ -26,7 +26,6 @@ from services.ar_worker.settings import CompileMode
 from services.ar_worker.slots import SlotTable
 from services.ar_worker.weights import ArModel
 from shared.engine import BatchEngine, Ticket
-from shared.errors import PermanentWorkError
 from shared.lora import Lora
 
 __all__ = ["ArEngine", "GridRequest", "GridResult", "WrittenTokens"]
@@ -240,9 +239,6 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
     def _use_lora(self, lora: Lora) -> None:
         """Have the net work with these adapters."""
         if lora != self._lora:
-            use_lora = getattr(self._model, "use_lora", None)
-            if use_lora is None:
-                raise PermanentWorkError("invalid_request", "lora: this worker has no adapters")
-            use_lora(lora)
+            self._model.use_lora(lora)
             self._lora = lora
             self._step.read_layers()
