@@ -9,7 +9,7 @@ model is exact and costs nothing. Knows no prompts, grids or pictures.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from peft import LoraConfig
@@ -24,15 +24,27 @@ from shared.lora_store import Half, find_adapter, list_loras
 
 @dataclass
 class _Spot:
-    """A linear layer that some adapter knows: the module itself, and the same with adapters on it."""
+    """A linear layer that some adapter knows: the module itself, the same with adapters on it, and each one's scaling as trained."""
 
     parent: nn.Module
     name: str
     bare: nn.Linear
-    adapted: LoraLinear | None = None
+    adapted: LoraLinear
+    scalings: dict[str, float] = field(default_factory=dict)
+    is_worn: bool = False
 
-    def put(self, module: nn.Module) -> None:
-        setattr(self.parent, self.name, module)
+    def wear(self, scales: dict[str, float]) -> bool:
+        """Put the layer with these of its adapters into the net; False: none of them is its."""
+        acting = [slot for slot in scales if slot in self.scalings]
+        for slot in acting:
+            self.adapted.scaling[slot] = scales[slot] * self.scalings[slot]
+        # Not by set_adapter(), which also walks the gradients of all adapters: 35 us a layer, and an engine whose rows wear different
+        # adapters changes them several times a step.
+        self.adapted._active_adapter = acting
+        if bool(acting) != self.is_worn:
+            self.is_worn = bool(acting)
+            setattr(self.parent, self.name, self.adapted if self.is_worn else self.bare)
+        return self.is_worn
 
 
 class Adapters:
@@ -49,7 +61,6 @@ class Adapters:
         self.is_active = False
         self._slots: dict[str, str] = {}
         self._spots: dict[str, _Spot] = {}
-        self._scalings: dict[str, dict[str, float]] = {}
         self._current: Lora = ()
 
     @classmethod
@@ -92,7 +103,7 @@ class Adapters:
             if room < 0:
                 raise StartupError(f"the adapters in GLMQ_LORA_DIR up to {name!r} need more than GLMQ_LORA_MEMORY_GIB={max_gib:g}")
             for path, part in parts.items():
-                adapters._add(net, path, linears[path], name, part, device)
+                adapters._add(net, path, linears[path], adapters._slots[name], part, device)
         return adapters
 
     def use(self, lora: Lora) -> None:
@@ -112,32 +123,23 @@ class Adapters:
                 raise PermanentWorkError("unknown_lora", f"there is no LoRA adapter {choice.name!r} here")
             if choice.name in self.broken:
                 raise PermanentWorkError("lora_broken", self.broken[choice.name])
-            scales[choice.name] = scales.get(choice.name, 0.0) + choice.scale
-        self.is_active = False
-        for path, spot in self._spots.items():
-            acting = {name: scale for name, scale in scales.items() if scale != 0 and name in self._scalings[path]}
-            if acting and spot.adapted is not None:
-                for name, scale in acting.items():
-                    spot.adapted.scaling[self._slots[name]] = scale * self._scalings[path][name]
-                spot.adapted.set_adapter([self._slots[name] for name in acting], inference_mode=True)
-                spot.put(spot.adapted)
-                self.is_active = True
-            else:
-                spot.put(spot.bare)
+            slot = self._slots[choice.name]
+            scales[slot] = scales.get(slot, 0.0) + choice.scale
+        scales = {slot: scale for slot, scale in scales.items() if scale != 0}
+        worn = [spot.wear(scales) for spot in self._spots.values()]
+        self.is_active = any(worn)
         self._current = lora
 
-    def _add(self, net: nn.Module, path: str, bare: nn.Linear, name: str, part: LowRank, device: torch.device) -> None:
-        if path not in self._spots:
-            parent, _, last = path.rpartition(".")
-            self._spots[path] = _Spot(net.get_submodule(parent), last, bare)
-            self._scalings[path] = {}
-        spot, slot = self._spots[path], self._slots[name]
-        self._scalings[path][name] = part.scaling
+    def _add(self, net: nn.Module, path: str, bare: nn.Linear, slot: str, part: LowRank, device: torch.device) -> None:
         config = LoraConfig(r=part.rank, init_lora_weights=False, inference_mode=True)
-        if spot.adapted is None:
-            spot.adapted = LoraLinear(bare, slot, config, r=part.rank, lora_alpha=part.rank)
+        if path in self._spots:
+            self._spots[path].adapted.update_layer(slot, part.rank, lora_alpha=part.rank, config=config)
         else:
-            spot.adapted.update_layer(slot, part.rank, lora_alpha=part.rank, config=config)
+            parent, _, last = path.rpartition(".")
+            adapted = LoraLinear(bare, slot, config, r=part.rank, lora_alpha=part.rank)
+            self._spots[path] = _Spot(net.get_submodule(parent), last, bare, adapted)
+        spot = self._spots[path]
+        spot.scalings[slot] = part.scaling
         for layer, weight in ((spot.adapted.lora_A[slot], part.down), (spot.adapted.lora_B[slot], part.up)):
             layer.weight = nn.Parameter(weight.to(device), requires_grad=False)
         spot.adapted.eval()
