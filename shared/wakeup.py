@@ -39,6 +39,12 @@ class Topic(StrEnum):
     IMAGES_READY = "images-ready"
     """For the dispatcher: images may be released, or decoder workers have room."""
 
+    GRIDS_RELEASED = "grids-released"
+    """For AR workers with a free slot."""
+
+    IMAGES_RELEASED = "images-released"
+    """For decoder workers with a free slot."""
+
     DELIVERIES_DUE = "deliveries-due"
     """For webhook senders."""
 
@@ -50,6 +56,7 @@ class Topic(StrEnum):
 
 
 READY = {Stage.AR: Topic.GRIDS_READY, Stage.DECODER: Topic.IMAGES_READY}
+RELEASED = {Stage.AR: Topic.GRIDS_RELEASED, Stage.DECODER: Topic.IMAGES_RELEASED}
 
 
 def channel(topic: Topic) -> str:

@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,12 +30,15 @@ from shared.queue import consume, make_celery
 from shared.settings import WorkerSettings
 from shared.states import Stage
 from shared.storage import StorageDownError
-from shared.wakeup import READY, Topic
+from shared.wakeup import READY, RELEASED, Listener, Topic
 
 _BEAT_S = 3.0
 _EAGER_S = 0.05
 _EAGER_FOR_S = 1.5
-"""Celery listens again only up to a second after all slots were busy; until then we look in Postgres often."""
+"""Celery listens again only up to a second after all slots were busy; until then we look in Postgres often, unless wake-ups are heard."""
+
+_REMEMBERED = 512
+"""Units claimed here of which a message may still come; that message is dropped without asking Postgres."""
 
 _WRITE_FOR_S = 60.0
 """How long the end of an attempt is retried while Postgres is away. Longer than a failover; the fence makes a late write harmless."""
@@ -100,6 +104,8 @@ class WorkerProcess(Generic[ClaimT]):
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._eager_until = 0.0
+        self._listener: Listener | None = None
+        self._claimed: deque[str] = deque(maxlen=_REMEMBERED)
 
     def serve(self) -> NoReturn:
         """Work until SIGTERM or SIGINT, then hand back what is held and end the process."""
@@ -110,8 +116,7 @@ class WorkerProcess(Generic[ClaimT]):
         threads = [threading.Thread(target=target, daemon=True) for target in (self._beat, self.poll, self._leave, self._end_in_time)]
         for thread in threads:
             thread.start()
-        # Held in a name: it ends with the process.
-        _listener = self._live.listen(self._wake_ups())
+        self._listener = self._live.listen(self._wake_ups())
         log.info("worker_ready", worker_id=self._id, stage=self._handler.stage, slots=self._num_slots)
         app = make_celery(self._settings.redis_url.get_secret_value())
         consume(app, self._handler.stage, self._num_slots, self._take_released, self.begin_shutdown)
@@ -120,7 +125,7 @@ class WorkerProcess(Generic[ClaimT]):
             time.sleep(1)
 
     def _wake_ups(self) -> dict[Topic, Callable[[], object]]:
-        wake: dict[Topic, Callable[[], object]] = {Topic.STOPS: self._keeper.look}
+        wake: dict[Topic, Callable[[], object]] = {Topic.STOPS: self._keeper.look, RELEASED[self._handler.stage]: self._ended.set}
         if self._handler.idle is not None:
             wake[Topic.SPARE_WORK] = self._ended.set
         return wake
@@ -132,6 +137,8 @@ class WorkerProcess(Generic[ClaimT]):
         self._keeper.stop_all(StopReason.SHUTDOWN)
 
     def _take_released(self, work_id: str) -> None:
+        if work_id in self._claimed:
+            return
         while not self._slots.acquire(timeout=0.2):
             if self._stopping.is_set():
                 return
@@ -142,12 +149,16 @@ class WorkerProcess(Generic[ClaimT]):
         # Celery's threads are Celery's: while Redis is off it starts none.
         with ThreadPoolExecutor(self._num_slots, "slot") as threads:
             while not self._stopping.is_set():
-                self._ended.wait(_EAGER_S if time.monotonic() < self._eager_until else self._settings.poll_s)
+                self._ended.wait(_EAGER_S if self._is_eager() else self._settings.poll_s)
                 self._ended.clear()
                 self._fill_slots(threads)
                 while self._use_idle_slot():
                     # Between two pieces of what can wait, the work that counts comes first.
                     self._fill_slots(threads)
+
+    def _is_eager(self) -> bool:
+        is_hearing = self._listener is not None and self._listener.is_hearing
+        return time.monotonic() < self._eager_until and not is_hearing
 
     def _fill_slots(self, threads: ThreadPoolExecutor) -> None:
         while self._slots.acquire(blocking=False):
@@ -204,6 +215,7 @@ class WorkerProcess(Generic[ClaimT]):
 
     def _do(self, claim: ClaimT) -> None:
         """Run a claimed unit to its end, whatever it is."""
+        self._claimed.append(claim.id)
         held = self._keeper.hold(claim.id, claim.attempt)
         if self._stopping.is_set():
             held.stop(StopReason.SHUTDOWN)

@@ -74,7 +74,8 @@ def _warm_up(stack: BenchStack) -> None:
 
 def _submit(stack: BenchStack, wish: Wish) -> Job:
     size = f"{wish.side_px}x{wish.side_px}"
-    return stack.submit(prompt=wish.prompt, seed=wish.seed, size=size, steps=wish.steps, guidance_scale=GUIDANCE_SCALE)
+    # Without previews: the loop shows none.
+    return stack.submit(prompt=wish.prompt, seed=wish.seed, size=size, steps=wish.steps, guidance_scale=GUIDANCE_SCALE, previews=False)
 
 
 def _serve(stack: BenchStack, wishes: Sequence[Wish], expected: Sequence[np.ndarray]) -> float:
@@ -112,7 +113,7 @@ def _against_bound(engines: Sequence[Bound], service_s: float) -> list[Figure]:
 
 def _reuse(stack: BenchStack) -> list[Figure]:
     """What equal requests, a redecode and one layout for eight images cost, by the usage that is billed."""
-    request = {"prompt": "one of many", "size": "128x128", "steps": 4}
+    request = {"prompt": "one of many", "size": "128x128", "steps": 4, "previews": False}
     before = _usage(stack)
     stack.receiver.await_all([stack.submit(**request, seed=7)], "job.succeeded", _TIMEOUT_S)
     one = _less(_usage(stack), before)

@@ -32,6 +32,7 @@ def approval_blueprint(parts: Parts) -> APIBlueprint:
         caller = authenticate(parts.db, request, "submit")
         if not (is_id(job_id, "job") and approve(parts.db, caller.tenant_id, job_id)):
             raise RequestError("not_found", "there is no such job")
+        parts.ring_for_work()
         return job_response(parts, find_job(parts, caller, job_id))
 
     @approval.post("/v1/jobs/<job_id>/reject")
@@ -52,6 +53,7 @@ def approval_blueprint(parts: Parts) -> APIBlueprint:
         layout_seed = secrets.randbelow(RANDOM_SEEDS) if asked.layout_seed is None else asked.layout_seed
         if not (is_id(job_id, "job") and reject(parts.db, caller.tenant_id, job_id, layout_seed)):
             raise RequestError("not_found", "there is no such job")
+        parts.ring_for_work()
         return job_response(parts, find_job(parts, caller, job_id))
 
     return approval

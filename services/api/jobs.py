@@ -37,7 +37,6 @@ from shared.lifecycle.jobs import JobFilter, cancel, get_job, get_result, list_j
 from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import Caller
 from shared.storage import PRESIGN_S
-from shared.wakeup import READY
 
 SUBMIT_ROUTE = "POST /v1/jobs"
 RANDOM_SEEDS = 2**53 - 10
@@ -80,8 +79,7 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
     random_seed = secrets.randbelow(RANDOM_SEEDS)
     job = new_job(asked, info, caller.tenant_id, body.fields, size, sources, webhook, random_seed, parts.settings.approval_s)
     job_id, is_replay = submit(parts.db, job, once)
-    # Both: the tokens may have been there already.
-    parts.live.ring(*READY.values())
+    parts.ring_for_work()
     return Submitted(job_id, is_replay)
 
 

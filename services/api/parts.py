@@ -14,6 +14,7 @@ from shared.egress import EgressPolicy, Resolver, system_resolver
 from shared.progress import LiveState
 from shared.sealing import Sealer
 from shared.storage import Storage
+from shared.wakeup import READY
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Parts:
     def close(self) -> None:
         """Close the connections to the ledger."""
         self.db.close()
+
+    def ring_for_work(self) -> None:
+        """A job was written or goes on: have its work released at once. Never waits."""
+        # Both stages: the tokens may have been there already.
+        self.live.ring(*READY.values())
 
     def base_url(self) -> str:
         """What absolute links of an answer begin with: the public URL, or the host that the client asked."""

@@ -54,6 +54,7 @@ def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dic
         raise RequestError("layout_unavailable", f"the layouts are of model {source['model']['revision']}; {info.revision} is loaded now")
     files = tuple(_source_file(parts, caller, image["file_id"]) for image in source["params"]["images"])
     job_id, is_replay = submit(parts.db, redecoded_job(asked, source, caller.tenant_id, sent, files, webhook), once)
+    parts.ring_for_work()
     return Submitted(job_id, is_replay)
 
 

@@ -59,7 +59,7 @@ def run(settings: DispatcherSettings, stopping: threading.Event) -> None:
     listener = live.listen({topic: partial(doorbell.ring, stage) for stage, topic in READY.items()})
     publisher = Publisher(make_celery(settings.redis_url.get_secret_value()))
     publisher.start()
-    releaser = Releaser(db, publisher, settings)
+    releaser = Releaser(db, live, publisher, settings)
     rescued_at = ticked_at = float("-inf")
     is_leader = was_leader = False
     while not stopping.is_set():

@@ -9,17 +9,26 @@ from services.dispatcher.publisher import Publisher
 from services.dispatcher.settings import DispatcherSettings
 from shared.db import Database
 from shared.lifecycle import work, workers
+from shared.progress import LiveState
 from shared.states import Stage
+from shared.wakeup import RELEASED
 
 _SLOTS_FOR_S = 1.0
 """How long a count of slots is believed. Workers come and go in seconds."""
+
+_RING_UP_TO_SLOTS = 256
+"""
+Stages of more slots are left to Celery's messages. A ring is heard ten times sooner, since Celery listens again only up to a second after
+its slots were full; but a ring wakes every worker, and of hundreds that are idle all but one would ask Postgres in vain.
+"""
 
 
 class Releaser:
     """Releases both stages: all at a tick, one when it is rung for."""
 
-    def __init__(self, db: Database, publisher: Publisher, settings: DispatcherSettings) -> None:
+    def __init__(self, db: Database, live: LiveState, publisher: Publisher, settings: DispatcherSettings) -> None:
         self._db = db
+        self._live = live
         self._publisher = publisher
         self._window_per_slot = settings.window_per_slot
         self._slots: dict[Stage, int] = {}
@@ -48,4 +57,6 @@ class Releaser:
             slots = self._slots.get(stage, 0)
             if slots and (ids := work.release(self._db, stage, slots * self._window_per_slot)):
                 # After commit, or a worker may look for the row before it is visible.
+                if slots <= _RING_UP_TO_SLOTS:
+                    self._live.ring(RELEASED[stage])
                 self._publisher.send(stage, ids)

@@ -41,6 +41,15 @@ _TAKE_SEQS = (
     .returning(_TENANTS.c.event_seq)
 )
 _ADD_EVENTS = _EVENTS.insert()
+_OUTPUTS = (
+    select(Output.job_id, Output.is_cached, Image, Grid)
+    .join(Image, Image.id == Output.image_id)
+    .join(Grid, Grid.id == Image.grid_id)
+    .where(Output.job_id.in_(bindparam("of_jobs", expanding=True)))
+    .order_by(Output.job_id, Output.index)
+    # populate_existing: conditional UPDATEs of this transaction passed by the session's copies.
+    .execution_options(populate_existing=True)
+)
 
 
 def record_changes(session: Session, jobs: Sequence[Job], event_type: str) -> None:
@@ -81,12 +90,9 @@ def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> Non
 
 def images_and_grids(session: Session, job_ids: Collection[str]) -> tuple[dict[str, list[JobImage]], dict[str, Grid]]:
     """The images of each job by index, and the grids they are drawn from by id."""
-    # populate_existing: conditional UPDATEs of this transaction passed by the session's copies.
-    fresh = {"populate_existing": True}
-    outputs = select(Output.job_id, Image, Output.is_cached).join(Image, Image.id == Output.image_id).where(Output.job_id.in_(job_ids))
     images: dict[str, list[JobImage]] = {job_id: [] for job_id in job_ids}
-    for job_id, image, is_cached in session.execute(outputs.order_by(Output.job_id, Output.index).execution_options(**fresh)):
+    grids: dict[str, Grid] = {}
+    for job_id, is_cached, image, grid in session.execute(_OUTPUTS, {"of_jobs": list(job_ids)}):
         images[job_id].append(JobImage(image, is_cached))
-    wanted = {image.row.grid_id for of_job in images.values() for image in of_job}
-    grids = session.scalars(select(Grid).where(Grid.id.in_(wanted)).execution_options(**fresh))
-    return images, {grid.id: grid for grid in grids}
+        grids[grid.id] = grid
+    return images, grids

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import bindparam, exists, func, null, select, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -194,29 +195,45 @@ def redraw_grid(db: Database, image_id: str, attempt: int, grid_sha256: str, rea
 
 def _finish(session: Session, row: type[Unit], unit_id: str, attempt: int, artifact: StoredArtifact) -> Unit | None:
     """Mark as done; None if this very artifact is already there (an unknown commit is being repeated)."""
-    is_mine = (row.id == unit_id, row.attempt == attempt, row.state == WorkState.RUNNING)
+    finished: Unit | None = session.scalar(
+        _finish_statement(row),
+        {
+            "unit_id": unit_id,
+            "by_attempt": attempt,
+            "stored_key": artifact.storage_key,
+            "stored_sha256": artifact.sha256,
+            "stored_bytes": artifact.size_bytes,
+        },
+    )
+    if finished is not None:
+        return finished
+    unit = session.get_one(row, unit_id, populate_existing=True)
+    if unit.state == WorkState.DONE and unit.storage_key == artifact.storage_key:
+        return None
+    raise StaleAttemptError(f"{unit_id}: attempt {attempt} is over, it is {unit.state} at attempt {unit.attempt}")
+
+
+@functools.cache
+def _finish_statement(row: Any) -> Any:
+    """Built once for each table: building it costs as much as running it. Any: the type of what it returns is that of the table's rows."""
+    is_mine = (row.id == bindparam("unit_id"), row.attempt == bindparam("by_attempt"), row.state == WorkState.RUNNING)
     # Locked before the time is read: a cancel that holds the row for a moment may have ended a job which this unit came too late for.
     held = select(row.id).where(*is_mine).with_for_update().cte("held")
-    finished = session.execute(
+    return (
         update(row)
         .where(row.id.in_(select(held.c.id)))
         .values(
             state=WorkState.DONE,
-            storage_key=artifact.storage_key,
-            sha256=artifact.sha256,
-            size_bytes=artifact.size_bytes,
+            storage_key=bindparam("stored_key"),
+            sha256=bindparam("stored_sha256"),
+            size_bytes=bindparam("stored_bytes"),
             lease_until=None,
-            error=None,
+            error=null(),
             finished_at=func.clock_timestamp(),
         )
-        .returning(row.id)
-    ).one_or_none()
-    unit = session.get_one(row, unit_id, populate_existing=True)
-    if finished is not None:
-        return unit
-    if unit.state == WorkState.DONE and unit.storage_key == artifact.storage_key:
-        return None
-    raise StaleAttemptError(f"{unit_id}: attempt {attempt} is over, it is {unit.state} at attempt {unit.attempt}")
+        .returning(row)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    )
 
 
 def _keep_draft(session: Session, grid: Grid, draft_token_ids: Sequence[int]) -> None:
