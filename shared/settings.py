@@ -82,7 +82,6 @@ class WorkerSettings(CoreSettings):
         default=4, gt=0, le=1024, description="GiB that all adapters of a worker may take together; more refuse the start."
     )
     torch_threads: int = Field(default=1, ge=1, le=256, description="CPU threads of one torch operation; more than 1 slows small models.")
-    slots: int = Field(default=1, ge=1, le=1024, description="Units of work this worker holds at once.")
     lease_s: float = Field(
         default=30, ge=2, le=3600, description="Seconds after the last heartbeat until the work is given to another worker."
     )

@@ -86,11 +86,11 @@ class WorkerProcess(Generic[ClaimT]):
         live: LiveState,
         handler: Handler[ClaimT],
         model: dict[str, Any],
-        slots: int | None = None,
+        slots: int,
     ) -> None:
         """
         Args:
-            slots: units held at once, as the engine can take them; None for `settings.slots`.
+            slots: units held at once, as many as the engine takes.
         """
         self._settings = settings
         self._db = db
@@ -99,7 +99,7 @@ class WorkerProcess(Generic[ClaimT]):
         self._model = model
         self._id = new_id("wrk")
         self._keeper = LeaseKeeper(db, live, handler.stage, settings)
-        self._num_slots = settings.slots if slots is None else slots
+        self._num_slots = slots
         self._slots = threading.Semaphore(self._num_slots)
         self._stopping = threading.Event()
         self._ended = threading.Event()

@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 from typing import NoReturn
 
+import structlog
 import torch
 
 from services.ar_worker.engine import ArEngine
@@ -25,6 +26,8 @@ from shared.states import Stage
 from shared.storage import Storage
 from shared.worker import Handler, WorkerProcess
 
+log = structlog.get_logger()
+
 
 def main() -> None:
     """Run until SIGTERM. A wrong version, setting or checkpoint ends the process with one clear line."""
@@ -42,6 +45,8 @@ def serve(settings: ArWorkerSettings) -> NoReturn:
     revision = read_revision(path, settings.model_revision, lora_digest(settings.lora_dir))
     info = read_model_info(path, revision, list_loras(settings.lora_dir))
     model = load_ar_model(path, settings.device, settings.dtype, NetOptions.read(settings))
+    for name, reason in model.adapters.broken.items():
+        log.warning("lora_broken", name=name, reason=reason)
     room = choose_room(model, settings.ar_slots, settings.ar_cache_tokens)
     engine = ArEngine(
         model,

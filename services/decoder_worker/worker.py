@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
+import structlog
 import torch
 
 from services.decoder_worker.engine import DecoderEngine
@@ -23,6 +24,8 @@ from shared.states import Stage
 from shared.storage import Storage
 from shared.worker import Handler, WorkerProcess
 
+log = structlog.get_logger()
+
 
 def main() -> None:
     """Run until SIGTERM. A wrong version, setting or checkpoint ends the process with one clear line."""
@@ -39,6 +42,8 @@ def serve(settings: DecoderWorkerSettings) -> NoReturn:
     path = resolve_checkpoint(settings.checkpoint, "decoder")
     revision = read_revision(path, settings.model_revision, lora_digest(settings.lora_dir))
     model = load_decoder_model(path, settings.device, settings.dtype, NetOptions.read(settings))
+    for name, reason in model.adapters.broken.items():
+        log.warning("lora_broken", name=name, reason=reason)
     engine = DecoderEngine(
         model,
         token_budget=settings.decoder_token_budget,

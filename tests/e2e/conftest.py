@@ -20,7 +20,7 @@ def stack(
     postgres_server: PostgresServer, redis_url: str, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     """Every role running, with random weights."""
-    with _running(postgres_server, redis_url, s3, miniature, tmp_path_factory.mktemp("stack")) as running:
+    with running_stack(postgres_server, redis_url, s3, miniature, tmp_path_factory.mktemp("stack")) as running:
         yield running
 
 
@@ -29,13 +29,16 @@ def trained_stack(
     postgres_server: PostgresServer, redis_url: str, s3: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     """Every role running, with the checkpoint that `glmq` runs unless another is named."""
-    with _running(postgres_server, redis_url, s3, TRAINED_MINIATURE, tmp_path_factory.mktemp("trained")) as running:
+    with running_stack(postgres_server, redis_url, s3, TRAINED_MINIATURE, tmp_path_factory.mktemp("trained")) as running:
         yield running
 
 
 @contextmanager
-def _running(postgres_server: PostgresServer, redis_url: str, s3: S3Server, checkpoint: Path, folder: Path) -> Iterator[Stack]:
-    running = Stack(folder, stack_environment(postgres_server, redis_url, s3, checkpoint, f"e2e_{uuid.uuid4().hex}"))
+def running_stack(
+    postgres_server: PostgresServer, redis_url: str, s3: S3Server, checkpoint: Path, folder: Path, **environment: str
+) -> Iterator[Stack]:
+    """Every role running with this checkpoint, logs in `folder`."""
+    running = Stack(folder, stack_environment(postgres_server, redis_url, s3, checkpoint, f"e2e_{uuid.uuid4().hex}") | environment)
     try:
         running.start_all()
         yield running

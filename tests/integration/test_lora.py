@@ -10,10 +10,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from diffusers import GlmImageTransformer2DModel
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
-from transformers import GlmImageForConditionalGeneration
+from torch import Tensor
 
 from services.ar_worker.engine import ArEngine, GridRequest
 from services.ar_worker.weights import ArModel, load_ar_model
@@ -23,6 +21,7 @@ from shared.errors import PermanentWorkError, StartupError
 from shared.grid import TokenGrid
 from shared.lora import Lora, LoraChoice
 from shared.net_loading import NetOptions
+from tests.adapter_files import bare_net, randomise, write_adapter
 from tests.reference import pipeline_of
 
 INK = LoraChoice("ink")
@@ -45,14 +44,6 @@ CONFIGS = {
 """Two adapters that share a layer, and neither of which has all layers of the other."""
 
 
-def bare_net(checkpoint: Path, half: str) -> Any:
-    if half == "ar":
-        net = GlmImageForConditionalGeneration.from_pretrained(checkpoint / "vision_language_encoder", dtype=torch.float32)
-    else:
-        net = GlmImageTransformer2DModel.from_pretrained(checkpoint / "transformer", torch_dtype=torch.float32)
-    return net.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def lora_dir(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`ink` and `neon` for both halves, `wash` for the decoder in diffusers' format, and `torn`, whose decoder half broke off."""
@@ -60,10 +51,7 @@ def lora_dir(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     for half, configs in CONFIGS.items():
         for name, config in configs.items():
-            adapted = get_peft_model(bare_net(miniature, half), config)
-            randomise(adapted)
-            adapted.save_pretrained(root / name / half)
-            (root / name / half / "README.md").unlink(missing_ok=True)
+            write_adapter(miniature, half, root / name, config)
     net = bare_net(miniature, "decoder")
     net.add_adapter(LoraConfig(r=2, lora_alpha=6, target_modules=["to_k"]), "wash")
     randomise(net)
@@ -73,13 +61,6 @@ def lora_dir(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torn.write_bytes((root / "ink" / "decoder" / "adapter_model.safetensors").read_bytes()[:-100])
     (torn.parent / "adapter_config.json").write_bytes((root / "ink" / "decoder" / "adapter_config.json").read_bytes())
     return root
-
-
-def randomise(net: nn.Module) -> None:
-    """An adapter begins with B = 0, which does nothing."""
-    for name, parameter in net.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.3)
 
 
 @pytest.fixture(scope="module")

@@ -81,4 +81,5 @@ def test_the_drawn_size_is_in_range_and_near_the_aspect(height: int, width: int)
     assert TokenGrid.drawn_for(width, height, *TRAINED) == TokenGrid(grid.token_w, grid.token_h)
     # Beyond 4:1 nothing comes nearer than 4:1.
     aspect = min(max(height / width, 1 / 4), 4)
-    assert abs(math.log(grid.token_h / grid.token_w / aspect)) < math.log(1.12)
+    # Worst where a size lies between the smallest grids: 44x51 is drawn 64x64.
+    assert abs(math.log(grid.token_h / grid.token_w / aspect)) < math.log(1.16)

@@ -34,7 +34,7 @@ def test_complete_settings_are_read(environment: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("GLMQ_LEASE_S", "soon"), ("GLMQ_SLOTS", "0"), ("GLMQ_DTYPE", "float16"), ("GLMQ_LOG_LEVEL", "loud")]
+    ("name", "value"), [("GLMQ_LEASE_S", "soon"), ("GLMQ_TORCH_THREADS", "0"), ("GLMQ_DTYPE", "float16"), ("GLMQ_LOG_LEVEL", "loud")]
 )
 def test_wrong_setting_is_named(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
     """The variable is named, its value is not repeated."""
