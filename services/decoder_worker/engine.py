@@ -28,7 +28,7 @@ from shared.engine import BatchEngine, Ticket
 
 __all__ = ["DecoderEngine", "ImageRequest", "ImageResult", "SourceInput"]
 
-_OVERDUE_SHARE = 1 / 16
+OVERDUE_SHARE = 1 / 16
 """
 Of the engine, for pictures that shorter ones always pass.
 
@@ -36,7 +36,7 @@ Taste: alone in an endless stream of small ones, a 2048x2048 picture ends after 
 sixteenth longer.
 """
 
-_CPU_TOKEN_BUDGET = 256
+CPU_TOKEN_BUDGET = 256
 """
 Patch tokens of a turn on a CPU: 16 pictures of 64 pixels square, 4 of 128, one of 256.
 
@@ -87,7 +87,7 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageResult, Interim]):
         """
         super().__init__("decoder engine", "decoder_oom")
         self._model = model
-        self._token_budget = token_budget or (_CPU_TOKEN_BUDGET if model.device.type == "cpu" else _GPU_TOKEN_BUDGET)
+        self._token_budget = token_budget or (CPU_TOKEN_BUDGET if model.device.type == "cpu" else _GPU_TOKEN_BUDGET)
         self._tile_above_pixels = tile_above_pixels
         self._batch_vae = model.device.type != "cpu" if batch_vae is None else batch_vae
         self._preview_max_px = preview_max_px
@@ -131,7 +131,7 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageResult, Interim]):
     def _next_group(self) -> list[DrawingTicket]:
         tickets = list(self._drawings)
         candidates = [drawing.candidate(self._work_done) for drawing in self._drawings.values()]
-        choice = choose(candidates, self._token_budget, _OVERDUE_SHARE, self._work_done - self._favoured_at)
+        choice = choose(candidates, self._token_budget, OVERDUE_SHARE, self._work_done - self._favoured_at)
         if choice.is_favour:
             self._favoured_at = self._work_done
         return [tickets[index] for index in choice.members]
