@@ -36,12 +36,12 @@ Taste: alone in an endless stream of small ones, a 2048x2048 picture ends after 
 sixteenth longer.
 """
 
-CPU_TOKEN_BUDGET = 256
+CPU_TOKEN_BUDGET = 512
 """
-Patch tokens of a turn on a CPU: 16 pictures of 64 pixels square, 4 of 128, one of 256.
+Patch tokens of a turn on a CPU: 32 pictures of 64 pixels square, 8 of 128, 2 of 256.
 
-Measured on the miniature, time per picture and pass, alone / in such a batch: 64 pixels 17 / 6 ms, 128 pixels 22 / 13 ms; at 256
-pixels each of four takes 0.8 to 1.1 times as long as one alone, and all wait for the last.
+Measured on the miniature, machine shared, per picture and pass, alone / together: 64 pixels 17 / 6 ms (8), 128 pixels 22 / 11 ms (8);
+at 256 pixels two take 0.8 to 1.1 times as long each as one alone, and from there on all would wait for the last.
 """
 
 _GPU_TOKEN_BUDGET = 4096
