@@ -16,7 +16,7 @@ class DecoderWorkerSettings(WorkerSettings):
         ge=0,
         le=1 << 20,
         description="Most DiT patches (16x16 pixels each) of the pictures that take a step together; a larger picture goes alone. "
-        "0: 256 on a CPU, 4096 on a GPU.",
+        "0: 512 on a CPU, 4096 on a GPU.",
     )
     decoder_checkpoint_steps: int = Field(
         default=10,

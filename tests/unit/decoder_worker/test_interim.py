@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
@@ -61,6 +61,7 @@ def test_anything_else_is_refused(data: bytes) -> None:
         LatentsSoFar.from_bytes(data)
 
 
+@settings(deadline=None)
 @given(position=st.integers(0, len(_stored()) - 1), byte=st.integers(0, 255))
 def test_no_damage_gets_past_but_into_the_numbers(position: int, byte: int) -> None:
     """With any one byte changed, the checkpoint is refused or still a checkpoint of finite latents."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.decoder_worker.preview import draft_request
@@ -26,6 +26,7 @@ def test_a_small_draft_keeps_its_tokens() -> None:
     assert draft_request("", rows, 2048).token_ids == rows
 
 
+@settings(deadline=None)
 @given(height=st.integers(1, 64), width=st.integers(1, 64), max_px=st.integers(1, 2048))
 def test_a_preview_fits_and_takes_ids_of_the_draft(height: int, width: int, max_px: int) -> None:
     """Whatever the draft, the longest side fits, no side is empty, and every id is one of the draft's, in order."""

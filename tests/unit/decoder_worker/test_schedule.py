@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.decoder_worker.schedule import ScheduleParams, make_schedule
@@ -19,6 +19,7 @@ def _scheduler() -> FlowMatchEulerDiscreteScheduler:
     )
 
 
+@settings(deadline=None)
 @given(num_patches=st.integers(1, 128 * 128), num_steps=st.integers(1, 1000))
 def test_equals_the_scheduler(num_patches: int, num_steps: int) -> None:
     """For every size and number of steps, timesteps and sigmas equal the scheduler's to the last bit."""
