@@ -88,9 +88,10 @@ $(UV):
 	$(BIN)/pip install -q uv==0.13.9
 
 # torch is not in the lock: here it comes from PIP_FIND_LINKS, which uv does not read by itself, elsewhere from PyPI.
-# Without dependencies and by hash: the lock is whole, and nothing else gets in.
+# Without dependencies and by hash: the lock is whole, and nothing else gets in. With bytecode, which uv leaves to the first import:
+# where PYTHONDONTWRITEBYTECODE is set, every process would compile torch and transformers anew, for some 15 s.
 $(INSTALLED): requirements.lock pyproject.toml | $(UV)
-	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(UV) pip install -q --python $(BIN)/python torch==2.13.0 $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))
-	$(UV) pip install -q --python $(BIN)/python --no-deps --require-hashes -r requirements.lock
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(UV) pip install -q --compile-bytecode --python $(BIN)/python torch==2.13.0 $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))
+	$(UV) pip install -q --compile-bytecode --python $(BIN)/python --no-deps --require-hashes -r requirements.lock
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
