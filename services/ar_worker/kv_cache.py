@@ -7,8 +7,10 @@ prompt id, so one length says where the next id goes in every one of them.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
@@ -37,9 +39,9 @@ class SlotCache:
         dtype: torch.dtype,
     ) -> None:
         # Zeros: a masked position counts nothing times its value, and nothing times what memory happened to hold may be no number.
-        self.kv = torch.zeros(num_layers, 2, slots, kv_heads, capacity, head_dim, device=device, dtype=dtype)
-        self.rotary = torch.zeros(slots, capacity, 2, rotary_dim, device=device, dtype=dtype)
-        self.ids = torch.zeros(slots, capacity, dtype=torch.int64, device=device)
+        self.kv = _zeros((num_layers, 2, slots, kv_heads, capacity, head_dim), device, dtype)
+        self.rotary = _zeros((slots, capacity, 2, rotary_dim), device, dtype)
+        self.ids = _zeros((slots, capacity), device, torch.int64)
         self.lengths = torch.zeros(slots, dtype=torch.int64, device=device)
         self.num_slots = slots
         self.capacity = capacity
@@ -64,6 +66,13 @@ class SlotCache:
     def writer(self, slot: int, length: int) -> SlotWriter:
         """The cache that the model fills when it reads a prompt into `slot`, after `length` positions that are there."""
         return SlotWriter(self.kv[:, :, slot : slot + 1], length)
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros that, on a CPU, take memory only where they are written: torch's own are written at once, gigabytes of them."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 class SlotWriter(Cache):  # type: ignore[misc]  # transformers is Any to mypy
