@@ -27,7 +27,8 @@ _TARGET_MS = 25.0
 _TIMES = """
     SELECT extract(epoch from job.created_at), extract(epoch from grid.started_at), extract(epoch from grid.finished_at),
            extract(epoch from image.started_at), extract(epoch from image.finished_at)
-    FROM job JOIN image ON image.job_id = job.id JOIN grid ON grid.id = image.grid_id WHERE job.id = %s
+    FROM job JOIN output ON output.job_id = job.id JOIN image ON image.id = output.image_id JOIN grid ON grid.id = image.grid_id
+    WHERE job.id = %s
 """
 
 
