@@ -1,9 +1,9 @@
 """
 What the two engines reach alone on this machine: the bound of the service, with no queue, no store and no database.
 
-`python -m infra.bench.engines CHECKPOINT COUNT SLOTS` loads both halves in one process with one thread, says `ready`, waits for a line,
-then writes COUNT grids at once and draws them, and prints its seconds. `bound` runs one such process per core at the same time, because
-that is how the service uses the cores: two that share a cache or a floating-point unit are slower together than one alone.
+`python -m infra.bench.engines CHECKPOINT COUNT SLOTS SIDE_PX STEPS` loads both halves in one process with one thread, says `ready`, waits
+for a line, then writes COUNT grids at once and draws them, and prints its seconds. `bound` runs one such process per core at the same
+time, because that is how the service uses the cores: two that share a cache or a floating-point unit are slower together than one alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 
-_SIDE_PX = 256
-_STEPS = 20
 _TIMEOUT_S = 600.0
 
 
@@ -41,13 +39,13 @@ class Bound:
         return sum(1 / (times.ar_s + times.decoder_s) for times in self.per_process)
 
 
-def bound(checkpoint: Path, count: int, slots: int) -> Bound:
+def bound(checkpoint: Path, count: int, slots: int, side_px: int, steps: int) -> Bound:
     """
     Args:
         count: pictures of each process.
         slots: of the AR engine.
     """
-    command = (sys.executable, "-m", "infra.bench.engines", str(checkpoint), str(count), str(slots))
+    command = (sys.executable, "-m", "infra.bench.engines", str(checkpoint), *map(str, (count, slots, side_px, steps)))
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
@@ -75,7 +73,7 @@ def _read(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def _run(checkpoint: Path, count: int, slots: int) -> EngineTimes:
+def _run(checkpoint: Path, count: int, slots: int, side_px: int, steps: int) -> EngineTimes:
     # Here, because whoever measures the service alone needs no torch.
     import torch
 
@@ -92,7 +90,7 @@ def _run(checkpoint: Path, count: int, slots: int) -> EngineTimes:
     )
     ar.start()
     decoder.start()
-    shape = TokenGrid.covering(_SIDE_PX, _SIDE_PX)
+    shape = TokenGrid.covering(side_px, side_px)
 
     def times(number: int) -> EngineTimes:
         started = time.perf_counter()
@@ -102,7 +100,7 @@ def _run(checkpoint: Path, count: int, slots: int) -> EngineTimes:
         wait(grids)
         written = time.perf_counter()
         pictures = [
-            decoder.submit(ImageRequest(prompt, shape, grid.result().token_ids, seed, _STEPS, 1.5), lambda *_: None, lambda: False)
+            decoder.submit(ImageRequest(prompt, shape, grid.result().token_ids, seed, steps, 1.5), lambda *_: None, lambda: False)
             for seed, (prompt, grid) in enumerate(zip(prompts, grids, strict=True))
         ]
         wait(pictures)
@@ -117,4 +115,4 @@ def _run(checkpoint: Path, count: int, slots: int) -> EngineTimes:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])).__dict__), flush=True)
+    print(json.dumps(_run(Path(sys.argv[1]), *map(int, sys.argv[2:])).__dict__), flush=True)

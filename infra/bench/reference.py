@@ -25,8 +25,8 @@ class Wish:
 
     prompt: str
     seed: int
-    side_px: int = 256
-    steps: int = 20
+    side_px: int
+    steps: int
 
 
 @dataclass(frozen=True)

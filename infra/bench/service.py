@@ -10,9 +10,11 @@ from __future__ import annotations
 import io
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import psycopg
@@ -21,7 +23,8 @@ from PIL import Image
 from infra.bench.engines import Bound, bound
 from infra.bench.figures import Figure, show
 from infra.bench.reference import GUIDANCE_SCALE, Reference, Wish
-from infra.bench.stack import CHECKPOINT, BenchStack, Job, bench_stack
+from infra.bench.stack import BenchStack, Job, bench_stack
+from infra.bench.workload import MINIATURE, PUBLISHED_SHARES, Workload
 
 _JOBS = 64
 _IDENTICAL = 100
@@ -29,7 +32,7 @@ _CLIENTS = 4
 _SLOTS = 32
 """Of the AR engine alone; the AR worker's own choice on a CPU."""
 _BOUND_COUNT = 16
-"""Pictures of each engine process: 13 s of them on a core."""
+"""Pictures of each engine process."""
 _REFERENCES = 2
 """Pictures of each loop; one takes as long as another."""
 _TIMEOUT_S = 300.0
@@ -43,21 +46,36 @@ _LEVELS = 1
 
 def measure() -> list[Figure]:
     """Throughput against the loop and against the bound, and the cost of equal requests."""
-    reference = Reference.load(CHECKPOINT)
-    wishes = [Wish(f'a poster with the words "NUMBER {number}"', number) for number in range(_JOBS)]
+    with tempfile.TemporaryDirectory(prefix="glmq-bench-") as name:
+        Path(name).chmod(0o755)  # the workers' checkpoint
+        of_published_shares, _ = _measure(PUBLISHED_SHARES, Path(name))
+        of_miniature, reuse = _measure(MINIATURE, Path(name))
+    return [*of_published_shares, *of_miniature, *reuse]
+
+
+def _measure(workload: Workload, folder: Path) -> tuple[list[Figure], list[Figure]]:
+    """The figures of throughput, and those of equal requests."""
+    checkpoint = workload.checkpoint(folder)
+    reference = Reference.load(checkpoint)
+    prompts = [f'a poster with the words "NUMBER {number}"' for number in range(_JOBS)]
+    wishes = [Wish(prompt, number, workload.side_px, workload.steps) for number, prompt in enumerate(prompts)]
     reference.draw(wishes[0])
     # Before and after the service, so that a machine that grows slower meanwhile is slower for both.
     loops = _loops(reference, wishes[:_REFERENCES])
     expected = [reference.draw(wish) for wish in wishes[:_REFERENCES]]
-    engines = [bound(CHECKPOINT, _BOUND_COUNT, _SLOTS)]
-    with bench_stack() as stack:
-        _warm_up(stack)
+    engines = [_bound(workload, checkpoint)]
+    with bench_stack(checkpoint, decoders=len(os.sched_getaffinity(0))) as stack:
+        _warm_up(stack, workload)
         service_s = _serve(stack, wishes, expected)
         reuse = _reuse(stack)
-    engines.append(bound(CHECKPOINT, _BOUND_COUNT, _SLOTS))
+    engines.append(_bound(workload, checkpoint))
     again = _loops(reference, wishes[_REFERENCES : 2 * _REFERENCES])
     loops = {threads: (*loops[threads], *again[threads]) for threads in loops}
-    return [*_throughput(loops, service_s), *_against_bound(engines, service_s), *reuse]
+    return [*_throughput(workload, loops, service_s), *_against_bound(workload, engines, service_s)], reuse
+
+
+def _bound(workload: Workload, checkpoint: Path) -> Bound:
+    return bound(checkpoint, _BOUND_COUNT, _SLOTS, workload.side_px, workload.steps)
 
 
 def _loops(reference: Reference, wishes: Sequence[Wish]) -> dict[int, tuple[float, ...]]:
@@ -66,9 +84,9 @@ def _loops(reference: Reference, wishes: Sequence[Wish]) -> dict[int, tuple[floa
     return {threads: tuple(reference.seconds_per_picture([wish], threads) for wish in wishes) for threads in sorted({1, cores})}
 
 
-def _warm_up(stack: BenchStack) -> None:
+def _warm_up(stack: BenchStack, workload: Workload) -> None:
     """Draw a few pictures first, so that every worker has allocated what it needs; none of them is asked for again."""
-    jobs = [_submit(stack, Wish("warm up", 1_000_000 + number)) for number in range(4)]
+    jobs = [_submit(stack, Wish("warm up", 1_000_000 + number, workload.side_px, workload.steps)) for number in range(4)]
     stack.receiver.await_all(jobs, "job.succeeded", _TIMEOUT_S)
 
 
@@ -95,20 +113,34 @@ def _serve(stack: BenchStack, wishes: Sequence[Wish], expected: Sequence[np.ndar
     return seconds
 
 
-def _throughput(loops: dict[int, tuple[float, ...]], service_s: float) -> list[Figure]:
+def _throughput(workload: Workload, loops: dict[int, tuple[float, ...]], service_s: float) -> list[Figure]:
     best = min(loops, key=lambda threads: statistics.median(loops[threads]))
     per_job = service_s / _JOBS
     loop_note = ", ".join(f"{threads} threads {statistics.median(times):.2f} s" for threads, times in loops.items())
     note = f"{_JOBS} jobs in {service_s:.1f} s; loop per picture: {loop_note}; {_REFERENCES} pictures compared, webhooks verified"
-    return [Figure("service, 64 jobs, against pipeline loop", [seconds / per_job for seconds in loops[best]], _AT_LEAST, note=note)]
+    return [
+        Figure(
+            f"service, 64 jobs, against pipeline loop ({workload.name})",
+            [seconds / per_job for seconds in loops[best]],
+            _AT_LEAST,
+            note=note,
+        )
+    ]
 
 
-def _against_bound(engines: Sequence[Bound], service_s: float) -> list[Figure]:
+def _against_bound(workload: Workload, engines: Sequence[Bound], service_s: float) -> list[Figure]:
     reached = _JOBS / service_s
     ar_s = statistics.mean(times.ar_s for one in engines for times in one.per_process)
     decoder_s = statistics.mean(times.decoder_s for one in engines for times in one.per_process)
     note = f"{reached:.2f} images/s; engines alone, a process on every core: AR {ar_s:.3f} s + decoder {decoder_s:.3f} s per image"
-    return [Figure("service images/s against engines alone", [reached / one.images_per_s for one in engines], _OF_BOUND, note=note)]
+    return [
+        Figure(
+            f"service images/s against engines alone ({workload.name})",
+            [reached / one.images_per_s for one in engines],
+            _OF_BOUND,
+            note=note,
+        )
+    ]
 
 
 def _reuse(stack: BenchStack) -> list[Figure]:

@@ -17,13 +17,10 @@ from typing import Any
 import httpx
 
 from cli.background import background_stack
-from cli.checkpoint import TRAINED_MINIATURE
 from cli.data_folder import DataFolder
 from cli.decoders import VARIABLE
 from cli.demo import RECEIVER_NETWORK
 from cli.receiver import WebhookReceiver
-
-CHECKPOINT = TRAINED_MINIATURE
 
 _TIMEOUT_S = 30.0
 _POLL_S = 0.02
@@ -118,23 +115,21 @@ class BenchStack:
 
 
 @contextmanager
-def bench_stack(decoders: int | None = None, **settings: str) -> Iterator[BenchStack]:
+def bench_stack(checkpoint: Path, decoders: int, **settings: str) -> Iterator[BenchStack]:
     """
-    A stack with the trained miniature, stopped and deleted afterwards.
+    A stack with this checkpoint, stopped and deleted afterwards.
 
     Args:
-        decoders: decoder workers; None for what `glmq up` chooses.
+        decoders: decoder workers.
         settings: environment variables beside those of `glmq up`.
     """
     with tempfile.TemporaryDirectory(prefix="glmq-bench-") as name:
         folder = DataFolder(Path(name) / "stack")
         Path(name).chmod(_PASSABLE)
         folder.make()
-        chosen = {"GLMQ_EGRESS_ALLOW": RECEIVER_NETWORK, **settings}
-        if decoders is not None:
-            chosen[VARIABLE] = str(decoders)
+        chosen = {"GLMQ_EGRESS_ALLOW": RECEIVER_NETWORK, VARIABLE: str(decoders), **settings}
         with background_stack(folder) as stack:
-            stack.start(str(CHECKPOINT), 0, outlive=False, settings=chosen)
+            stack.start(str(checkpoint), 0, outlive=False, settings=chosen)
             state = stack.await_ready(lambda step: None)
             exports = state.exports
             with httpx.Client(base_url=exports["GLMQ_URL"], trust_env=False) as client:
