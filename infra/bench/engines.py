@@ -111,7 +111,11 @@ def _run(checkpoint: Path, count: int, slots: int, side_px: int, steps: int) -> 
     times(1)
     print("ready", flush=True)
     sys.stdin.readline()
-    return times(count)
+    told = times(count)
+    # Or the interpreter would end under their threads.
+    ar.close()
+    decoder.close()
+    return told
 
 
 if __name__ == "__main__":
