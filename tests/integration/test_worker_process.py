@@ -189,7 +189,7 @@ def test_spare_work_waits_for_the_rest(db: Database, live: LiveState, settings: 
         told.append("work")
         return lambda: finish.finish_grid(db, claim.id, claim.attempt, StoredArtifact(claim.id, "ab", 1), 1)
 
-    def idle() -> bool:
+    def idle(worker_id: str) -> bool:
         told.append("spare")
         if told.count("spare") == 2:
             raise ZeroDivisionError
