@@ -72,12 +72,17 @@ def build_prompt(model: ArModel, prompt: str, grid: TokenGrid, sources: tuple[Im
     targets = [(grid.draft_h, grid.draft_w), (grid.token_h, grid.token_w)] if num_draft_tokens else [(grid.token_h, grid.token_w)]
     prefill, next_position = prefill_positions(model, input_ids[0], [(h, w) for _, h, w in source_grids.tolist()])
     return ArPrompt(
-        input_ids=input_ids.to(model.device),
-        prefill_positions=prefill[:, None].to(model.device),
-        decode_positions=decode_positions(targets, next_position)[:, None].to(model.device),
-        pixel_values=inputs["pixel_values"].to(model.device) if sources else None,
-        source_grids=source_grids.to(model.device),
+        input_ids=_to_device(input_ids, model.device),
+        prefill_positions=_to_device(prefill[:, None], model.device),
+        decode_positions=_to_device(decode_positions(targets, next_position)[:, None], model.device),
+        pixel_values=_to_device(inputs["pixel_values"], model.device) if sources else None,
+        source_grids=_to_device(source_grids, model.device),
     )
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a GPU through pinned memory: a copy from ordinary memory would make the host wait for all that the GPU has queued."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _refuse_control_tokens(model: ArModel, prompt: str) -> None:
