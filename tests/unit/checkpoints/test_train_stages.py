@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 
 from checkpoints.train import assemble, curves, glyphs, layout, pixels, tokens, vae
 
+# Muon multiplies in bfloat16: minutes for these few steps on a CPU without instructions for it, a quarter of a minute with them.
+pytestmark = pytest.mark.timeout(900)
+
 _STAGES: dict[str, Callable[..., None]] = {
     "vae": vae.train,
     "glyphs": glyphs.train,
