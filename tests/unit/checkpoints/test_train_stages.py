@@ -46,9 +46,12 @@ def test_a_stage_leaves_a_snapshot_and_a_log(folder: Path, stage: str) -> None:
     assert {name.split(".")[0] for name in tensors} == {"weight", "average", "state"}
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
 
-    [line] = map(json.loads, (folder / stage / "log.jsonl").read_text().splitlines())
-    assert line.keys() > {"step", "samples", "seconds"}
-    assert all(math.isfinite(value) for value in line.values())
+    # One line, or one a step where a step takes longer than lines are apart.
+    lines = [json.loads(line) for line in (folder / stage / "log.jsonl").read_text().splitlines()]
+    assert lines
+    for line in lines:
+        assert line.keys() > {"step", "samples", "seconds"}
+        assert all(math.isfinite(value) for value in line.values())
 
 
 def test_a_finished_stage_does_nothing(folder: Path) -> None:
