@@ -15,6 +15,7 @@ from services.api.job_answers import job_response
 from services.api.jobs import RANDOM_SEEDS, find_job
 from services.api.parts import Parts
 from services.api.request_body import read_optional_json
+from services.api.route_docs import describe
 from services.api.schemas import RejectRequest
 from shared.errors import RequestError
 from shared.ids import is_id
@@ -42,6 +43,7 @@ def approval_blueprint(parts: Parts) -> APIBlueprint:
         operation_id="reject_job",
         security="ApiKey",
         responses=[400, 401, 403, 404, 409, 413, 415, 503],
+        extensions=describe(body=RejectRequest, is_body_optional=True),
     )
     def reject_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")

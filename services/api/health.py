@@ -7,6 +7,7 @@ from flask import Response, jsonify
 
 from services.api.answers import HealthAnswer, ReadyAnswer
 from services.api.parts import Parts
+from services.api.route_docs import describe
 from shared.db import DatabaseDownError
 from shared.lifecycle.workers import count_workers
 from shared.states import Stage
@@ -24,7 +25,12 @@ def health_blueprint(parts: Parts) -> APIBlueprint:
 
     @health.get("/readyz")
     @health.output(ReadyAnswer, description="Jobs can be submitted.")
-    @health.doc(summary="Can jobs be submitted?", operation_id="is_ready", responses=[503])
+    @health.doc(
+        summary="Can jobs be submitted?",
+        operation_id="is_ready",
+        responses=[503],
+        extensions=describe(descriptions={"503": "Jobs cannot be submitted now."}, same_as={"503": "200"}),
+    )
     def is_ready() -> Response:
         checks = check(parts)
         # Not Redis and not the number of workers: jobs are accepted and kept without either.

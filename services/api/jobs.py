@@ -28,6 +28,7 @@ from services.api.job_answers import job_response, public_document
 from services.api.new_job import check_request, new_job, requested_size
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, read_body, read_query
+from services.api.route_docs import describe
 from services.api.schemas import ImageQuery, JobRequest, ListQuery
 from services.api.sources import SourceReader
 from shared.errors import RequestError
@@ -41,6 +42,21 @@ from shared.storage import PRESIGN_S
 SUBMIT_ROUTE = "POST /v1/jobs"
 RANDOM_SEEDS = 2**53 - 10
 """How many seeds we draw from. JavaScript reads whole numbers exactly up to 2^53; image 9 adds 9."""
+
+
+_UPLOADS = {
+    "type": "array",
+    "items": {"type": "string", "contentMediaType": "application/octet-stream"},
+    "description": "Reference images, after those of `images`.",
+}
+NEW_JOB: dict[str, Any] = {
+    "request_headers": ("Idempotency-Key",),
+    "descriptions": {"200": "The same Idempotency-Key made this job before."},
+    "headers": {"202": ("Location", "Retry-After"), "200": ("Location", "Idempotency-Replayed")},
+    "same_as": {"200": "202"},
+    "links": (("get_job", "cancel_job", "list_images", "redecode_job", "approve_job", "reject_job"), "job_id"),
+}
+"""What the routes that make jobs have in common, for the OpenAPI document."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +128,19 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
 
     @jobs.post("/v1/jobs")
     @jobs.output(JobAnswer, status_code=202, description="The job is accepted.")
-    @jobs.doc(summary="Submit a job", operation_id="submit_job", security="ApiKey", responses=[200, 400, 401, 403, 413, 415, 422, 503])
+    @jobs.doc(
+        summary="Submit a job",
+        operation_id="submit_job",
+        security="ApiKey",
+        responses=[200, 400, 401, 403, 413, 415, 422, 503],
+        extensions=describe(
+            body=JobRequest,
+            example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "seed": 7},
+            form={"request": JobRequest, "image": _UPLOADS},
+            form_required=("request",),
+            **NEW_JOB,
+        ),
+    )
     def submit_one() -> Response:
         caller = authenticate(parts.db, request, "submit")
         key = parse_key(request.headers.get("Idempotency-Key"))
@@ -120,7 +148,17 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
 
     @jobs.get("/v1/jobs/<job_id>")
     @jobs.output(JobAnswer, description="The job.")
-    @jobs.doc(summary="Get a job", operation_id="get_job", security="ApiKey", responses=[304, 401, 403, 404, 503])
+    @jobs.doc(
+        summary="Get a job",
+        operation_id="get_job",
+        security="ApiKey",
+        responses=[304, 401, 403, 404, 503],
+        extensions=describe(
+            request_headers=("If-None-Match",),
+            descriptions={"304": "Nothing has changed since the ETag of If-None-Match."},
+            headers={"200": ("ETag", "Retry-After"), "304": ("ETag",)},
+        ),
+    )
     def get_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "read")
         document = find_job(parts, caller, job_id)
@@ -131,7 +169,13 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
 
     @jobs.get("/v1/jobs")
     @jobs.output(JobListAnswer, description="A page of jobs.")
-    @jobs.doc(summary="List jobs", operation_id="list_jobs", security="ApiKey", responses=[400, 401, 403, 503])
+    @jobs.doc(
+        summary="List jobs",
+        operation_id="list_jobs",
+        security="ApiKey",
+        responses=[400, 401, 403, 503],
+        extensions=describe(query=ListQuery, headers={"200": ("Link",)}),
+    )
     def list_page() -> Response:
         caller = authenticate(parts.db, request, "read")
         query = read_query(request.args, ListQuery)
@@ -167,7 +211,13 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         return jsonify({"object": "list", "data": public_document(parts, find_job(parts, caller, job_id))["outputs"]})
 
     @jobs.get("/v1/jobs/<job_id>/images/<index>")
-    @jobs.doc(summary="Get an image", operation_id="get_image", security="ApiKey", responses=[302, 400, 401, 403, 404, 503])
+    @jobs.doc(
+        summary="Get an image",
+        operation_id="get_image",
+        security="ApiKey",
+        responses=[302, 400, 401, 403, 404, 503],
+        extensions=describe(query=ImageQuery, descriptions={"302": "Where the file is, for an hour."}, headers={"302": ("Location",)}),
+    )
     def get_image(job_id: str, index: str) -> Any:
         caller = authenticate(parts.db, request, "read")
         download = read_query(request.args, ImageQuery).download == "1"

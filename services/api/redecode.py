@@ -13,10 +13,11 @@ from services.api.auth import authenticate
 from services.api.callbacks import collect_webhook
 from services.api.field_errors import ErrorCollector, from_pydantic
 from services.api.idempotency import fingerprint, parse_key
-from services.api.jobs import Submitted, find_job, submitted_response
+from services.api.jobs import NEW_JOB, Submitted, find_job, submitted_response
 from services.api.new_job import check_sides, chosen_lora
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, read_json
+from services.api.route_docs import describe
 from services.api.schemas import RedecodeRequest
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
@@ -138,6 +139,7 @@ def redecode_blueprint(parts: Parts) -> APIBlueprint:
         operation_id="redecode_job",
         security="ApiKey",
         responses=[200, 400, 401, 403, 404, 409, 413, 415, 422, 503],
+        extensions=describe(body=RedecodeRequest, example={"steps": 50, "format": "webp"}, **NEW_JOB),
     )
     def redecode_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")

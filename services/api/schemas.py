@@ -1,20 +1,18 @@
 """
 What clients may send: the fields, their types and ranges, as Pydantic models that the OpenAPI document is made from too.
 
-Strict: no number in quotes, no unknown field. What needs the checkpoint or the network to judge is judged elsewhere
+What needs the checkpoint or the network to judge is judged elsewhere
 (`new_job.py`, `sources.py`, `callbacks.py`).
 """
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from services.api.times import parse_rfc3339
+from services.api.fields import MAX_METADATA, CustomId, FutureMoment, MetadataKey, MetadataValue, Moment, PageQuery, Sent, refuse
 from shared.lifecycle.events import JOB_EVENTS
 from shared.lifecycle.reuse import Cache
 from shared.lifecycle.submit import NUM_SEEDS
@@ -23,7 +21,6 @@ from shared.states import JobStatus, Priority
 
 MAX_PROMPT_CHARS = 8000
 MAX_SOURCES = 16
-_MAX_METADATA = 16
 _MAX_LORAS = 4
 _MAX_LORA_SCALE = 4.0
 _EXACT_SIZE = re.compile(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", re.ASCII)
@@ -38,54 +35,34 @@ _CACHE = (
 _DEADLINE = "The job expires if it has not succeeded by then."
 
 
-def _refuse(reason: str, detail: str) -> PydanticCustomError:
-    # In braces Pydantic would look for values to fill in.
-    return PydanticCustomError(reason, "{detail}", {"detail": detail})
-
-
 def _not_blank(text: str) -> str:
     if not text.strip():
-        raise _refuse("blank", "should say what to draw")
+        raise refuse("blank", "should say what to draw")
     return text
 
 
 def _is_size(text: str) -> str:
     if not _SIZE.fullmatch(text):
-        raise _refuse("size_format", 'should be "auto" or width x height in pixels, such as "1024x768"')
+        raise refuse("size_format", 'should be "auto" or width x height in pixels, such as "1024x768"')
     return text
 
 
 def _is_exact_size(text: str) -> str:
     if not _EXACT_SIZE.fullmatch(text):
-        raise _refuse("size_format", 'should be width x height in pixels, such as "1024x768"')
+        raise refuse("size_format", 'should be width x height in pixels, such as "1024x768"')
     return text
-
-
-def _moment(value: object) -> object:
-    if not isinstance(value, str):
-        raise _refuse("datetime_type", "should be a string with a time, such as 2026-11-22T18:30:00Z")
-    try:
-        return parse_rfc3339(value)
-    except ValueError as error:
-        raise _refuse("datetime_format", str(error)) from None
-
-
-def _in_future(moment: datetime) -> datetime:
-    if moment <= datetime.now(UTC):
-        raise _refuse("datetime_past", "should be in the future")
-    return moment
 
 
 def _all_different(lora: list[LoraAdapter]) -> list[LoraAdapter]:
     names = [adapter.name for adapter in lora]
     if double := next((name for name in names if names.count(name) > 1), None):
-        raise _refuse("lora_doubled", f"names {double} twice")
+        raise refuse("lora_doubled", f"names {double} twice")
     return lora
 
 
 def _is_event(name: str) -> str:
     if name != "job.*" and name not in JOB_EVENTS:
-        raise _refuse("unknown_event", f"should be job.* or one of {', '.join(JOB_EVENTS)}")
+        raise refuse("unknown_event", f"should be job.* or one of {', '.join(JOB_EVENTS)}")
     return name
 
 
@@ -98,24 +75,12 @@ def _or_plain_url(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "string", "format": "uri"}, *schema["anyOf"]]
 
 
-def _digits(value: object) -> object:
-    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value, re.ASCII) else value
-
-
-Moment = Annotated[datetime, BeforeValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
 Seed = Annotated[int, Field(ge=0, lt=NUM_SEEDS)]
 Quality = Literal["exact", "fast"]
-CustomId = Annotated[str, Field(min_length=1, max_length=128)]
-MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
-MetadataValue = Annotated[str, Field(max_length=512)]
 EventName = Annotated[str, AfterValidator(_is_event), WithJsonSchema({"type": "string", "enum": ["job.*", *JOB_EVENTS]})]
 
 
-class _Sent(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SourceReference(_Sent):
+class SourceReference(Sent):
     """A reference image: by URL, as a file of yours, or as image `index` of an earlier job of yours."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["url"]}, {"required": ["file_id"]}, {"required": ["job_id"]}]})
@@ -129,17 +94,17 @@ class SourceReference(_Sent):
     def _one_form(self) -> Self:
         given = [name for name in ("url", "file_id", "job_id") if getattr(self, name) is not None]
         if len(given) != 1 or ("index" in self.model_fields_set and given != ["job_id"]):
-            raise _refuse("source_form", "should have either url, or file_id, or job_id with index")
+            raise refuse("source_form", "should have either url, or file_id, or job_id with index")
         return self
 
 
-class FormatOptions(_Sent):
+class FormatOptions(Sent):
     """How the picture is encoded."""
 
     quality: int | None = Field(default=None, ge=1, le=100, description="For jpeg and webp. More is better and larger.")
 
 
-class LoraAdapter(_Sent):
+class LoraAdapter(Sent):
     """An adapter of the model, and how strongly it acts."""
 
     name: str = Field(pattern=LORA_NAME, description="One of those that `GET /v1/models` lists.")
@@ -149,7 +114,7 @@ class LoraAdapter(_Sent):
 Loras = Annotated[list[LoraAdapter], AfterValidator(_all_different)]
 
 
-class Webhook(_Sent):
+class Webhook(Sent):
     """Where to tell of the job's events, signed by the secret of `GET /v1/webhooks/default/secret`."""
 
     url: str = Field(min_length=1, max_length=4096, json_schema_extra={"format": "uri"})
@@ -161,7 +126,7 @@ class Webhook(_Sent):
     )
 
 
-class JobRequest(_Sent):
+class JobRequest(Sent):
     """What to draw, and how."""
 
     prompt: Annotated[str, AfterValidator(_not_blank)] = Field(
@@ -202,13 +167,13 @@ class JobRequest(_Sent):
     # Not strict: an enum is what we make of the text.
     cache: Cache = Field(default=Cache.USE, strict=False, description=_CACHE)
     priority: Priority = Field(default=Priority.STANDARD, strict=False, description="Lane of the queue.")
-    deadline: Annotated[Moment, AfterValidator(_in_future)] | None = Field(default=None, description=_DEADLINE)
+    deadline: FutureMoment | None = Field(default=None, description=_DEADLINE)
     webhook: Annotated[Webhook | None, BeforeValidator(_spread_url)] = Field(default=None, json_schema_extra=_or_plain_url)
-    metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=_MAX_METADATA, description="Yours; echoed everywhere.")
+    metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="Yours; echoed everywhere.")
     custom_id: CustomId | None = Field(default=None, description="Yours; echoed everywhere.")
 
 
-class RedecodeRequest(_Sent):
+class RedecodeRequest(Sent):
     """How to draw the layouts of an earlier job once more. What is left out is as it was there."""
 
     n: int | None = Field(default=None, ge=1, le=10, description="How many images. Of several layouts, the first n.")
@@ -230,35 +195,32 @@ class RedecodeRequest(_Sent):
     # Not strict: an enum is what we make of the text.
     cache: Cache = Field(default=Cache.USE, strict=False, description=f"{_CACHE} The layouts are never drawn anew.")
     priority: Priority = Field(default=Priority.STANDARD, strict=False, description="Lane of the queue.")
-    deadline: Annotated[Moment, AfterValidator(_in_future)] | None = Field(default=None, description=_DEADLINE)
+    deadline: FutureMoment | None = Field(default=None, description=_DEADLINE)
     webhook: Annotated[Webhook | None, BeforeValidator(_spread_url)] = Field(default=None, json_schema_extra=_or_plain_url)
-    metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=_MAX_METADATA, description="Yours; echoed everywhere.")
+    metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="Yours; echoed everywhere.")
     custom_id: CustomId | None = Field(default=None, description="Yours; echoed everywhere.")
 
 
-class RejectRequest(_Sent):
+class RejectRequest(Sent):
     """What to try instead of a draft."""
 
     layout_seed: Seed | None = Field(default=None, description="Seed of the next draft. Absent: random.")
 
 
-class ListQuery(_Sent):
+class ListQuery(PageQuery):
     """How to list jobs: all given conditions together."""
 
-    limit: Annotated[int, BeforeValidator(_digits)] = Field(default=20, ge=1, le=100, description="Jobs on a page.")
-    after: str | None = Field(default=None, max_length=64, description="Id of the last job of the page before.")
-    order: Literal["asc", "desc"] = Field(default="desc", description="By time of creation.")
     # Not strict: an enum is what we make of the text.
     status: list[Annotated[JobStatus, Field(strict=False)]] = Field(
         default=[], description="Any of these; repeat it, or separate by commas."
     )
     custom_id: CustomId | None = None
-    metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=_MAX_METADATA, description="As `metadata[key]=value`.")
+    metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="As `metadata[key]=value`.")
     created_after: Moment | None = None
     created_before: Moment | None = None
 
 
-class ImageQuery(_Sent):
+class ImageQuery(Sent):
     """How to hand out an image."""
 
     download: Literal["0", "1"] = Field(default="0", description="1: browsers save it instead of showing it.")

@@ -1,0 +1,57 @@
+"""
+What a route says of itself for the OpenAPI document, beside its code: what APIFlask cannot derive, because we read bodies ourselves.
+
+    @jobs.doc(summary="List jobs", operation_id="list_jobs", extensions=describe(query=ListQuery, headers={"200": ("Link",)}))
+
+`openapi.py` turns this into the document; nothing here knows its form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+EXTENSION = "x-glmq"
+"""Where a route's operation carries its `RouteDocs` until the document is complete."""
+
+
+@dataclass(frozen=True)
+class RouteDocs:
+    """
+    What a route takes, and what is special about its answers.
+
+    Attributes:
+        query: the model of the query string.
+        body: the model of a JSON body.
+        is_body_optional: the route also works without any body.
+        example: of a JSON body.
+        form: schemas of the parts of a multipart body, besides or instead of JSON; a model stands for its schema, as JSON.
+        form_required: which of the parts must be there.
+        request_headers: names of request headers, as `openapi.py` knows them.
+        descriptions: what an answer means, by status, where the standard phrase does not say it.
+        headers: names of headers by status, besides those of every answer.
+        same_as: statuses whose content is that of another status.
+        content: media types by status, with their schemas (or models), where the answer is not plain JSON.
+        links: operation ids of what can be done with a new resource, and the name of the path parameter that its `id` fills.
+    """
+
+    query: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    is_body_optional: bool = False
+    example: Any = None
+    form: Mapping[str, dict[str, Any] | type[BaseModel]] = field(default_factory=dict)
+    form_required: tuple[str, ...] = ()
+    request_headers: tuple[str, ...] = ()
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    same_as: Mapping[str, str] = field(default_factory=dict)
+    content: Mapping[str, Mapping[str, dict[str, Any] | type[BaseModel]]] = field(default_factory=dict)
+    links: tuple[tuple[str, ...], str] | None = None
+
+
+def describe(**docs: Any) -> dict[str, Any]:
+    """The `extensions` of a route's `doc`; takes the attributes of `RouteDocs`."""
+    return {EXTENSION: RouteDocs(**docs)}
