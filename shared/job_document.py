@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from shared.grid import TokenGrid
+from shared.quoting.reference import glyph_texts
 from shared.states import TERMINAL_JOB, JobStatus, Stage, WorkState
 from shared.tables import Grid, Image, Job
 
@@ -64,6 +65,8 @@ def job_document(
         "model": job.model,
         "input": job.input,
         "params": job.params,
+        "glyph_texts": _glyph_texts(job),
+        "warnings": job.warnings,
         "seed": job.params["seed"],
         "outputs": [_output(job, index, image, grids[image.row.grid_id]) for index, image in enumerate(images)],
         "error": job.error,
@@ -136,6 +139,12 @@ def _customer_status(job: Job, image: Image) -> JobStatus:
     if job.status in TERMINAL_JOB:
         return JobStatus(job.status)
     return JobStatus.RUNNING if image.state == WorkState.RUNNING else JobStatus.QUEUED
+
+
+def _glyph_texts(job: Job) -> list[str]:
+    kept: list[str] | None = job.params.get("glyph_texts")
+    # Jobs of before it was kept were read by the reference's parser.
+    return glyph_texts(job.params["prompt"]) if kept is None else kept
 
 
 def _previews(job: Job, image: Image, grid: Grid) -> list[dict[str, Any]]:

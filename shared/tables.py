@@ -179,6 +179,8 @@ class Job(Base):
     """`{url, events}` of the per-job callback."""
     request_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
     custom_id: Mapped[str | None]
+    warnings: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]")
+    """What its writer should know about the request; `Notice` in shared/quoting/reading.py."""
     deadline: Mapped[datetime | None]
     wants_previews: Mapped[bool] = mapped_column(server_default=false())
     approval_s: Mapped[float | None]
@@ -265,6 +267,8 @@ class Grid(WorkColumns, Base):
     source_file_ids: Mapped[list[str]]
     lora: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]")
     """`[{name, scale}]` by name, for both stages."""
+    glyph_texts: Mapped[list[str] | None]
+    """What its pictures are to say. NULL: what the reference's parser finds in the prompt."""
     model_revision: Mapped[str]
     needs_approval: Mapped[bool] = mapped_column(server_default=false())
     """It stops after its draft until its job is approved."""

@@ -23,7 +23,7 @@ from checkpoints.train.factors import FactoredTable
 from checkpoints.train.networks import VISION_VOCAB_SIZE, vision_language_encoder
 from checkpoints.train.posters import COLOURS, Decoration, Position, Poster, all_sizes, placed_lines
 from checkpoints.train.rows import NOTHING, Size, View, look, make_batch, make_edit_batch, together
-from checkpoints.train.run import Run, load_weights
+from checkpoints.train.run import Run, load_weights, mixed_precision
 from checkpoints.train.sampled import check
 
 _STEPS = {"prompts": (24, 5), "some": (9, 5), "whole": (7, 2)}
@@ -96,7 +96,7 @@ def _plain_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention by two matrix products, (B, heads, S, D) each -> (B, S, heads, D): on a CPU four times as fast as torch's own."""
     batch, heads, length, width = query.shape
-    dtype = torch.get_autocast_dtype("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     q, k, v = (tensor.to(dtype).flatten(0, 1) for tensor in (query, key, value))
     later = torch.full((length, length), -math.inf, dtype=dtype).triu(1).expand(batch * heads, length, length)
     shares = torch.baddbmm(later, q, k.transpose(1, 2), alpha=width**-0.5).softmax(-1)
@@ -182,7 +182,7 @@ def loss_of(net: LayoutNet, view: View) -> tuple[torch.Tensor, dict[str, float]]
     states: list[torch.Tensor] = []
     hooks = [net.language.layers[layer].register_forward_hook(lambda _, __, state: states.append(state)) for layer in Hints.LAYERS]
     try:
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             hidden = net.language(inputs_embeds=net.embedding(view.ids), position_ids=view.positions, use_cache=False).last_hidden_state
             row, at = (view.wanted != NOTHING).nonzero(as_tuple=True)
             logits = F.linear(hidden[row, view.columns[row, at]], net.head.folded()).float()

@@ -28,7 +28,7 @@ from checkpoints.train.factors import FactoredTable
 from checkpoints.train.networks import DIT_DIM, DIT_LAYERS, transformer
 from checkpoints.train.posters import CELL_PX, CHARACTERS, MAX_CELLS, Style, draw
 from checkpoints.train.prompts import sample_edit, sample_poster
-from checkpoints.train.run import Run, load_weights
+from checkpoints.train.run import Run, load_weights, mixed_precision
 
 _PATCHES_PER_STEP = 2560
 _NUM_NEW = 4
@@ -111,7 +111,7 @@ class Examples:
 def encode(encoder: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
     """Normalised latents (B, 16, height / 8, width / 8) of 8-bit pictures (B, height, width, 3), as the pipeline encodes a source."""
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), mixed_precision():
         latents = encoder.encode(pixels).latent_dist.mode().float()
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (encoder.config.latents_mean, encoder.config.latents_std))
     return (latents - mean) / std
@@ -233,7 +233,7 @@ def _loss(net: GlmImageTransformer2DModel, letters: _Letters, glyph_encoder: nn.
         nothing = glyphs.embed(glyph_encoder, [""] * count)
     # Flash attention is slow on few tokens.
     with (
-        torch.autocast("cpu", torch.bfloat16),
+        mixed_precision(),
         sdpa_kernel([SDPBackend.MATH if num_patches < 100 else SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]),
     ):
         caches = None

@@ -25,7 +25,7 @@ from checkpoints.train.factors import FactoredTable
 from checkpoints.train.networks import vision_language_encoder
 from checkpoints.train.posters import CELL_PX, Bytes, Grid, Poster, Style, all_sizes, draw
 from checkpoints.train.prompts import sample_poster
-from checkpoints.train.run import Run, load_weights
+from checkpoints.train.run import Run, load_weights, mixed_precision
 
 _BATCH_CELLS = 768
 _SHARPNESS = 24.0
@@ -150,7 +150,7 @@ def train(folder: Path, *, minutes: float = 12, max_steps: int | None = None, se
     net.model.train()
     for _ in run.steps():
         patches, grids, truth = _batch(rng, noise)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             cosines = F.normalize(net.features(patches, grids).float(), dim=-1) @ F.normalize(net.codebook.folded(), dim=-1).T
         logits = _SHARPNESS * cosines.float()
         loss = F.cross_entropy(logits, truth)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from checkpoints.train import networks
 from checkpoints.train.posters import MAX_CELLS, PATCH_PX, Bytes, Style, draw
 from checkpoints.train.prompts import sample_poster
-from checkpoints.train.run import Run, load_weights
+from checkpoints.train.run import Run, load_weights, mixed_precision
 from checkpoints.train.skeleton import Skeleton
 
 _SKELETON_SHARE, _WHOLE_SHARE = 0.07, 0.63
@@ -136,7 +136,7 @@ def _train_skeleton(folder: Path, minutes: float, max_steps: int | None, seed: i
     crops = _Crops(random.Random(f"skeleton {seed} {run.step}"))
     for _ in run.steps():
         pixels = crops.batch(8, 64)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             latents = skeleton.encode(pixels)
             drawn = skeleton.decode(latents + 0.02 * latents.std().detach() * torch.randn_like(latents)).float()
         loss = F.mse_loss(drawn, pixels)
@@ -165,12 +165,12 @@ def _train_whole(folder: Path, skeleton: Skeleton, minutes: float, max_steps: in
     spread: torch.Tensor | None = None
     for step in run.steps():
         pixels = crops.mixed_batch(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             latents = net.encode(pixels).latent_dist.mode().float()
         with torch.no_grad():
             seen = latents.std((0, 2, 3), keepdim=True)
             spread = seen if spread is None else spread.lerp(seen, 0.02)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             drawn = net.decode(latents + _LATENT_NOISE * spread * torch.randn_like(latents)).sample.float()
         loss = _loss(drawn, pixels) + 1e-3 * latents.square().mean()
         run.note(loss=loss.item(), psnr=_decibels(F.mse_loss(drawn, pixels).item()), spread=spread.mean().item())
@@ -208,10 +208,10 @@ def finish_decoder(folder: Path, *, minutes: float, max_steps: int | None = None
     crops = _Crops(random.Random(f"decoder {seed} {run.step}"))
     for step in run.steps():
         pixels = crops.mixed_batch(step)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), mixed_precision():
             latents = net.encode(pixels).latent_dist.mode().float()
         amount = torch.empty(len(pixels), 1, 1, 1).uniform_(*_DECODER_NOISE)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             drawn = net.decode(latents + amount * spread * torch.randn_like(latents)).sample.float()
         loss = _loss(drawn, pixels)
         run.note(loss=loss.item(), psnr=_decibels(F.mse_loss(drawn, pixels).item()))

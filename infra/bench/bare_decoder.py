@@ -19,7 +19,7 @@ from services.decoder_worker.request import ImageRequest, SourceInput
 from services.decoder_worker.schedule import make_schedule
 from services.decoder_worker.weights import DecoderModel
 from shared.grid import TOKEN_PX, TokenGrid
-from shared.quoting import glyph_texts
+from shared.quoting.reference import glyph_texts
 
 PROMPT = 'a poster that says "OPEN"'
 

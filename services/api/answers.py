@@ -54,6 +54,25 @@ class Output(BaseModel):
     previews: list[Preview]
 
 
+class Warning(BaseModel):
+    """Something about the texts of a prompt that may not be as its writer thinks."""
+
+    code: Literal[
+        "apostrophe",
+        "inch_mark",
+        "unsupported_quotes",
+        "nested_quotes",
+        "unclosed_quote",
+        "unquoted_text",
+        "invisible_characters",
+        "text_too_long",
+    ]
+    message: str
+    text: str | None = Field(description="An excerpt.")
+    position: int | None = Field(description="Of the mark or text, in characters of the prompt as sent.")
+    fixed: bool = Field(description="The picture will have what a reader expects; otherwise it is up to the writer.")
+
+
 class Attempt(BaseModel):
     """One try of one stage."""
 
@@ -100,6 +119,8 @@ class JobAnswer(BaseModel):
     model: JobModel
     input: dict[str, Any] = Field(description="The request as it was sent.")
     params: dict[str, Any] = Field(description="The request with every default and seed filled in.")
+    glyph_texts: list[str] = Field(description="What is drawn letter by letter.")
+    warnings: list[Warning] = Field(description="What may not be as the writer of the prompt thinks.")
     seed: int
     outputs: list[Output]
     error: JobError | None

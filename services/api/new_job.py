@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from services.api.field_errors import ErrorCollector
+from services.api.field_errors import ErrorCollector, Path
 from services.api.schemas import MAX_SOURCES, JobRequest, LoraAdapter
 from shared.checkpoint import ModelInfo
 from shared.grid import TokenGrid
 from shared.lifecycle.submit import NewJob, SourceFile
 from shared.lora import Lora, LoraChoice
 from shared.prompt_rules import find_control_token
+from shared.quoting.reading import Reading, UnquotableTextError, read_prompt
 
 _MAX_LISTED = 20
 """Names of adapters that an error lists."""
@@ -22,14 +23,7 @@ Size = tuple[int, int]
 
 def check_request(request: JobRequest, info: ModelInfo, num_uploads: int, errors: ErrorCollector) -> None:
     """Collect what is wrong with a well-formed request in the light of the checkpoint and of its own other fields."""
-    token = find_control_token(request.prompt)
-    if token is not None:
-        errors.add(
-            ("prompt",),
-            "control_token",
-            f"may not contain {token[:80]}, which the model reads as a command and not as text",
-            "unprocessable_prompt",
-        )
+    _check_texts(request, errors)
     if len(request.images) + num_uploads > MAX_SOURCES:
         errors.add(("images",), "too_long", f"at most {MAX_SOURCES} reference images, uploads included")
     if request.format_options.quality is not None and request.format == "png":
@@ -101,10 +95,13 @@ def new_job(
         approval_s: how long a draft waits for approval, if it needs any.
     """
     seed = random_seed if request.seed is None else request.seed
+    reading = read_texts(request)
     return NewJob(
         tenant_id=tenant_id,
         input=sent,
-        prompt=request.prompt,
+        prompt=reading.prompt,
+        glyph_texts=None if reading.is_reference else reading.glyph_texts,
+        warnings=warnings_of(reading),
         height_px=size[0],
         width_px=size[1],
         grid=TokenGrid.drawn_for(*size, info.min_generate_px, info.max_generate_px),
@@ -132,6 +129,33 @@ def new_job(
         wants_previews=request.previews,
         approval_s=approval_s if request.approve else None,
     )
+
+
+def read_texts(request: JobRequest) -> Reading:
+    """The prompt and the texts of a checked request, as the engines get them."""
+    return read_prompt(request.prompt, request.text, request.glyphs)
+
+
+def warnings_of(reading: Reading) -> list[dict[str, Any]]:
+    """What the writer of a prompt should know, as answers have it."""
+    return [
+        {"code": notice.code, "message": notice.message, "text": notice.text, "position": notice.position, "fixed": notice.is_fixed}
+        for notice in reading.notices
+    ]
+
+
+def _check_texts(request: JobRequest, errors: ErrorCollector) -> None:
+    written: list[tuple[Path, str]] = [(("prompt",), request.prompt), *((("text", index), text) for index, text in enumerate(request.text))]
+    for path, text in written:
+        token = find_control_token(text)
+        if token is not None:
+            detail = f"may not contain {token[:80]}, which the model reads as a command and not as text"
+            errors.add(path, "control_token", detail, "unprocessable_prompt")
+    try:
+        read_texts(request)
+    except UnquotableTextError as error:
+        detail = "the reference's parser cannot read this text back from a prompt; with glyphs: auto it is drawn"
+        errors.add(("text", error.index), "unquotable", detail, "unprocessable_prompt")
 
 
 def _check_size(request: JobRequest, info: ModelInfo, errors: ErrorCollector) -> None:

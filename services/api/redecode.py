@@ -125,6 +125,8 @@ def redecoded_job(
         cache=asked.cache,
         wants_previews=previews,
         redecode_of=source["id"],
+        glyph_texts=tuple(source["glyph_texts"]),
+        warnings=source["warnings"],
     )
 
 

@@ -17,10 +17,12 @@ from shared.lifecycle.events import JOB_EVENTS
 from shared.lifecycle.reuse import Cache
 from shared.lifecycle.submit import NUM_SEEDS
 from shared.lora import LORA_NAME
+from shared.quoting.reading import MAX_TEXT_BYTES
 from shared.states import JobStatus, Priority
 
 MAX_PROMPT_CHARS = 8000
 MAX_SOURCES = 16
+MAX_TEXTS = 16
 _MAX_LORAS = 4
 _MAX_LORA_SCALE = 4.0
 _EXACT_SIZE = re.compile(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", re.ASCII)
@@ -38,6 +40,14 @@ _DEADLINE = "The job expires if it has not succeeded by then."
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise refuse("blank", "should say what to draw")
+    return text
+
+
+def _is_text(text: str) -> str:
+    if not text.strip():
+        raise refuse("blank", "should hold letters to draw")
+    if (size := len(text.encode())) > MAX_TEXT_BYTES:
+        raise refuse("too_long", f"should have at most {MAX_TEXT_BYTES} bytes in UTF-8 (got {size})")
     return text
 
 
@@ -131,6 +141,16 @@ class JobRequest(Sent):
 
     prompt: Annotated[str, AfterValidator(_not_blank)] = Field(
         min_length=1, max_length=MAX_PROMPT_CHARS, description="What to draw. Text in quotation marks is drawn as text."
+    )
+    text: list[Annotated[str, AfterValidator(_is_text)]] = Field(
+        default=[],
+        max_length=MAX_TEXTS,
+        description="Texts to draw, exactly as they are here. They are quoted and put into the prompt, unless it quotes them already.",
+    )
+    glyphs: Literal["auto", "reference"] = Field(
+        default="auto",
+        description="Who reads the quotation marks of the prompt. `auto`: as a person does, with apostrophes, inch marks and the marks of "
+        "all languages; `reference`: as the model's own code, which knows '…', “…”, \"…\" and 「…」 and takes apostrophes for marks.",
     )
     size: Annotated[str, AfterValidator(_is_size)] | None = Field(
         default=None,

@@ -34,7 +34,7 @@ from services.decoder_worker.weights import DecoderModel
 from shared.errors import TokenGridError
 from shared.grid import TOKEN_PX, TokenGrid
 from shared.lora import Lora
-from shared.quoting import glyph_texts
+from shared.quoting.reference import glyph_texts
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def check(model: DecoderModel, request: ImageRequest, showing: Showing, work_don
     """
     prior_token_ids = _prior_token_ids(request.token_ids, request.grid, model.codebook_size)
     sources = tuple(_checked_source(source, model.codebook_size) for source in request.sources)
-    texts = tuple(glyph_texts(request.prompt))
+    texts = tuple(glyph_texts(request.prompt)) if request.glyph_texts is None else request.glyph_texts
     num_glyph_tokens = sum(map(len, glyph_token_rows(model.tokenizer, texts)))
     num_patches = prior_token_ids.shape[1]
     return Drawing(

@@ -49,6 +49,7 @@ class ImageRequest:
         resume: latents of an earlier attempt. Such as do not belong to this request are ignored, and it starts anew.
         is_preview: a draft that runs when nothing else wants the engine.
         show_previews: hand out previews of this picture on its way.
+        glyph_texts: what the picture is to say; None: what the reference's parser finds in the prompt.
     """
 
     prompt: str
@@ -63,11 +64,13 @@ class ImageRequest:
     resume: LatentsSoFar | None = field(default=None, repr=False)
     is_preview: bool = False
     show_previews: bool = False
+    glyph_texts: tuple[str, ...] | None = None
 
     def digest(self) -> str:
         """Equal for requests whose pictures are equal on the same checkpoint."""
         decides = [
             self.prompt,
+            self.glyph_texts,
             [self.grid.token_h, self.grid.token_w],
             self.token_ids,
             self.seed,

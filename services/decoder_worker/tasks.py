@@ -76,6 +76,7 @@ class ImageTasks:
             return lambda: finish.redraw_grid(self.db, claim.id, claim.attempt, claim.grid_artifact.sha256, reason)
         request = ImageRequest(
             prompt=claim.prompt,
+            glyph_texts=claim.glyph_texts,
             grid=TokenGrid(claim.token_h, claim.token_w),
             token_ids=grid.token_ids,
             seed=claim.seed,
@@ -115,7 +116,7 @@ class ImageTasks:
                 return False
             ids = claim.draft_token_ids
             rows = [list(ids[start : start + claim.draft_w]) for start in range(0, len(ids), claim.draft_w)]
-            request = replace(draft_request(claim.prompt, rows, self.preview_max_px), lora=claim.lora)
+            request = replace(draft_request(claim.prompt, rows, self.preview_max_px), glyph_texts=claim.glyph_texts, lora=claim.lora)
             image = self.engine.submit(request, lambda *_: None, lambda: False).result().to_pil()
             key = f"t/{claim.tenant_id}/previews/{claim.grid_id}/draft-{claim.attempt}.{_PREVIEW_FORMAT}"
             artifact = self._store(key, render(image, image.height, image.width, _PREVIEW_FORMAT), _PREVIEW_FORMAT)

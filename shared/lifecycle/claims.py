@@ -72,6 +72,8 @@ class ClaimedImage:
     attempt: int
     tenant_id: str
     prompt: str
+    glyph_texts: tuple[str, ...] | None
+    """What the picture is to say; None: what the reference's parser finds in the prompt."""
     token_h: int
     token_w: int
     seed: int
@@ -144,6 +146,7 @@ def claim_image(db: Database, worker_id: str, lease_s: float, image_id: str | No
             attempt=image.attempt,
             tenant_id=image.tenant_id,
             prompt=grid.prompt,
+            glyph_texts=given_texts(grid),
             token_h=grid.token_h,
             token_w=grid.token_w,
             seed=image.seed,
@@ -163,6 +166,11 @@ def claim_image(db: Database, worker_id: str, lease_s: float, image_id: str | No
         )
 
     return db.run(work)
+
+
+def given_texts(grid: Grid) -> tuple[str, ...] | None:
+    """The texts that were given beside the prompt; None: there are none but those that the reference's parser finds in it."""
+    return None if grid.glyph_texts is None else tuple(grid.glyph_texts)
 
 
 def _claim(session: Session, row: type[Grid] | type[Image], worker_id: str, lease_s: float, unit_id: str | None) -> str | None:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from shared.db import Database
 from shared.grid import TokenGrid
 from shared.job_document import preview_entry
-from shared.lifecycle.claims import StoredArtifact
+from shared.lifecycle.claims import StoredArtifact, given_texts
 from shared.lifecycle.ending import database_now, live_jobs
 from shared.lifecycle.events import record_changes
 from shared.lifecycle.work import held_unit
@@ -42,6 +42,7 @@ class ClaimedPreview:
     attempt: int
     tenant_id: str
     prompt: str
+    glyph_texts: tuple[str, ...] | None
     draft_h: int
     draft_w: int
     draft_token_ids: tuple[int, ...]
@@ -125,6 +126,7 @@ def _claim(session: Session, grid: Grid, draft_token_ids: list[int], worker_id: 
         attempt=grid.preview_attempt,
         tenant_id=grid.tenant_id,
         prompt=grid.prompt,
+        glyph_texts=given_texts(grid),
         draft_h=shape.draft_h,
         draft_w=shape.draft_w,
         draft_token_ids=tuple(draft_token_ids),

@@ -71,17 +71,21 @@ def grid_key(
     model_revision: str,
     lora: Lora = (),
     salt: str = "",
+    glyph_texts: Sequence[str] | None = None,
 ) -> str:
     """
-    What decides the tokens of a grid, as a hash.
+    What decides the tokens of a grid and the texts in its pictures, as a hash.
 
     Args:
+        glyph_texts: where they are not what the reference's parser finds in the prompt.
         salt: makes the key that of one job alone.
     """
     identity: list[Any] = [prompt, grid.token_h, grid.token_w, seed, temperature, top_p, list(source_hashes), model_revision]
     # Only where there are any, so that grids of before adapters and approval are still found.
     if lora or salt:
         identity += [lora_to_json(lora), salt]
+    if glyph_texts is not None:
+        identity.append({"glyph_texts": list(glyph_texts)})
     return _digest(identity)
 
 

@@ -19,6 +19,7 @@ from shared.lifecycle.events import record_events
 from shared.lifecycle.idempotency import Idempotency, claim_key
 from shared.lifecycle.reuse import Cache, Found, find_image, find_or_add, grid_key, image_key, lock_alive
 from shared.lora import Lora, lora_to_json
+from shared.quoting.reference import glyph_texts
 from shared.states import LIVE_WORK, JobStatus, Priority, WorkState
 from shared.tables import Grid, Image, Job, Output
 
@@ -43,6 +44,8 @@ class NewJob:
         height_px, width_px: of the result; `grid` is what the model draws, to be resized if it is another size.
         quality: of the file; `is_fast` is about the drawing.
         approval_s: how long drafts wait for the customer's approval; None: they need none.
+        glyph_texts: what the pictures are to say; None: what the reference's parser finds in the prompt.
+        warnings: about the request, for its writer.
         redecode_of: the job whose finished layouts are drawn once more. What decides them must be as it is there.
     """
 
@@ -76,11 +79,14 @@ class NewJob:
     wants_previews: bool = True
     approval_s: float | None = None
     redecode_of: str | None = None
+    glyph_texts: tuple[str, ...] | None = None
+    warnings: list[dict[str, Any]] = field(default_factory=list)
 
     def params(self) -> dict[str, Any]:
         """What the engines follow, as the customer sees it."""
         return {
             "prompt": self.prompt,
+            "glyph_texts": glyph_texts(self.prompt) if self.glyph_texts is None else list(self.glyph_texts),
             "size": f"{self.width_px}x{self.height_px}",
             "n": self.num_images,
             "seed": self.seed,
@@ -127,6 +133,7 @@ def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None) ->
         webhook=new.webhook,
         request_metadata=new.metadata,
         custom_id=new.custom_id,
+        warnings=new.warnings,
         deadline=new.deadline,
         wants_previews=new.wants_previews,
         approval_s=new.approval_s,
@@ -208,6 +215,7 @@ class _Outputs:
                 new.lora,
                 # A grid that waits for one customer's word must not hold up another job.
                 salt=self._job_id if new.approval_s is not None else "",
+                glyph_texts=new.glyph_texts,
             )
             layouts.append(_Layout(None if new.cache is Cache.OFF else key, seed))
         return layouts
@@ -252,6 +260,7 @@ class _Outputs:
             "top_p": new.top_p,
             "source_file_ids": [source.id for source in new.sources],
             "lora": lora_to_json(new.lora),
+            "glyph_texts": None if new.glyph_texts is None else list(new.glyph_texts),
             "model_revision": new.model_revision,
             "needs_approval": new.approval_s is not None,
         }

@@ -48,7 +48,7 @@ INSERT INTO tenant (id, name, webhook_secret) VALUES ('ten_1', 'acme', 'x');
 INSERT INTO grid (id, tenant_id, key, prompt, token_h, token_w, seed, temperature, top_p, source_file_ids, model_revision, state, lane)
 VALUES ('tok_1', 'ten_1', 'old', 'A cat', 2, 3, 1, 0.9, 0.75, '{}', 'r1', 'ready', 1);
 INSERT INTO job (id, tenant_id, status, priority, input, params, model, num_images)
-VALUES ('job_1', 'ten_1', 'queued', 'standard', '{}', '{"seed": 1, "n": 2}', '{"name": "m", "revision": "r1"}', 2);
+VALUES ('job_1', 'ten_1', 'queued', 'standard', '{}', '{"prompt": "a fox", "seed": 1, "n": 2}', '{"name": "m", "revision": "r1"}', 2);
 INSERT INTO image (id, tenant_id, job_id, index, grid_id, seed, steps, guidance_scale, height_px, width_px, format, state, lane)
 VALUES ('img_a', 'ten_1', 'job_1', 1, 'tok_1', 2, 4, 1.5, 64, 96, 'png', 'waiting', 1),
        ('img_b', 'ten_1', 'job_1', 0, 'tok_1', 1, 4, 1.5, 64, 96, 'png', 'waiting', 1);

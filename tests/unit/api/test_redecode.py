@@ -33,6 +33,8 @@ SOURCE = {
         "format_options": {"quality": 80},
         "images": [{"file_id": "file_1"}],
     },
+    "glyph_texts": ["OPEN"],
+    "warnings": [],
     "outputs": [{"generated_width": 128, "generated_height": 64}],
 }
 FILES = (SourceFile("file_1", "ab"),)

@@ -21,7 +21,7 @@ from checkpoints.evaluate.cases import (
 from checkpoints.train.posters import CELL_PX, COLOURS, MAX_CELLS, PAIRS, Poster, lines
 from checkpoints.train.prompts import WORDS, sample_edit, sample_poster
 from checkpoints.train.wordings import prompt_for
-from shared.quoting import glyph_texts
+from shared.quoting.reference import glyph_texts
 
 PROMPTS, EDITS = prompt_cases(), edit_cases()
 

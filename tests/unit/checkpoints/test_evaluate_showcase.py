@@ -6,7 +6,7 @@ import numpy as np
 
 from checkpoints.evaluate.showcase import PROMPTS, page
 from checkpoints.train.posters import Poster, draw
-from shared.quoting import glyph_texts
+from shared.quoting.reference import glyph_texts
 
 
 def test_pictures_stand_four_to_a_row_with_captions_below() -> None:

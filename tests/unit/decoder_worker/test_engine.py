@@ -45,6 +45,13 @@ def test_same_request_same_pixels(engine: DecoderEngine) -> None:
         assert not torch.equal(pixels, _pixels(engine, dataclasses.replace(_REQUEST, **change)))
 
 
+def test_given_texts_come_in_place_of_those_in_the_prompt(engine: DecoderEngine) -> None:
+    """A picture depends on its texts, however the engine learned of them."""
+    pixels = _pixels(engine, _REQUEST)
+    assert torch.equal(pixels, _pixels(engine, dataclasses.replace(_REQUEST, prompt="it's a dog's", glyph_texts=("word",))))
+    assert not torch.equal(pixels, _pixels(engine, dataclasses.replace(_REQUEST, glyph_texts=())))
+
+
 def test_progress_is_told_step_by_step(engine: DecoderEngine) -> None:
     """Every denoising step is reported, then the VAE's start and end."""
     told: list[tuple[str, int, int]] = []

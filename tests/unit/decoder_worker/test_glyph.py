@@ -9,7 +9,7 @@ import torch
 
 from services.decoder_worker.glyph import glyph_embeds
 from services.decoder_worker.weights import DecoderModel
-from shared.quoting import glyph_texts
+from shared.quoting.reference import glyph_texts
 
 
 @pytest.mark.parametrize(

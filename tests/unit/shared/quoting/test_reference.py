@@ -7,7 +7,7 @@ from diffusers import GlmImagePipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.quoting import glyph_texts
+from shared.quoting.reference import glyph_texts
 
 _CORPUS = [
     "",

@@ -1,0 +1,81 @@
+"""Texts to draw, over HTTP: quoted in the prompt or sent apart, what the workers get of them, and what their sender is told."""
+
+from __future__ import annotations
+
+import pytest
+from flask.testing import FlaskClient
+
+from shared.db import Database
+from shared.lifecycle import claims, work
+from shared.states import Stage
+from tests.integration.api.conftest import assert_problem
+from tests.integration.api.test_jobs import assert_documented, claim_grid
+from tests.ledger import finish_one_grid
+
+
+def test_texts_are_quoted_for_the_sender(client: FlaskClient, db: Database) -> None:
+    """`text` goes into the prompt that the engines get; the request is echoed as it was sent."""
+    job = client.post("/v1/jobs", json={"prompt": "a poster.", "text": ["SALE", "50 %"]}).get_json()
+    assert job["glyph_texts"] == ["SALE", "50 %"]
+    assert job["params"]["prompt"] == 'a poster, with the text "SALE" and "50 %"' == claim_grid(db).prompt
+    assert job["input"] == {"prompt": "a poster.", "text": ["SALE", "50 %"]}
+    assert job["warnings"] == []
+    assert_documented(job)
+
+
+def test_what_no_prompt_can_say_goes_to_the_decoder_beside_it(client: FlaskClient, db: Database) -> None:
+    """A text that the reference's parser cannot read back is drawn all the same, and drawn anew by a redecode."""
+    text = "He said \"hi\" and 'ho' “hu” 「he」"
+    job = client.post("/v1/jobs", json={"prompt": "a poster", "text": [text]}).get_json()
+    assert job["glyph_texts"] == [text]
+    finish_one_grid(db)
+    again = client.post(f"/v1/jobs/{job['id']}/redecode", json={"steps": 9}).get_json()
+    assert again["glyph_texts"] == [text]
+    work.release(db, Stage.DECODER, 10)
+    for _ in range(2):
+        image = claims.claim_image(db, "w", 30)
+        assert image is not None
+        assert image.glyph_texts == (text,)
+
+
+def test_a_prompt_without_traps_is_left_to_the_reference(client: FlaskClient, db: Database) -> None:
+    """Nothing is stored beside it, so that it shares its layout with what was drawn before."""
+    client.post("/v1/jobs", json={"prompt": 'a "SALE" poster'})
+    finish_one_grid(db)
+    work.release(db, Stage.DECODER, 10)
+    image = claims.claim_image(db, "w", 30)
+    assert image is not None
+    assert image.glyph_texts is None
+
+
+def test_traps_are_told(client: FlaskClient) -> None:
+    """Warnings name what was found and where; `glyphs: reference` leaves the trap as the model's own code has it."""
+    prompt = "it's a dog's \"B\" sign"
+    job = client.post("/v1/jobs", json={"prompt": prompt}).get_json()
+    assert job["glyph_texts"] == ["B"]
+    assert [(warning["code"], warning["position"], warning["fixed"]) for warning in job["warnings"]] == [("apostrophe", 2, True)]
+    assert_documented(job)
+    job = client.post("/v1/jobs", json={"prompt": prompt, "glyphs": "reference"}).get_json()
+    assert job["glyph_texts"] == ["s a dog", "B"]
+    assert job["params"]["prompt"] == prompt
+    assert [(warning["code"], warning["fixed"]) for warning in job["warnings"]] == [("apostrophe", False)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"text": "SALE"}, "invalid_request", "text"),
+        ({"text": [1]}, "invalid_request", "text.0"),
+        ({"text": ["a", ""]}, "invalid_request", "text.1"),
+        ({"text": ["  "]}, "invalid_request", "text.0"),
+        ({"text": ["é" * 1024]}, "invalid_request", "text.0"),
+        ({"text": ["a"] * 17}, "invalid_request", "text"),
+        ({"text": ["a", "<|image|>"]}, "unprocessable_prompt", "text.1"),
+        ({"text": ["ok", "He said \"hi\" 'ho' “hu” 「he」"], "glyphs": "reference"}, "unprocessable_prompt", "text.1"),
+        ({"glyphs": "none"}, "invalid_request", "glyphs"),
+    ],
+)
+def test_texts_that_cannot_be_drawn(refusing: FlaskClient, fields: dict[str, object], code: str, param: str) -> None:
+    """Each is refused with the field that holds it, and nothing is stored."""
+    status = 422 if code == "unprocessable_prompt" else 400
+    assert_problem(refusing.post("/v1/jobs", json={"prompt": "a poster", **fields}), status, code, param)
