@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from sqlalchemy import Connection, create_engine, text
@@ -14,6 +14,8 @@ from sqlalchemy.orm import Session
 from shared.errors import GlmqError
 
 Result = TypeVar("Result")
+
+_CHANGED = "changed"
 
 # A deadlock or a serialization failure says that nothing was written and the same transaction may succeed now.
 _RETRYABLE = frozenset({"40P01", "40001"})
@@ -29,10 +31,20 @@ def engine_url(url: str) -> URL:
     return make_url(url).set(drivername="postgresql+psycopg")
 
 
+def note_changes(session: Session, ids: Iterable[str]) -> None:
+    """Have `Database.run` tell of these once the transaction is committed."""
+    session.info.setdefault(_CHANGED, set()).update(ids)
+
+
 class Database:
     """A pool of connections, and `run`: one function, one transaction."""
 
-    def __init__(self, url: str, pool_size: int = 8) -> None:
+    def __init__(self, url: str, pool_size: int = 8, on_changes: Callable[[set[str]], object] | None = None) -> None:
+        """
+        Args:
+            on_changes: called after each commit with the ids that its transaction noted; must neither wait nor raise.
+        """
+        self._on_changes = on_changes
         self.engine = create_engine(
             engine_url(url),
             pool_size=pool_size,
@@ -72,6 +84,8 @@ class Database:
                     result = work(session)
                     is_committing = True
                     session.commit()
+                    if self._on_changes is not None and _CHANGED in session.info:
+                        self._on_changes(session.info[_CHANGED])
                     return result
             except PoolTimeoutError as error:
                 raise DatabaseDownError("no free connection") from error

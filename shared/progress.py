@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import redis
@@ -55,7 +56,15 @@ class LiveState:
 
     def listen(self, wake: Mapping[Topic, Callable[[], object]]) -> Listener:
         """Have these called, on a thread of the listener's, whenever their topic is rung."""
-        return Listener(self._redis, wake)
+        return Listener(self._redis, {topic: partial(_without_ids, call) for topic, call in wake.items()})
+
+    def tell_changes(self, ids: Collection[str]) -> None:
+        """Wake whoever waits for these jobs or tenants, soon. Never waits; call it after the commit that changed them."""
+        self._bell.ring(Topic.CHANGES, ids=ids)
+
+    def hear_changes(self, call: Callable[[frozenset[str] | None], object]) -> Listener:
+        """Have this called, on a thread of the listener's, with the ids of jobs and tenants that changed; None: it may be any."""
+        return Listener(self._redis, {Topic.CHANGES: call})
 
     def write_progress(self, progress: Mapping[str, tuple[str, int, int]]) -> None:
         """Publish phase, done and total by work id."""
@@ -121,11 +130,11 @@ class LiveState:
         """Does Redis answer?"""
         return bool(self._try(lambda: self._redis.ping(), False))
 
-    def _publish(self, topics: set[Topic]) -> None:
+    def _publish(self, rung: Mapping[Topic, set[str]]) -> None:
         def work() -> None:
             pipe = self._redis.pipeline(transaction=False)
-            for topic in topics:
-                pipe.publish(channel(topic), "")
+            for topic, ids in rung.items():
+                pipe.publish(channel(topic), " ".join(ids))
             pipe.execute()
 
         self._try(work, None)
@@ -139,3 +148,7 @@ class LiveState:
             self._down_until = time.monotonic() + _PAUSE_S
             log.warning("redis_away", error=type(error).__name__)
             return otherwise
+
+
+def _without_ids(call: Callable[[], object], _ids: frozenset[str] | None) -> None:
+    call()

@@ -1,7 +1,7 @@
 """
 Wake-ups: one process tells others that there is something to do, so that they need not wait for their next poll.
 
-A hint and nothing more. It names no work, may be lost, doubled or late, and without Redis there are none: whoever listens polls all the
+A hint and nothing more. It may be lost, doubled or late, and without Redis there are none: whoever listens polls all the
 same. Redis pub/sub and not Postgres' NOTIFY, which would be sent by the commit itself but holds a lock of the whole database through
 that commit: submits would then commit one after another, each waiting for the disk alone.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -54,6 +54,9 @@ class Topic(StrEnum):
     SPARE_WORK = "spare-work"
     """For decoder workers with a free slot: something that is done only where nothing else waits, such as a preview."""
 
+    CHANGES = "changes"
+    """For API processes, in whose requests somebody may wait: ids of the jobs that have changed, and of their tenants."""
+
 
 READY = {Stage.AR: Topic.GRIDS_READY, Stage.DECODER: Topic.IMAGES_READY}
 RELEASED = {Stage.AR: Topic.GRIDS_RELEASED, Stage.DECODER: Topic.IMAGES_RELEASED}
@@ -71,20 +74,21 @@ class Bell:
     What is rung several times before the thread gets to it is published once.
     """
 
-    def __init__(self, publish: Callable[[set[Topic]], None]) -> None:
+    def __init__(self, publish: Callable[[Mapping[Topic, set[str]]], None]) -> None:
         """
         Args:
-            publish: may block; must not raise.
+            publish: is given what was rung, and the ids that were told with it; may block; must not raise.
         """
         self._publish = publish
-        self._rung: set[Topic] = set()
+        self._rung: dict[Topic, set[str]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def ring(self, *topics: Topic) -> None:
+    def ring(self, *topics: Topic, ids: Iterable[str] = ()) -> None:
         """Publish soon, or never."""
         with self._changed:
-            self._rung.update(topics)
+            for topic in topics:
+                self._rung.setdefault(topic, set()).update(ids)
             if self._thread is None:
                 # At the first ring: whoever never rings needs no thread.
                 self._thread = threading.Thread(target=self._publish_all, name="bell", daemon=True)
@@ -96,18 +100,19 @@ class Bell:
             with self._changed:
                 while not self._rung:
                     self._changed.wait()
-                topics, self._rung = self._rung, set()
-            self._publish(topics)
+                rung, self._rung = self._rung, {}
+            self._publish(rung)
 
 
 class Listener:
     """A thread that hears what is rung, until it is closed; while Redis is away it hears nothing and tries again."""
 
-    def __init__(self, client: Any, wake: Mapping[Topic, Callable[[], object]]) -> None:
+    def __init__(self, client: Any, wake: Mapping[Topic, Callable[[frozenset[str] | None], object]]) -> None:
         """
         Args:
             client: of Redis. Any: redis-py's types do not tell its answers.
-            wake: called on the listener's thread at every ring, and once when it begins to hear: something may have been missed.
+            wake: called on the listener's thread at every ring, with the ids that were told; and with None when it begins to hear:
+                something may have been missed.
         """
         self._client = client
         self._wake = {channel(topic).encode(): call for topic, call in wake.items()}
@@ -121,9 +126,13 @@ class Listener:
         """Would a ring be heard now? May be wrong for `2 * _SILENCE_S` after a connection died without a word."""
         return self._is_hearing.is_set()
 
+    def end(self) -> None:
+        """Hear nothing more, soon."""
+        self._closed.set()
+
     def close(self) -> None:
         """Hear nothing more."""
-        self._closed.set()
+        self.end()
         self._thread.join()
 
     def _listen(self) -> None:
@@ -154,4 +163,5 @@ class Listener:
                 was_asked = False
                 if message["type"] in ("subscribe", "message"):
                     self._is_hearing.set()
-                    self._wake[message["channel"]]()
+                    ids = frozenset(message["data"].decode().split()) if message["type"] == "message" else None
+                    self._wake[message["channel"]](ids)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import struct
+from types import FrameType
 from typing import Any
 
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  # gunicorn publishes no types
@@ -44,13 +46,15 @@ class _Server(BaseApplication):  # type: ignore[misc]  # the same
             "bind": f"{self._settings.api_host}:{self._settings.api_port}",
             "worker_class": "gthread",
             "workers": self._settings.api_workers,
-            "threads": self._settings.api_threads,
+            # Who waits for a job holds a thread and nothing else. The threads are started when they are needed.
+            "threads": self._settings.api_threads + self._settings.api_max_waiting,
             "graceful_timeout": _STOP_S,
             "logger_class": _StructuredLog,
             "proc_name": "glmq-api",
             # It would lie in the home folder, where two stacks of one user would share it.
             "control_socket_disable": True,
             "when_ready": lambda arbiter: _limit_silence(arbiter.LISTENERS, self._settings.api_read_timeout_s),
+            "post_worker_init": lambda worker: _end_waits_at_stop(worker.wsgi),
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -62,13 +66,26 @@ class _Server(BaseApplication):  # type: ignore[misc]  # the same
 
 def _limit_silence(listeners: list[Any], seconds: int) -> None:
     """
-    Close connections that go silent in the middle of a request.
+    Close connections that go silent in the middle of a request, or read nothing of their answer.
 
-    gunicorn reads requests with blocking sockets and no timeout, so a few clients that send half a header would hold every
-    thread for ever. Accepted sockets inherit the listener's kernel timeout.
+    gunicorn reads and writes with blocking sockets and no timeout, so a few clients that send half a header would hold every
+    thread for ever. Accepted sockets inherit the listener's kernel timeouts.
     """
     for listener in listeners:
-        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            listener.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
+
+
+def _end_waits_at_stop(app: Any) -> None:
+    """At SIGTERM, answer long polls with what there is and end event streams: their clients come back, to another process."""
+    stop = signal.getsignal(signal.SIGTERM)
+
+    def end_waits(number: int, frame: FrameType | None) -> None:
+        app.extensions["glmq"].waiting.close()
+        if callable(stop):
+            stop(number, frame)
+
+    signal.signal(signal.SIGTERM, end_waits)
 
 
 def main() -> None:

@@ -39,6 +39,7 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
     app.url_map.merge_slashes = False
     # Kept for whoever has to close them: gunicorn's workers just end, tests do not.
     parts = app.extensions["glmq"] = make_parts(settings, resolver)
+    app.wsgi_app = parts.waiting.wrap(app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation tells to
     openapi.install(app)
     envelope.install(app)
     problems.install(app, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response, jsonify
@@ -10,8 +11,7 @@ from services.api.parts import Parts
 from shared.job_document import finish_document
 from shared.states import TERMINAL_JOB
 
-_POLL_S = 1
-"""Guess: what a client may wait between two looks."""
+_MAX_POLL_S = 15
 
 
 def public_document(parts: Parts, document: dict[str, Any]) -> dict[str, Any]:
@@ -23,5 +23,16 @@ def job_response(parts: Parts, document: dict[str, Any]) -> Response:
     """The job, and for one that is not over the seconds until the next look."""
     response = jsonify(public_document(parts, document))
     if document["status"] not in TERMINAL_JOB:
-        response.headers["Retry-After"] = str(_POLL_S)
+        response.headers["Retry-After"] = str(retry_after_s(document, datetime.now(UTC)))
     return response
+
+
+def retry_after_s(document: dict[str, Any], now: datetime) -> int:
+    """
+    A quarter of the time that the job may still take, 1 to 15 seconds.
+
+    What is known of that time is how long it has been going on: of jobs of all lengths, one that is so old has on average about as much
+    before it.
+    """
+    age_s = (now - datetime.fromisoformat(document["created_at"])).total_seconds()
+    return max(1, min(_MAX_POLL_S, round(age_s / 4)))

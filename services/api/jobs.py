@@ -27,10 +27,12 @@ from services.api.idempotency import fingerprint, parse_key
 from services.api.job_answers import job_response, public_document
 from services.api.new_job import check_request, new_job, requested_size
 from services.api.parts import Parts
+from services.api.prefer import MAX_WAIT_S, NO_PREFERENCE, Preference, parse_prefer
 from services.api.request_body import RequestBody, read_body, read_query
 from services.api.route_docs import describe
-from services.api.schemas import ImageQuery, JobRequest, ListQuery
+from services.api.schemas import ImageQuery, JobQuery, JobRequest, ListQuery
 from services.api.sources import SourceReader
+from services.api.waiting import NoPlaceError, has_ended
 from shared.errors import RequestError
 from shared.ids import is_id
 from shared.lifecycle.idempotency import Idempotency, find_replay
@@ -50,9 +52,12 @@ _UPLOADS = {
     "description": "Reference images, after those of `images`.",
 }
 NEW_JOB: dict[str, Any] = {
-    "request_headers": ("Idempotency-Key",),
-    "descriptions": {"200": "The same Idempotency-Key made this job before."},
-    "headers": {"202": ("Location", "Retry-After"), "200": ("Location", "Idempotency-Replayed")},
+    "request_headers": ("Idempotency-Key", "Prefer"),
+    "descriptions": {"200": "The job has ended while the request waited for it; or the same Idempotency-Key made it before."},
+    "headers": {
+        "202": ("Location", "Retry-After", "Preference-Applied"),
+        "200": ("Location", "Idempotency-Replayed", "Preference-Applied"),
+    },
     "same_as": {"200": "202"},
     "links": (("get_job", "cancel_job", "list_images", "redecode_job", "approve_job", "reject_job"), "job_id"),
 }
@@ -112,10 +117,33 @@ def find_job(parts: Parts, caller: Caller, job_id: str) -> dict[str, Any]:
     return document
 
 
-def submitted_response(parts: Parts, caller: Caller, submitted: Submitted) -> Response:
-    """202 with the new job, which may have ended already; 200 if it was there before."""
-    response = job_response(parts, find_job(parts, caller, submitted.job_id))
-    response.status_code = 200 if submitted.is_replay else 202
+def wait_for_job(parts: Parts, caller: Caller, job_id: str, timeout_s: float) -> dict[str, Any]:
+    """
+    The job's document once it has ended, or as it is after `timeout_s`.
+
+    Raises:
+        RequestError: as `find_job`.
+        NoPlaceError: it has not ended yet, and too many requests wait already.
+    """
+    return parts.waiting.wait_until(caller.tenant_id, job_id, lambda: find_job(parts, caller, job_id), has_ended, timeout_s)
+
+
+def submitted_response(parts: Parts, caller: Caller, submitted: Submitted, prefer: Preference = NO_PREFERENCE) -> Response:
+    """
+    202 with the new job; 200 if it was there before, or if the client waited for it and it has ended.
+
+    Where nobody else may wait, the answer comes at once and says so.
+    """
+    applied = prefer.applied
+    try:
+        document = wait_for_job(parts, caller, submitted.job_id, prefer.wait_s)
+    except NoPlaceError:
+        document, applied = find_job(parts, caller, submitted.job_id), "respond-async"
+    response = job_response(parts, document)
+    is_awaited = prefer.wait_s > 0 and has_ended(document)
+    response.status_code = 200 if submitted.is_replay or is_awaited else 202
+    if applied is not None:
+        response.headers["Preference-Applied"] = applied
     response.headers["Location"] = f"/v1/jobs/{submitted.job_id}"
     if submitted.is_replay:
         response.headers["Idempotency-Replayed"] = "true"
@@ -144,7 +172,8 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
     def submit_one() -> Response:
         caller = authenticate(parts.db, request, "submit")
         key = parse_key(request.headers.get("Idempotency-Key"))
-        return submitted_response(parts, caller, submit_job(parts, caller, read_body(request), key))
+        prefer = parse_prefer(request.headers.getlist("Prefer"))
+        return submitted_response(parts, caller, submit_job(parts, caller, read_body(request), key), prefer)
 
     @jobs.get("/v1/jobs/<job_id>")
     @jobs.output(JobAnswer, description="The job.")
@@ -152,8 +181,9 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         summary="Get a job",
         operation_id="get_job",
         security="ApiKey",
-        responses=[304, 401, 403, 404, 503],
+        responses=[304, 400, 401, 403, 404, 503],
         extensions=describe(
+            query=JobQuery,
             request_headers=("If-None-Match",),
             descriptions={"304": "Nothing has changed since the ETag of If-None-Match."},
             headers={"200": ("ETag", "Retry-After"), "304": ("ETag",)},
@@ -161,7 +191,19 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
     )
     def get_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "read")
-        document = find_job(parts, caller, job_id)
+        wait_s = min(read_query(request.args, JobQuery).wait, MAX_WAIT_S)
+        known = request.if_none_match
+
+        def is_enough(document: dict[str, Any]) -> bool:
+            return has_ended(document) or (bool(known) and not known.contains_weak(_etag(document)))
+
+        try:
+            document = parts.waiting.wait_until(
+                caller.tenant_id, job_id, lambda: find_job(parts, caller, job_id), is_enough, wait_s, sees_progress=bool(known)
+            )
+        except NoPlaceError:
+            # What it asks for is an answer in good time, and this is one.
+            document = find_job(parts, caller, job_id)
         response = job_response(parts, document)
         response.set_etag(_etag(document), weak=True)
         response.make_conditional(request)

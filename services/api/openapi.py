@@ -26,12 +26,17 @@ _REQUEST_HEADERS: dict[str, dict[str, Any]] = {
         "description": "1 to 255 visible ASCII characters. The same key with the same request gives the same answer, once.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 257},
     },
+    "Prefer": {
+        "description": "`wait=10`: answer when the job has ended, or after so many seconds, at most 55; `wait` alone: 30 (RFC 7240).",
+        "schema": {"type": "string"},
+    },
     "If-None-Match": {"description": "An ETag of an earlier answer.", "schema": {"type": "string"}},
 }
 _HEADERS: dict[str, dict[str, Any]] = {
     "Location": {"description": "Where the new thing is.", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds to wait before asking again.", "schema": {"type": "integer"}},
     "ETag": {"description": "Changes with the job and its progress.", "schema": {"type": "string"}},
+    "Preference-Applied": {"description": "Which preference was honoured.", "schema": {"type": "string"}},
     "Link": {"description": 'The next page, as rel="next".', "schema": {"type": "string"}},
     "Idempotency-Replayed": {"description": "The answer to an earlier request.", "schema": {"type": "string", "const": "true"}},
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},

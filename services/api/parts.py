@@ -9,6 +9,7 @@ from flask import request
 
 from services.api.loaded_model import LoadedModel
 from services.api.settings import ApiSettings
+from services.api.waiting import Waiting
 from shared.db import Database
 from shared.egress import EgressPolicy, Resolver, system_resolver
 from shared.progress import LiveState
@@ -30,9 +31,11 @@ class Parts:
     model: LoadedModel
     fetch_slots: threading.Semaphore
     """Requests that may wait for foreign servers at once; the other threads stay free for everybody else."""
+    waiting: Waiting
 
     def close(self) -> None:
-        """Close the connections to the ledger."""
+        """End every wait, and close the connections to the ledger."""
+        self.waiting.close()
         self.db.close()
 
     def ring_for_work(self) -> None:
@@ -47,14 +50,16 @@ class Parts:
 
 def make_parts(settings: ApiSettings, resolver: Resolver = system_resolver) -> Parts:
     """Make every client. Opens no connection yet, so the API starts while its stores are still starting."""
-    db = Database(settings.database_url.get_secret_value(), settings.db_pool_size)
+    live = LiveState(settings.redis_url.get_secret_value())
+    db = Database(settings.database_url.get_secret_value(), settings.db_pool_size, live.tell_changes)
     return Parts(
         settings=settings,
         db=db,
         storage=Storage(settings),
-        live=LiveState(settings.redis_url.get_secret_value()),
+        live=live,
         policy=EgressPolicy(settings.egress_allow, resolver),
         sealer=Sealer(settings.secret_key.get_secret_value()),
         model=LoadedModel(db),
         fetch_slots=threading.Semaphore(settings.api_threads // 2),
+        waiting=Waiting(live, settings.api_threads, settings.api_max_waiting),
     )

@@ -22,13 +22,14 @@ from services.api.field_errors import InvalidFieldsError, Path
 from services.api.loaded_model import NoModelError
 from services.api.parts import Parts
 from services.api.sources import BusyError
+from services.api.waiting import NoPlaceError
 from shared.db import DatabaseDownError
 from shared.errors import RequestError
 from shared.storage import StorageDownError
 
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_S = 5
-_AWAY = (DatabaseDownError, StorageDownError, NoModelError, BusyError)
+_AWAY = (DatabaseDownError, StorageDownError, NoModelError, BusyError, NoPlaceError)
 
 log = structlog.get_logger()
 

@@ -16,6 +16,7 @@ from services.api.idempotency import fingerprint, parse_key
 from services.api.jobs import NEW_JOB, Submitted, find_job, submitted_response
 from services.api.new_job import check_sides, chosen_lora
 from services.api.parts import Parts
+from services.api.prefer import parse_prefer
 from services.api.request_body import RequestBody, read_json
 from services.api.route_docs import describe
 from services.api.schemas import RedecodeRequest
@@ -148,7 +149,8 @@ def redecode_blueprint(parts: Parts) -> APIBlueprint:
         key = parse_key(request.headers.get("Idempotency-Key"))
         # Found before the body is read: whatever is sent, a foreign job answers as one that never was.
         source = find_job(parts, caller, job_id)
-        return submitted_response(parts, caller, redecode_job(parts, caller, source, read_json(request), key))
+        prefer = parse_prefer(request.headers.getlist("Prefer"))
+        return submitted_response(parts, caller, redecode_job(parts, caller, source, read_json(request), key), prefer)
 
     return redecode
 

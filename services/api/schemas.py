@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from services.api.fields import MAX_METADATA, CustomId, FutureMoment, MetadataKey, MetadataValue, Moment, PageQuery, Sent, refuse
+from services.api.fields import MAX_METADATA, CustomId, FutureMoment, MetadataKey, MetadataValue, Moment, PageQuery, QueryInt, Sent, refuse
 from shared.lifecycle.events import JOB_EVENTS
 from shared.lifecycle.reuse import Cache
 from shared.lifecycle.submit import NUM_SEEDS
@@ -238,6 +238,16 @@ class ListQuery(PageQuery):
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="As `metadata[key]=value`.")
     created_after: Moment | None = None
     created_before: Moment | None = None
+
+
+class JobQuery(Sent):
+    """How to read a job."""
+
+    wait: QueryInt = Field(
+        default=0,
+        ge=0,
+        description="Seconds to wait for the job's end, at most 55; with If-None-Match, for any change.",
+    )
 
 
 class ImageQuery(Sent):

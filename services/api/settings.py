@@ -13,7 +13,13 @@ class ApiSettings(CoreSettings):
     api_host: str = Field(default="127.0.0.1", description="Address the API listens on.")
     api_port: int = Field(default=8080, ge=1, le=65535, description="Port the API listens on.")
     api_workers: int = Field(default=1, ge=1, le=64, description="API processes.")
-    api_threads: int = Field(default=16, ge=2, le=512, description="Requests that one API process answers at once.")
+    api_threads: int = Field(default=16, ge=2, le=512, description="Requests that one API process works on at once.")
+    api_max_waiting: int = Field(
+        default=256,
+        ge=2,
+        le=4096,
+        description="Requests of one API process that may wait for a job besides: long polls and event streams. Each holds a thread.",
+    )
     api_read_timeout_s: int = Field(
         default=20, ge=1, le=600, description="Seconds of silence in the middle of a request after which its connection is closed."
     )

@@ -54,8 +54,8 @@ def serve(settings: DecoderWorkerSettings) -> NoReturn:
         preview_max_px=settings.preview_max_px,
     )
     engine.start()
-    db = Database(settings.database_url.get_secret_value(), settings.db_pool_size)
     live = LiveState(settings.redis_url.get_secret_value())
+    db = Database(settings.database_url.get_secret_value(), settings.db_pool_size, live.tell_changes)
     max_px = max_generate_px(path)
     tasks = ImageTasks(
         db,

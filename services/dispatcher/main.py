@@ -52,9 +52,9 @@ def main() -> None:
 
 def run(settings: DispatcherSettings, stopping: threading.Event) -> None:
     """Dispatch while we are the leader, until `stopping` is set. Nothing is held in memory: a crash loses nothing."""
-    db = Database(settings.database_url.get_secret_value(), pool_size=2)
-    lock = LeaderLock(db, _LOCK)
     live = LiveState(settings.redis_url.get_secret_value())
+    db = Database(settings.database_url.get_secret_value(), pool_size=2, on_changes=live.tell_changes)
+    lock = LeaderLock(db, _LOCK)
     doorbell = Doorbell()
     listener = live.listen({topic: partial(doorbell.ring, stage) for stage, topic in READY.items()})
     publisher = Publisher(make_celery(settings.redis_url.get_secret_value()))

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import Table, bindparam, select
 from sqlalchemy.orm import Session
 
+from shared.db import note_changes
 from shared.ids import new_id
 from shared.job_document import JobImage, job_document
 from shared.states import TERMINAL_JOB
@@ -52,6 +53,12 @@ _OUTPUTS = (
 )
 
 
+def count_change(session: Session, job: Job) -> None:
+    """A job has changed in a way that is no event."""
+    job.version += 1
+    note_changes(session, (job.id,))
+
+
 def record_changes(session: Session, jobs: Sequence[Job], event_type: str) -> None:
     """Jobs of one tenant have changed in the same way: each gets its next version and an event."""
     for job in jobs:
@@ -71,6 +78,7 @@ def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> Non
     if not jobs:
         return
     session.flush()
+    note_changes(session, (jobs[0].tenant_id, *(job.id for job in jobs)))
     images, grids = images_and_grids(session, [job.id for job in jobs])
     # Locked until the transaction ends: all of a tenant's changes pass here one by one, which is what makes `seq` gap-free.
     last_seq = session.execute(_TAKE_SEQS, {"of_tenant": jobs[0].tenant_id, "count": len(jobs)}).scalar_one()

@@ -15,7 +15,7 @@ from shared.db import Database
 from shared.errors import StaleAttemptError, WorkError
 from shared.lifecycle.claims import StoredArtifact
 from shared.lifecycle.ending import database_now, end_work, live_jobs, succeed
-from shared.lifecycle.events import record_changes
+from shared.lifecycle.events import count_change, record_changes
 from shared.lifecycle.work import held_unit, requeue
 from shared.states import LIVE_WORK, Stage, WorkState
 from shared.tables import Grid, Image, Output, Usage
@@ -93,7 +93,7 @@ def hold_grid(db: Database, grid_id: str, attempt: int, draft_token_ids: Sequenc
             # Asked after the job is locked: of two grids that are held together, the second one sees the first.
             grid_ids = select(Image.grid_id).join(Output, Output.image_id == Image.id).where(Output.job_id == job.id)
             if session.scalar(select(exists().where(Grid.id.in_(grid_ids), Grid.state != WorkState.HELD))):
-                job.version += 1
+                count_change(session, job)
                 continue
             decide_by = now + timedelta(seconds=job.approval_s or 0)
             job.approval_deadline = decide_by if job.deadline is None else min(decide_by, job.deadline)
@@ -123,7 +123,7 @@ def finish_image(db: Database, image_id: str, attempt: int, artifact: StoredArti
         left = set(session.scalars(waiting.where(Output.job_id.in_([job.id for job in jobs]))))
         for job in jobs:
             if job.id in left:
-                job.version += 1
+                count_change(session, job)
         succeed(session, [job for job in jobs if job.id not in left])
 
     db.run(work)

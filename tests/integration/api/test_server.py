@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -150,6 +151,28 @@ def test_sigterm_ends_within_8_s(server: Server) -> None:
         client.get(f"{server.url}/healthz")
         assert server.stop() < 8
     assert server.process.returncode == 0
+
+
+def test_long_polls_hold_up_nobody(settings: ApiSettings, account: Account, model: ModelInfo, tmp_path: Path) -> None:
+    """With ten times as many long polls as requests are worked on at once, others are answered as ever; SIGTERM answers them all."""
+    server = Server(settings, tmp_path / "api.log", API_THREADS="2", API_MAX_WAITING="40")
+    headers = {"Authorization": f"Bearer {account.keys['submit']}"}
+    job_id = httpx.post(f"{server.url}/v1/jobs", json={"prompt": "a fox"}, headers=headers).json()["id"]
+    with ThreadPoolExecutor(20) as clients:
+
+        def poll() -> tuple[int, str]:
+            answer = httpx.get(f"{server.url}/v1/jobs/{job_id}?wait=50", headers=headers, timeout=60)
+            return answer.status_code, answer.json()["status"]
+
+        polls = [clients.submit(poll) for _ in range(20)]
+        time.sleep(1)
+        started = time.monotonic()
+        for _ in range(10):
+            assert httpx.get(f"{server.url}/v1/jobs/{job_id}", headers=headers).status_code == 200
+        assert time.monotonic() - started < 3
+        assert not any(poll.done() for poll in polls)
+        assert server.stop() < 5
+        assert [poll.result() for poll in polls] == [(200, "queued")] * 20
 
 
 def test_database_away_is_503_in_time(settings: ApiSettings, account: Account, tmp_path: Path) -> None:
