@@ -7,8 +7,10 @@ touch memory alone.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
@@ -19,11 +21,15 @@ from typing import Generic, TypeVar
 
 import torch
 
+from shared.cost import Speed
 from shared.errors import EngineBrokenError, TransientWorkError, WorkStoppedError
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 Interim = TypeVar("Interim")
+
+_REMEMBERED_S = 60.0
+"""Work that is so old counts for a third in an engine's speed."""
 
 Progress = Callable[[str, int, int], None]
 """Called with phase, done and total on the engine's thread: it must be quick."""
@@ -62,6 +68,7 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         self._waiting: deque[Ticket[Request, Result, Interim]] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._meter = _Meter()
         # A daemon: a process that was told to exit must not wait for a picture of four minutes.
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
@@ -133,6 +140,14 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         if self._thread.is_alive():
             self._thread.join()
 
+    def speed(self) -> Speed | None:
+        """How fast it was lately; None before it has done anything. From any thread."""
+        return self._meter.speed()
+
+    def count_work(self, units: float) -> None:
+        """So much was done in this turn."""
+        self._meter.count(units)
+
     def take_waiting(self, room: int) -> list[Ticket[Request, Result, Interim]]:
         """Up to `room` of those who wait, oldest first. Those who were stopped meanwhile end here."""
         taken: list[Ticket[Request, Result, Interim]] = []
@@ -195,11 +210,13 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
                     self._changed.wait()
             if self._closing:
                 break
+            started = time.monotonic()
             try:
                 self.turn()
             except Exception as error:  # whatever it is, it must not end the thread
                 for ticket in list(self.live()):
                     self.fail(ticket, error)
+            self._meter.end_turn(time.monotonic() - started)
         for ticket in [*self.live(), *self.take_waiting(len(self._waiting))]:
             self.stopped(ticket)
 
@@ -214,6 +231,28 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         if isinstance(error, torch.AcceleratorError):
             return EngineBrokenError(f"the {self._name} lost its device: {error}")
         return error
+
+
+class _Meter:
+    """Sums of seconds, turns and work that fade with the seconds worked. Written by one thread, read by any."""
+
+    def __init__(self) -> None:
+        self._turn_units = 0.0
+        self._sums = (0.0, 0.0, 0.0)
+
+    def count(self, units: float) -> None:
+        self._turn_units += units
+
+    def end_turn(self, seconds: float) -> None:
+        # Turns that did nothing countable, such as one that reads a prompt, cost their time all the same.
+        kept = math.exp(-seconds / _REMEMBERED_S)
+        all_seconds, turns, units = self._sums
+        self._sums = kept * all_seconds + seconds, kept * turns + bool(self._turn_units), kept * units + self._turn_units
+        self._turn_units = 0.0
+
+    def speed(self) -> Speed | None:
+        seconds, turns, units = self._sums
+        return Speed(seconds / units, seconds / turns) if units else None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -430,7 +430,9 @@ class Worker(Base):
     pid: Mapped[int]
     slots: Mapped[int]
     model: Mapped[dict[str, Any]]
-    """What it loaded: of an AR worker its `ModelInfo`, of a decoder worker the revision."""
+    """What it loaded: of an AR worker its `ModelInfo`, of a decoder worker the revision and the size of the DiT."""
+    speed: Mapped[dict[str, Any] | None]
+    """How fast it was lately, as `Speed` in shared/cost.py has it."""
     started_at: Mapped[datetime] = _created_at()
     seen_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     stopped_at: Mapped[datetime | None]

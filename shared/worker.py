@@ -20,6 +20,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import structlog
 
+from shared.cost import Speed
 from shared.db import Database, DatabaseDownError
 from shared.errors import EngineBrokenError, PermanentWorkError, StaleAttemptError, TransientWorkError, WorkError, WorkStoppedError
 from shared.ids import new_id
@@ -87,9 +88,11 @@ class WorkerProcess(Generic[ClaimT]):
         handler: Handler[ClaimT],
         model: dict[str, Any],
         slots: int,
+        speed: Callable[[], Speed | None],
     ) -> None:
         """
         Args:
+            speed: the engine's.
             slots: units held at once, as many as the engine takes.
         """
         self._settings = settings
@@ -100,6 +103,7 @@ class WorkerProcess(Generic[ClaimT]):
         self._id = new_id("wrk")
         self._keeper = LeaseKeeper(db, live, handler.stage, settings)
         self._num_slots = slots
+        self._speed = speed
         self._slots = threading.Semaphore(self._num_slots)
         self._stopping = threading.Event()
         self._ended = threading.Event()
@@ -290,7 +294,8 @@ class WorkerProcess(Generic[ClaimT]):
 
     def _say_alive(self) -> bool:
         try:
-            workers.beat_worker(self._db, self._id, self._handler.stage, socket.gethostname(), os.getpid(), self._num_slots, self._model)
+            here = (socket.gethostname(), os.getpid(), self._num_slots)
+            workers.beat_worker(self._db, self._id, self._handler.stage, *here, self._model, self._speed())
         except DatabaseDownError as error:
             log.warning("worker_beat_failed", error=str(error))
             return False

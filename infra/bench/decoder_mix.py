@@ -21,11 +21,11 @@ from torch import Tensor
 
 from infra.bench.bare_decoder import BareLoop, check_equal, make_request, timed
 from infra.bench.figures import Figure
-from services.decoder_worker.cost import DitSize
 from services.decoder_worker.engine import CPU_TOKEN_BUDGET, OVERDUE_SHARE, DecoderEngine, ImageRequest, ImageResult
 from services.decoder_worker.policy import Candidate, choose
 from services.decoder_worker.vae import vae_decode
 from services.decoder_worker.weights import DecoderModel
+from shared.cost import DitSize
 from shared.grid import PATCH_PX
 
 Mix = tuple[tuple[int, float], ...]

@@ -66,6 +66,9 @@ class Warning(BaseModel):
         "unquoted_text",
         "invisible_characters",
         "text_too_long",
+        "no_workers",
+        "unknown_speed",
+        "deadline_unmeetable",
     ]
     message: str
     text: str | None = Field(description="An excerpt.")
@@ -138,6 +141,28 @@ class JobAnswer(BaseModel):
     completed_at: str | None
     version: int = Field(description="Grows with every change; of two states of a job, the one with the greater version is newer.")
     urls: JobUrls
+
+
+class StageSeconds(BaseModel):
+    """Seconds of workers; null where they have not told how fast they are."""
+
+    ar: float | None
+    decoder: float | None
+
+
+class EstimateAnswer(BaseModel):
+    """What a job would cost, and when it would be done."""
+
+    object: Literal["estimate"]
+    cost: Usage = Field(description="What `usage` of the job would say. What is in the store already costs nothing.")
+    gpu_seconds: float | None = Field(description="Of all workers together, at their speed of the last minutes.")
+    gpu_seconds_by_stage: StageSeconds
+    queue_seconds: float | None = Field(description="Until its first work begins; null if that cannot be told.")
+    run_seconds: float | None = Field(description="From its first work to its last image, if nothing else came.")
+    eta: str | None = Field(description="When it would be done if it were submitted now.")
+    params: dict[str, Any] = Field(description="The request with every default filled in; a seed that is not given is drawn anew.")
+    glyph_texts: list[str]
+    warnings: list[Warning]
 
 
 class JobListAnswer(BaseModel):

@@ -8,6 +8,7 @@ from apiflask import APIFlask
 
 from services.api import envelope, openapi, problems
 from services.api.approval import approval_blueprint
+from services.api.estimate import estimate_blueprint
 from services.api.health import health_blueprint
 from services.api.jobs import jobs_blueprint
 from services.api.model_list import models_blueprint
@@ -43,6 +44,14 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
     openapi.install(app)
     envelope.install(app)
     problems.install(app, parts)
-    for make in (jobs_blueprint, redecode_blueprint, approval_blueprint, models_blueprint, webhook_secrets_blueprint, health_blueprint):
+    for make in (
+        jobs_blueprint,
+        estimate_blueprint,
+        redecode_blueprint,
+        approval_blueprint,
+        models_blueprint,
+        webhook_secrets_blueprint,
+        health_blueprint,
+    ):
         app.register_blueprint(make(parts))
     return app

@@ -11,7 +11,8 @@ import json
 import re
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -37,7 +38,7 @@ from shared.errors import RequestError
 from shared.ids import is_id
 from shared.lifecycle.idempotency import Idempotency, find_replay
 from shared.lifecycle.jobs import JobFilter, cancel, get_job, get_result, list_jobs
-from shared.lifecycle.submit import submit
+from shared.lifecycle.submit import NewJob, SourceFile, submit
 from shared.lifecycle.tenants import Caller
 from shared.storage import PRESIGN_S
 
@@ -84,6 +85,34 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
     if once is not None and (earlier := find_replay(parts.db, caller.tenant_id, once)) is not None:
         # Before anything is judged: a deadline may have passed since, a source URL may have died.
         return Submitted(earlier, is_replay=True)
+    read = read_request(parts, caller, body)
+    job_id, is_replay = submit(parts.db, replace(read.job, sources=read.store()), once)
+    parts.ring_for_work()
+    return Submitted(job_id, is_replay)
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """
+    A request that was checked.
+
+    Attributes:
+        job: with the hashes of its reference images, but not their ids.
+        sizes: height and width of each reference image.
+        store: puts what is new of the reference images into the stores; returns them with their ids.
+    """
+
+    job: NewJob
+    sizes: tuple[tuple[int, int], ...]
+    store: Callable[[], tuple[SourceFile, ...]]
+
+
+def read_request(parts: Parts, caller: Caller, body: RequestBody) -> ReadRequest:
+    """
+    Check a request, bring its reference images here, and store nothing.
+
+    Raises: as `submit_job`, but for what is about the idempotency key.
+    """
     try:
         asked = JobRequest.model_validate(body.fields)
     except ValidationError as error:
@@ -95,13 +124,12 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
     errors.raise_any()
     reader = SourceReader(parts, caller.tenant_id, info)
     ready = reader.prepare(asked.images, body.uploads)
-    size = requested_size(asked, info, [(source.height_px, source.width_px) for source in ready])
-    sources = reader.store(ready)
+    sizes = tuple((source.height_px, source.width_px) for source in ready)
+    sources = tuple(SourceFile("", source.sha256) for source in ready)
     random_seed = secrets.randbelow(RANDOM_SEEDS)
+    size = requested_size(asked, info, sizes)
     job = new_job(asked, info, caller.tenant_id, body.fields, size, sources, webhook, random_seed, parts.settings.approval_s)
-    job_id, is_replay = submit(parts.db, job, once)
-    parts.ring_for_work()
-    return Submitted(job_id, is_replay)
+    return ReadRequest(parts.fleet.get().priced(job, sizes), sizes, lambda: reader.store(ready))
 
 
 def find_job(parts: Parts, caller: Caller, job_id: str) -> dict[str, Any]:

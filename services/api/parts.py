@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from flask import request
 
+from services.api.fleet import FleetReader
 from services.api.loaded_model import LoadedModel
 from services.api.settings import ApiSettings
 from services.api.waiting import Waiting
@@ -29,6 +30,7 @@ class Parts:
     policy: EgressPolicy
     sealer: Sealer
     model: LoadedModel
+    fleet: FleetReader
     fetch_slots: threading.Semaphore
     """Requests that may wait for foreign servers at once; the other threads stay free for everybody else."""
     waiting: Waiting
@@ -60,6 +62,7 @@ def make_parts(settings: ApiSettings, resolver: Resolver = system_resolver) -> P
         policy=EgressPolicy(settings.egress_allow, resolver),
         sealer=Sealer(settings.secret_key.get_secret_value()),
         model=LoadedModel(db),
+        fleet=FleetReader(db),
         fetch_slots=threading.Semaphore(settings.api_threads // 2),
         waiting=Waiting(live, settings.api_threads, settings.api_max_waiting),
     )

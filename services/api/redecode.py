@@ -25,7 +25,7 @@ from shared.errors import RequestError
 from shared.grid import TOKEN_PX, TokenGrid
 from shared.lifecycle.idempotency import Idempotency, find_replay
 from shared.lifecycle.submit import NewJob, SourceFile, submit
-from shared.lifecycle.tenants import Caller, get_source
+from shared.lifecycle.tenants import Caller, StoredFile, get_source
 from shared.lora import lora_from_json
 
 
@@ -54,8 +54,11 @@ def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dic
     errors.raise_any()
     if source["model"]["revision"] != info.revision:
         raise RequestError("layout_unavailable", f"the layouts are of model {source['model']['revision']}; {info.revision} is loaded now")
-    files = tuple(_source_file(parts, caller, image["file_id"]) for image in source["params"]["images"])
-    job_id, is_replay = submit(parts.db, redecoded_job(asked, source, caller.tenant_id, sent, files, webhook), once)
+    stored = [_source_file(parts, caller, image["file_id"]) for image in source["params"]["images"]]
+    files = tuple(SourceFile(file.id, file.sha256) for file in stored)
+    sizes = [(file.height_px, file.width_px) for file in stored]
+    job = parts.fleet.get().priced(redecoded_job(asked, source, caller.tenant_id, sent, files, webhook), sizes)
+    job_id, is_replay = submit(parts.db, job, once)
     parts.ring_for_work()
     return Submitted(job_id, is_replay)
 
@@ -155,8 +158,8 @@ def redecode_blueprint(parts: Parts) -> APIBlueprint:
     return redecode
 
 
-def _source_file(parts: Parts, caller: Caller, file_id: str) -> SourceFile:
+def _source_file(parts: Parts, caller: Caller, file_id: str) -> StoredFile:
     file = get_source(parts.db, caller.tenant_id, file_id)
     if file is None:
         raise RequestError("layout_unavailable", "a reference image of the job is no longer stored")
-    return SourceFile(file.id, file.sha256)
+    return file

@@ -195,6 +195,7 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
         n, cache = len(rows), self._cache
         ids = self._race.draw(self._step.logits[:n])
         cache.ids[:n].scatter_(1, cache.lengths[:n, None], ids[:, None])
+        self.count_work(n)
         for row in rows:
             row.count += 1
         for row in rows:

@@ -60,4 +60,4 @@ def serve(settings: ArWorkerSettings) -> NoReturn:
     live = LiveState(settings.redis_url.get_secret_value())
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size, live.tell_changes)
     tasks = GridTasks(db, Storage(settings), live, engine, info, settings.lease_s)
-    WorkerProcess(settings, db, live, Handler(Stage.AR, tasks.claim, tasks.generate_grid), asdict(info), room.slots).serve()
+    WorkerProcess(settings, db, live, Handler(Stage.AR, tasks.claim, tasks.generate_grid), asdict(info), room.slots, engine.speed).serve()

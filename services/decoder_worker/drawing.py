@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from services.decoder_worker import dit
-from services.decoder_worker.cost import DitSize
 from services.decoder_worker.denoise import Denoising
 from services.decoder_worker.dit import Conditioning
 from services.decoder_worker.fast import FastParams, FastState
@@ -31,6 +30,7 @@ from services.decoder_worker.schedule import Schedule, make_schedule
 from services.decoder_worker.sharing import SharedResults
 from services.decoder_worker.vae import vae_encode
 from services.decoder_worker.weights import DecoderModel
+from shared.cost import DitSize
 from shared.errors import TokenGridError
 from shared.grid import TOKEN_PX, TokenGrid
 from shared.lora import Lora

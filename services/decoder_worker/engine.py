@@ -161,7 +161,9 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageResult, Interim]):
             list(pictures),
             lambda tickets: step(self._model.transformer, self._model.dtype, [pictures[ticket] for ticket in tickets]).split(1),
         )
-        self._work_done += sum(self._drawings[ticket].step_work for ticket, _ in moved)
+        work = sum(self._drawings[ticket].step_work for ticket, _ in moved)
+        self._work_done += work
+        self.count_work(work)
         for ticket, velocity in moved:
             picture, drawing = pictures[ticket], self._drawings[ticket]
             drawing.moved_at = self._work_done

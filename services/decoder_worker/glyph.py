@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MAX_TEXT_TOKENS = 2048
-"""Bytes of one text including its end mark; the rest is cut. Source: diffusers, `max_sequence_length`."""
+from shared.cost import MAX_GLYPH_TOKENS
 
-_MAX_ATTENTION_PAIRS = 4 * _MAX_TEXT_TOKENS**2
+_MAX_ATTENTION_PAIRS = 4 * MAX_GLYPH_TOKENS**2
 """Most (texts x longest x longest) encoded at once: 0.4 GiB of scores in byt5-small's 6 heads, far above any honest prompt."""
 
 
@@ -25,7 +24,7 @@ def glyph_token_rows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
     Source: diffusers pipeline_glm_image.py, `_get_glyph_embeds`.
     """
-    rows: list[list[int]] = tokenizer(list(texts) or [""], max_length=_MAX_TEXT_TOKENS, truncation=True).input_ids
+    rows: list[list[int]] = tokenizer(list(texts) or [""], max_length=MAX_GLYPH_TOKENS, truncation=True).input_ids
     # The reference takes the parity of the *number of texts*, where the length of a text may have been meant. The model was
     # trained so: an even number of texts gets one pad before each.
     prefix = [tokenizer.pad_token_id] * ((len(rows) + 1) % 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import NoReturn
 
 import structlog
@@ -13,6 +14,7 @@ from services.decoder_worker.settings import DecoderWorkerSettings
 from services.decoder_worker.tasks import ImageTasks
 from services.decoder_worker.weights import load_decoder_model
 from shared.checkpoint import max_generate_px, read_revision, resolve_checkpoint
+from shared.cost import DitSize
 from shared.db import Database
 from shared.errors import StartupError
 from shared.logs import configure_logs
@@ -69,4 +71,5 @@ def serve(settings: DecoderWorkerSettings) -> NoReturn:
         preview_max_px=min(settings.preview_max_px, max_px or settings.preview_max_px),
     )
     handler = Handler(Stage.DECODER, tasks.claim, tasks.render_image, tasks.draw_preview if settings.decoder_previews else None)
-    WorkerProcess(settings, db, live, handler, {"revision": revision}, settings.decoder_slots).serve()
+    loaded = {"revision": revision, "dit": asdict(DitSize.from_config(model.transformer.config))}
+    WorkerProcess(settings, db, live, handler, loaded, settings.decoder_slots, engine.speed).serve()

@@ -46,6 +46,7 @@ class NewJob:
         approval_s: how long drafts wait for the customer's approval; None: they need none.
         glyph_texts: what the pictures are to say; None: what the reference's parser finds in the prompt.
         warnings: about the request, for its writer.
+        grid_cost_s: seconds of an AR worker that each grid will take, as far as known; `image_cost_s` is of the decoder.
         redecode_of: the job whose finished layouts are drawn once more. What decides them must be as it is there.
     """
 
@@ -80,6 +81,8 @@ class NewJob:
     approval_s: float | None = None
     redecode_of: str | None = None
     glyph_texts: tuple[str, ...] | None = None
+    grid_cost_s: float | None = None
+    image_cost_s: float | None = None
     warnings: list[dict[str, Any]] = field(default_factory=list)
 
     def params(self) -> dict[str, Any]:
@@ -157,12 +160,54 @@ def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None) ->
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """A grid of the job: found already, or to be found or added once an image needs it."""
 
     key: str | None
     seed: int
     found: Found | None = None
+
+
+def new_layouts(new: NewJob, salt: str = "") -> list[Layout]:
+    """
+    The layouts of a job's images, none of them looked for yet.
+
+    Args:
+        salt: makes them the job's own.
+    """
+    layouts = []
+    for index in range(new.num_images):
+        seed = new.layout_seed if new.same_layout else (new.layout_seed + index) % NUM_SEEDS
+        key = grid_key(
+            new.prompt,
+            new.grid,
+            seed,
+            new.temperature,
+            new.top_p,
+            [source.sha256 for source in new.sources],
+            new.model_revision,
+            new.lora,
+            salt,
+            new.glyph_texts,
+        )
+        layouts.append(Layout(None if new.cache is Cache.OFF else key, seed))
+    return layouts
+
+
+def image_columns(new: NewJob, layout: Layout, index: int) -> dict[str, Any]:
+    """What decides image `index`, with its key."""
+    made_by: dict[str, Any] = {
+        "seed": (new.seed + index) % NUM_SEEDS,
+        "steps": new.steps,
+        "guidance_scale": new.guidance_scale,
+        "height_px": new.height_px,
+        "width_px": new.width_px,
+        "format": new.format,
+        "quality": new.quality,
+        "is_fast": new.is_fast,
+    }
+    key = None if layout.key is None else image_key(layout.key, **made_by)
+    return {"tenant_id": new.tenant_id, "key": key, **made_by}
 
 
 class _Outputs:
@@ -175,12 +220,14 @@ class _Outputs:
         self._new = new
         self._job_id = job.id
         self._lane = list(Priority).index(new.priority)
-        self._layouts = self._new_layouts() if new.redecode_of is None else self._finished_layouts(new.redecode_of)
+        # A grid that waits for one customer's word must not hold up another job.
+        salt = job.id if new.approval_s is not None else ""
+        self._layouts = new_layouts(new, salt) if new.redecode_of is None else self._finished_layouts(new.redecode_of)
 
     def add(self, index: int) -> None:
         """Write image `index`."""
         layout = self._layouts[index]
-        columns = self._image_columns(layout, index)
+        columns = image_columns(self._new, layout, index) | {"lane": self._lane, "cost_s": self._new.image_cost_s}
         key = columns["key"]
         there = find_image(self._session, self._new.tenant_id, key) if key is not None and self._new.cache is Cache.USE else None
         if there is not None and there.state == WorkState.DONE:
@@ -199,28 +246,7 @@ class _Outputs:
         self.are_all_done &= is_cached
         self._session.add(Output(job_id=self._job_id, index=index, image_id=image.id, is_cached=is_cached))
 
-    def _new_layouts(self) -> list[_Layout]:
-        new = self._new
-        layouts = []
-        for index in range(new.num_images):
-            seed = new.layout_seed if new.same_layout else (new.layout_seed + index) % NUM_SEEDS
-            key = grid_key(
-                new.prompt,
-                new.grid,
-                seed,
-                new.temperature,
-                new.top_p,
-                [source.sha256 for source in new.sources],
-                new.model_revision,
-                new.lora,
-                # A grid that waits for one customer's word must not hold up another job.
-                salt=self._job_id if new.approval_s is not None else "",
-                glyph_texts=new.glyph_texts,
-            )
-            layouts.append(_Layout(None if new.cache is Cache.OFF else key, seed))
-        return layouts
-
-    def _finished_layouts(self, source_id: str) -> list[_Layout]:
+    def _finished_layouts(self, source_id: str) -> list[Layout]:
         """
         The grids of another job, locked.
 
@@ -242,16 +268,17 @@ class _Outputs:
             if grid.state != WorkState.DONE:
                 raise RequestError("layout_unavailable", f"the job has no finished layout to draw from: one of them is {grid.state}")
             # What nobody may find has no image that anybody may find.
-            layouts.append(_Layout(None if self._new.cache is Cache.OFF else grid.key, grid.seed, Found(grid.id, grid.state)))
+            layouts.append(Layout(None if self._new.cache is Cache.OFF else grid.key, grid.seed, Found(grid.id, grid.state)))
         return layouts
 
-    def _find_grid(self, layout: _Layout) -> Found:
+    def _find_grid(self, layout: Layout) -> Found:
         new = self._new
         columns = {
             "tenant_id": new.tenant_id,
             "key": layout.key,
             "state": WorkState.READY,
             "lane": self._lane,
+            "cost_s": new.grid_cost_s,
             "prompt": new.prompt,
             "token_h": new.grid.token_h,
             "token_w": new.grid.token_w,
@@ -273,18 +300,3 @@ class _Outputs:
         """Its draft may have been written for jobs that wanted no picture of it."""
         undrawn = (Grid.draft_token_ids.is_not(None), Grid.preview.is_(None), Grid.state.in_(LIVE_WORK))
         self._session.execute(update(Grid).where(Grid.id == grid.id, *undrawn).values(wants_preview=True))
-
-    def _image_columns(self, layout: _Layout, index: int) -> dict[str, Any]:
-        new = self._new
-        made_by: dict[str, Any] = {
-            "seed": (new.seed + index) % NUM_SEEDS,
-            "steps": new.steps,
-            "guidance_scale": new.guidance_scale,
-            "height_px": new.height_px,
-            "width_px": new.width_px,
-            "format": new.format,
-            "quality": new.quality,
-            "is_fast": new.is_fast,
-        }
-        key = None if layout.key is None else image_key(layout.key, **made_by)
-        return {"tenant_id": new.tenant_id, "key": key, "lane": self._lane, **made_by}

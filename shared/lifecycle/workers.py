@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from datetime import timedelta
+from statistics import fmean
 from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.cost import Speed
 from shared.db import Database
 from shared.states import Stage
 from shared.tables import Worker
@@ -19,10 +22,14 @@ ALIVE_S = 15
 _now = func.clock_timestamp
 
 
-def beat_worker(db: Database, worker_id: str, stage: Stage, host: str, pid: int, slots: int, model: dict[str, Any]) -> None:
-    """Say that a worker lives; the first beat registers it."""
-    row = insert(Worker).values(id=worker_id, stage=stage, host=host, pid=pid, slots=slots, model=model)
-    db.run(lambda session: session.execute(row.on_conflict_do_update(index_elements=[Worker.id], set_={"seen_at": _now()})))
+def beat_worker(
+    db: Database, worker_id: str, stage: Stage, host: str, pid: int, slots: int, model: dict[str, Any], speed: Speed | None = None
+) -> None:
+    """Say that a worker lives, and how fast it was lately; the first beat registers it."""
+    reported = None if speed is None else asdict(speed)
+    row = insert(Worker).values(id=worker_id, stage=stage, host=host, pid=pid, slots=slots, model=model, speed=reported)
+    again = row.on_conflict_do_update(index_elements=[Worker.id], set_={"seen_at": _now(), "speed": row.excluded.speed})
+    db.run(lambda session: session.execute(again))
 
 
 def stop_worker(db: Database, worker_id: str) -> None:
@@ -39,6 +46,31 @@ def count_slots(db: Database, stage: Stage) -> int:
 def count_workers(db: Database, stage: Stage) -> int:
     """Live workers of a stage."""
     return db.run(lambda session: session.scalar(select(func.count()).where(*_alive(stage))) or 0)
+
+
+@dataclass(frozen=True)
+class StageFleet:
+    """
+    The live workers of a stage.
+
+    Attributes:
+        model: what one of them loaded; None if there is none.
+        speed: the mean of those that have worked; None if none has.
+    """
+
+    num_workers: int
+    slots: int
+    model: dict[str, Any] | None
+    speed: Speed | None
+
+
+def read_fleet(db: Database, stage: Stage) -> StageFleet:
+    """Who lives, and how fast they were lately."""
+    query = select(Worker.slots, Worker.model, Worker.speed).where(*_alive(stage)).order_by(Worker.seen_at.desc())
+    rows = db.run(lambda session: session.execute(query).all())
+    speeds = [Speed(**row.speed) for row in rows if row.speed]
+    mean = Speed(fmean(one.seconds_per_unit for one in speeds), fmean(one.seconds_per_turn for one in speeds)) if speeds else None
+    return StageFleet(len(rows), sum(row.slots for row in rows), rows[0].model if rows else None, mean)
 
 
 def latest_model(db: Database) -> dict[str, Any] | None:

@@ -53,7 +53,7 @@ def attempt(db: Database, live: LiveState, settings: WorkerSettings, run: Run) -
     """Let a worker take and end one released grid."""
     handler = Handler(Stage.AR, lambda worker_id, unit_id: claims.claim_grid(db, worker_id, settings.lease_s, unit_id), run)
     work.release(db, Stage.AR, 1)
-    return WorkerProcess(settings, db, live, handler, {}, slots=1).attempt(None)
+    return WorkerProcess(settings, db, live, handler, {}, slots=1, speed=lambda: None).attempt(None)
 
 
 def grid_row(db: Database) -> tuple[object, ...]:
@@ -125,7 +125,7 @@ def test_row_that_cannot_be_claimed_harms_nobody(db: Database, live: LiveState, 
         raise KeyError("file_x")
 
     handler = Handler(Stage.AR, claim, raising(AssertionError()))
-    assert not WorkerProcess(settings, db, live, handler, {}, slots=1).attempt(None)
+    assert not WorkerProcess(settings, db, live, handler, {}, slots=1, speed=lambda: None).attempt(None)
 
 
 def test_worker_with_a_broken_engine_takes_nothing_more(db: Database, live: LiveState, settings: WorkerSettings, new_job: NewJob) -> None:
@@ -135,7 +135,7 @@ def test_worker_with_a_broken_engine_takes_nothing_more(db: Database, live: Live
     handler = Handler(
         Stage.AR, lambda worker_id, unit_id: claims.claim_grid(db, worker_id, 2, unit_id), raising(EngineBrokenError("CUDA error"))
     )
-    worker = WorkerProcess(settings, db, live, handler, {}, slots=1)
+    worker = WorkerProcess(settings, db, live, handler, {}, slots=1, speed=lambda: None)
     assert worker.attempt(None)
     submit(db, replace(new_job, layout_seed=2))
     work.release(db, Stage.AR, 2)
@@ -157,7 +157,7 @@ def test_poller_fills_every_slot(db: Database, settings: WorkerSettings, new_job
 
     handler = Handler(Stage.AR, lambda worker_id, unit_id: claims.claim_grid(db, worker_id, 30, unit_id), run)
     nobody = LiveState(f"redis://127.0.0.1:{free_port()}/0")
-    worker = WorkerProcess(settings.model_copy(update={"poll_s": 0.05}), db, nobody, handler, {}, slots=3)
+    worker = WorkerProcess(settings.model_copy(update={"poll_s": 0.05}), db, nobody, handler, {}, slots=3, speed=lambda: None)
     poller = threading.Thread(target=worker.poll)
     poller.start()
     for _ in range(3):
@@ -196,7 +196,7 @@ def test_spare_work_waits_for_the_rest(db: Database, live: LiveState, settings: 
         return told.count("spare") < 4
 
     handler = Handler(Stage.AR, lambda worker_id, unit_id: claims.claim_grid(db, worker_id, 30, unit_id), run, idle)
-    worker = WorkerProcess(settings.model_copy(update={"poll_s": 0.05}), db, live, handler, {}, slots=1)
+    worker = WorkerProcess(settings.model_copy(update={"poll_s": 0.05}), db, live, handler, {}, slots=1, speed=lambda: None)
     poller = threading.Thread(target=worker.poll)
     poller.start()
     wait_until(lambda: told.count("spare") >= 5, 5)

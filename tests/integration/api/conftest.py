@@ -206,8 +206,8 @@ def png(height_px: int = 128, width_px: int = 96, colour: str = "red") -> bytes:
     return out.getvalue()
 
 
-def post_multipart(client: FlaskClient, parts: dict[str, Any]) -> Any:
-    """POST a job as multipart; a part is text, or the bytes and the name of a file, or a list of such."""
+def post_multipart(client: FlaskClient, parts: dict[str, Any], path: str = "/v1/jobs") -> Any:
+    """POST multipart; a part is text, or the bytes and the name of a file, or a list of such."""
 
     def encode(value: Any) -> Any:
         return FileStorage(io.BytesIO(value[0]), value[1]) if isinstance(value, tuple) else value
@@ -215,7 +215,7 @@ def post_multipart(client: FlaskClient, parts: dict[str, Any]) -> Any:
     values = {name: [encode(item) for item in value] if isinstance(value, list) else encode(value) for name, value in parts.items()}
     # As bytes: given files, the test client leaves temporary files open.
     boundary, body = encode_multipart(values)
-    return client.post("/v1/jobs", data=body, content_type=f"multipart/form-data; boundary={boundary}")
+    return client.post(path, data=body, content_type=f"multipart/form-data; boundary={boundary}")
 
 
 def assert_problem(answer: Any, status: int, code: str, param: str | None = None) -> dict[str, Any]:

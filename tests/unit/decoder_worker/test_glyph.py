@@ -9,6 +9,7 @@ import torch
 
 from services.decoder_worker.glyph import glyph_embeds
 from services.decoder_worker.weights import DecoderModel
+from shared.cost import num_glyph_tokens
 from shared.quoting.reference import glyph_texts
 
 
@@ -27,8 +28,11 @@ from shared.quoting.reference import glyph_texts
 @torch.inference_mode()
 def test_equals_the_reference(model: DecoderModel, reference: Any, prompt: str) -> None:
     """No, one, an even and an odd number of texts, other scripts and over-long texts are encoded as the reference does, bit for bit."""
-    ours = glyph_embeds(model.tokenizer, model.text_encoder, glyph_texts(prompt))
+    texts = glyph_texts(prompt)
+    ours = glyph_embeds(model.tokenizer, model.text_encoder, texts)
     assert torch.equal(ours, reference._get_glyph_embeds([prompt]))
+    # What predictions count without a tokenizer.
+    assert ours.shape[1] == num_glyph_tokens(texts)
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.decoder_worker.cost import DitSize
+from shared.cost import DitSize
 
 _PUBLISHED = DitSize(30, 4096)
 

@@ -1,0 +1,125 @@
+"""`POST /v1/estimate`: what a job would cost and when it would be done. Takes what submit takes, and stores nothing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from apiflask import APIBlueprint
+from flask import Response, jsonify, request
+
+from services.api.answers import EstimateAnswer
+from services.api.auth import authenticate
+from services.api.fleet import Fleet
+from services.api.jobs import read_request
+from services.api.parts import Parts
+from services.api.request_body import read_body
+from services.api.route_docs import describe
+from services.api.schemas import JobRequest
+from shared.cost import num_ar_tokens
+from shared.job_document import timestamp
+from shared.lifecycle.estimate import Plan, plan, seconds_ahead
+from shared.lifecycle.submit import NewJob
+from shared.lifecycle.tenants import Caller
+from shared.states import Stage
+
+_OVERHEAD_S = 0.3
+"""Guess: submit, hand-overs, encoding and upload, measured on an idle laptop."""
+
+
+def estimate_blueprint(parts: Parts) -> APIBlueprint:
+    """One route."""
+    estimates = APIBlueprint("estimates", __name__)
+
+    @estimates.post("/v1/estimate")
+    @estimates.output(EstimateAnswer, description="What the job would cost.")
+    @estimates.doc(
+        summary="Estimate a job",
+        operation_id="estimate_job",
+        security="ApiKey",
+        responses=[400, 401, 403, 413, 415, 422, 503],
+        extensions=describe(
+            body=JobRequest,
+            example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "n": 4},
+            form={"request": JobRequest, "image": {"type": "array", "items": {"type": "string"}, "description": "Reference images."}},
+            form_required=("request",),
+        ),
+    )
+    def estimate_one() -> Response:
+        caller = authenticate(parts.db, request, "read")
+        read = read_request(parts, caller, read_body(request))
+        return jsonify(estimate(parts, caller, read.job, len(read.sizes)))
+
+    return estimates
+
+
+def estimate(parts: Parts, caller: Caller, job: NewJob, num_sources: int) -> dict[str, Any]:
+    """The answer for a job that was read and priced."""
+    todo = plan(parts.db, job)
+    fleet = parts.fleet.get()
+    ar_tokens = todo.num_grids * num_ar_tokens(job.grid, num_sources)
+    ar_s = 0.0 if not todo.num_grids else _times(todo.num_grids, job.grid_cost_s)
+    decoder_s = 0.0 if not todo.num_images else _times(todo.num_images, job.image_cost_s)
+    queue_s = _queue_s(parts, fleet, job, todo)
+    run_s = _run_s(fleet, todo, num_ar_tokens(job.grid, num_sources), decoder_s)
+    eta = None if queue_s is None or run_s is None else datetime.fromtimestamp(time.time() + queue_s + run_s, UTC)
+    return {
+        "object": "estimate",
+        "cost": {"ar_tokens": ar_tokens, "decoder_steps": todo.num_images * job.steps, "images": todo.num_images},
+        "gpu_seconds": None if ar_s is None or decoder_s is None else round(ar_s + decoder_s, 3),
+        "gpu_seconds_by_stage": {"ar": _rounded(ar_s), "decoder": _rounded(decoder_s)},
+        "queue_seconds": _rounded(queue_s),
+        "run_seconds": _rounded(run_s),
+        "eta": timestamp(eta),
+        # Reference images are not stored, so they have no ids yet.
+        "params": job.params() | {"images": job.input.get("images", [])},
+        "glyph_texts": job.params()["glyph_texts"],
+        "warnings": [*job.warnings, *_warnings(fleet, job, todo, eta)],
+    }
+
+
+def _queue_s(parts: Parts, fleet: Fleet, job: NewJob, todo: Plan) -> float | None:
+    """Until the job's first work begins, if all that is in front of it is shared among the workers."""
+    if not todo.num_images:
+        return 0.0
+    stage, workers = (Stage.AR, fleet.ar.num_workers) if todo.num_grids else (Stage.DECODER, fleet.decoder.num_workers)
+    ahead = seconds_ahead(parts.db, stage, job.priority)
+    return None if ahead is None or not workers else ahead / workers
+
+
+def _run_s(fleet: Fleet, todo: Plan, tokens_each: int, decoder_s: float | None) -> float | None:
+    """From its first work to its last image. Grids are written side by side, a token each a turn; images are drawn one after another."""
+    if not todo.num_images:
+        return _OVERHEAD_S
+    if decoder_s is None or not fleet.decoder.num_workers:
+        return None
+    ar_s = 0.0
+    if todo.num_grids:
+        if fleet.ar.speed is None or not fleet.ar.slots:
+            return None
+        ar_s = math.ceil(todo.num_grids / fleet.ar.slots) * tokens_each * fleet.ar.speed.seconds_per_turn
+    return ar_s + decoder_s / min(todo.num_images, fleet.decoder.num_workers) + _OVERHEAD_S
+
+
+def _warnings(fleet: Fleet, job: NewJob, todo: Plan, eta: datetime | None) -> Iterator[dict[str, Any]]:
+    if todo.num_images and not (fleet.ar.num_workers and fleet.decoder.num_workers):
+        yield _warning("no_workers", "No worker of one stage is alive now; the job would wait until there is one.")
+    elif todo.num_images and eta is None:
+        yield _warning("unknown_speed", "The workers have not told yet how fast they are; seconds are null.")
+    if eta is not None and job.deadline is not None and eta > job.deadline - timedelta(seconds=_OVERHEAD_S):
+        yield _warning("deadline_unmeetable", "The job would probably expire before it is done.")
+
+
+def _warning(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "message": message, "text": None, "position": None, "fixed": False}
+
+
+def _times(count: int, each_s: float | None) -> float | None:
+    return None if each_s is None else count * each_s
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

@@ -1,0 +1,64 @@
+"""The GPU workers as predictions see them: how many live, how fast they were lately, and what a job would take of them. Knows no HTTP."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from shared.cost import DitSize, image_flops, num_ar_tokens
+from shared.db import Database
+from shared.lifecycle.submit import NewJob
+from shared.lifecycle.workers import StageFleet, read_fleet
+from shared.quoting.reference import glyph_texts
+from shared.states import Stage
+
+_KEPT_S = 3.0
+"""As often as workers report; every submit saves two queries."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The live workers of both stages."""
+
+    ar: StageFleet
+    decoder: StageFleet
+
+    def priced(self, new: NewJob, sources: Sequence[tuple[int, int]]) -> NewJob:
+        """
+        The job with the seconds that each of its grids and images will take of a worker, where workers have told how fast they are.
+
+        Args:
+            sources: height and width of its reference images.
+        """
+        grid_cost_s = image_cost_s = None
+        if self.ar.speed is not None:
+            grid_cost_s = num_ar_tokens(new.grid, len(sources)) * self.ar.speed.seconds_per_unit
+        if self.decoder.speed is not None and self.decoder.model is not None and "dit" in self.decoder.model:
+            texts = glyph_texts(new.prompt) if new.glyph_texts is None else new.glyph_texts
+            dit = DitSize(**self.decoder.model["dit"])
+            flops = image_flops(dit, new.grid, new.steps, texts, sources, is_guided=new.guidance_scale > 1)
+            image_cost_s = flops * self.decoder.speed.seconds_per_unit
+        return replace(new, grid_cost_s=grid_cost_s, image_cost_s=image_cost_s)
+
+
+class FleetReader:
+    """The fleet as it was a few seconds ago at most. Thread-safe."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._lock = threading.Lock()
+        self._fleet: Fleet | None = None
+        self._good_until = 0.0
+
+    def get(self) -> Fleet:
+        """Who lives. Raises: DatabaseDownError."""
+        with self._lock:
+            if self._fleet is not None and time.monotonic() < self._good_until:
+                return self._fleet
+        # Outside the lock, so that a slow database holds up only who asks it.
+        fleet = Fleet(read_fleet(self._db, Stage.AR), read_fleet(self._db, Stage.DECODER))
+        with self._lock:
+            self._fleet, self._good_until = fleet, time.monotonic() + _KEPT_S
+        return fleet

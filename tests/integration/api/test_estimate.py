@@ -1,0 +1,124 @@
+"""Estimates: what submit takes and usage says, without a row."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from services.api.answers import EstimateAnswer
+from services.api.settings import ApiSettings
+from shared.cost import Speed
+from shared.db import Database
+from shared.lifecycle.workers import beat_worker
+from shared.states import Stage
+from shared.storage import Storage
+from tests.integration.api.conftest import MODEL, Account, assert_problem, finish_jobs, png, post_multipart
+
+AR_SPEED = Speed(seconds_per_unit=0.01, seconds_per_turn=0.02)
+DECODER_SPEED = Speed(seconds_per_unit=1e-9, seconds_per_turn=0.1)
+
+
+@pytest.fixture
+def workers(db: Database, client: FlaskClient) -> None:
+    """One of each stage, which have told how fast they are."""
+    beat_worker(db, "worker-1", Stage.AR, "host", 1, 4, asdict(MODEL), AR_SPEED)
+    loaded = {"revision": MODEL.revision, "dit": {"num_layers": 2, "width": 64}}
+    beat_worker(db, "worker-2", Stage.DECODER, "host", 2, 4, loaded, DECODER_SPEED)
+
+
+def estimate(client: FlaskClient, **fields: Any) -> dict[str, Any]:
+    answer = client.post("/v1/estimate", json={"prompt": "a fox", **fields})
+    assert answer.status_code == 200, answer.get_json()
+    body: dict[str, Any] = answer.get_json()
+    assert EstimateAnswer.model_validate(body).model_dump(mode="json") == body
+    return body
+
+
+def test_nothing_is_stored(refusing: FlaskClient) -> None:
+    """An estimate leaves no row."""
+    assert estimate(refusing)["object"] == "estimate"
+
+
+@pytest.mark.parametrize(
+    ("fields", "ar_tokens", "steps"),
+    [
+        ({}, 16 + 16, 4),
+        ({"n": 3, "steps": 7}, 3 * 32, 21),
+        ({"n": 3, "same_layout": True}, 32, 12),
+        ({"size": "256x128"}, 32 + 8 * 4, 4),
+    ],
+)
+def test_costs_are_what_usage_says(
+    client: FlaskClient, db: Database, settings: ApiSettings, account: Account, fields: dict[str, Any], ar_tokens: int, steps: int
+) -> None:
+    """Tokens, steps and images are exact: the job's usage says the same once it is done."""
+    cost = estimate(client, **fields)["cost"]
+    job = client.post("/v1/jobs", json={"prompt": "a fox", **fields}).get_json()
+    finish_jobs(db, Storage(settings), account.tenant_id, png())
+    assert client.get(f"/v1/jobs/{job['id']}").get_json()["usage"] == cost
+    assert (cost["ar_tokens"], cost["decoder_steps"]) == (ar_tokens, steps)
+
+
+def test_what_is_stored_costs_nothing(client: FlaskClient, db: Database, settings: ApiSettings, account: Account) -> None:
+    """A picture that is there is free, another of its layout costs the decoder alone, and `cache: off` costs all."""
+    client.post("/v1/jobs", json={"prompt": "a fox", "seed": 7})
+    finish_jobs(db, Storage(settings), account.tenant_id, png())
+    free = estimate(client, seed=7)
+    assert free["cost"] == {"ar_tokens": 0, "decoder_steps": 0, "images": 0}
+    assert (free["gpu_seconds"], free["queue_seconds"]) == (0, 0)
+    assert estimate(client, seed=7, steps=9)["cost"] == {"ar_tokens": 0, "decoder_steps": 9, "images": 1}
+    assert estimate(client, seed=7, cache="off")["cost"]["images"] == 1
+
+
+@pytest.mark.usefixtures("workers")
+def test_seconds_are_what_workers_report(client: FlaskClient) -> None:
+    """Worker seconds of both stages, the queue in front, and when it would be done."""
+    before = datetime.now(UTC)
+    first = estimate(client, n=2)
+    assert first["gpu_seconds_by_stage"]["ar"] == pytest.approx(2 * first["cost"]["ar_tokens"] / 2 * AR_SPEED.seconds_per_unit)
+    assert first["gpu_seconds_by_stage"]["decoder"] > 0
+    assert first["gpu_seconds"] == pytest.approx(sum(first["gpu_seconds_by_stage"].values()), abs=0.002)
+    assert first["queue_seconds"] == 0
+    assert datetime.fromisoformat(first["eta"]) > before
+    client.post("/v1/jobs", json={"prompt": "a wolf", "n": 4})
+    assert estimate(client)["queue_seconds"] == pytest.approx(4 * first["cost"]["ar_tokens"] / 2 * AR_SPEED.seconds_per_unit)
+    assert estimate(client, priority="interactive")["queue_seconds"] == 0
+
+
+@pytest.mark.usefixtures("workers")
+def test_guidance_and_references_count(client: FlaskClient) -> None:
+    """No guidance is half of the decoder's work; reference images add to it, and need no draft."""
+    plain, unguided = estimate(client), estimate(client, guidance_scale=1)
+    assert unguided["gpu_seconds_by_stage"]["decoder"] < 0.6 * plain["gpu_seconds_by_stage"]["decoder"]
+    request = json.dumps({"prompt": "a fox", "size": "128x128"})
+    edited = post_multipart(client, {"request": request, "image": (png(128, 128), "a.png")}, "/v1/estimate").get_json()
+    assert edited["cost"]["ar_tokens"] == 16
+    assert edited["gpu_seconds_by_stage"]["decoder"] > plain["gpu_seconds_by_stage"]["decoder"]
+
+
+def test_warnings(client: FlaskClient) -> None:
+    """Of the prompt, of missing workers, of a deadline that nobody can meet."""
+    codes = [warning["code"] for warning in estimate(client, prompt="it's a dog's \"B\"")["warnings"]]
+    assert codes == ["apostrophe", "no_workers"]
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_deadline_that_cannot_be_met(client: FlaskClient) -> None:
+    """It is a warning: the estimate is a guess."""
+    late = estimate(client, n=10, size="512x512", steps=200, deadline="2099-01-01T00:00:00Z")
+    assert late["warnings"] == []
+    soon = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    assert_problem(client.post("/v1/estimate", json={"prompt": "x", "deadline": soon}), 400, "invalid_request", "deadline")
+
+
+@pytest.mark.parametrize(("fields", "param"), [({"sise": "1x1"}, "sise"), ({"size": "9999x9999"}, "size"), ({"n": 11}, "n")])
+def test_refuses_what_submit_refuses(refusing: FlaskClient, fields: dict[str, Any], param: str) -> None:
+    """The same words for the same mistakes."""
+    estimated, submitted = (refusing.post(path, json={"prompt": "a fox", **fields}) for path in ("/v1/estimate", "/v1/jobs"))
+    assert_problem(estimated, 400, "invalid_request", param)
+    assert estimated.get_json()["errors"] == submitted.get_json()["errors"]
