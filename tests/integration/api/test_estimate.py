@@ -47,10 +47,10 @@ def test_nothing_is_stored(refusing: FlaskClient) -> None:
 @pytest.mark.parametrize(
     ("fields", "ar_tokens", "steps"),
     [
-        ({}, 16 + 16, 4),
-        ({"n": 3, "steps": 7}, 3 * 32, 21),
-        ({"n": 3, "same_layout": True}, 32, 12),
-        ({"size": "256x128"}, 32 + 8 * 4, 4),
+        ({}, 256 + 16, 4),
+        ({"n": 3, "steps": 7}, 3 * 272, 21),
+        ({"n": 3, "same_layout": True}, 272, 12),
+        ({"size": "256x128"}, 242 + 32, 4),
     ],
 )
 def test_costs_are_what_usage_says(
