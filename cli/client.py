@@ -98,6 +98,18 @@ class Client:
         """The secret that signs webhooks of jobs which name only a URL."""
         return str(self._json(self._send("GET", "/v1/webhooks/default/secret"))["key"])
 
+    def get(self, path: str, query: dict[str, str]) -> dict[str, Any]:
+        return self._json(self._send("GET", path, params=query))
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._json(self._send("POST", path, json=body))
+
+    def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._json(self._send("PATCH", path, json=body))
+
+    def delete(self, path: str, query: dict[str, str]) -> dict[str, Any]:
+        return self._json(self._send("DELETE", path, params=query))
+
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **content)

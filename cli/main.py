@@ -23,12 +23,15 @@ from cli.data_folder import DataFolder, StackState, default_data_folder
 from cli.demo import RECEIVER_NETWORK, run_demo
 from cli.environment import without_own
 from cli.generate import Wish, connect, generate
+from cli.keys import keys, tenants
 from cli.supervisor import StackError
 from infra.embedded.choose import choose_servers
 from infra.embedded.ports import is_free
 from infra.embedded.server import ServerError
 
 app = typer.Typer(help="Serve GLM-Image as a durable, asynchronous job service.", no_args_is_help=True, add_completion=False)
+app.add_typer(keys, name="keys")
+app.add_typer(tenants, name="tenants")
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -14,7 +14,7 @@ from alembic.config import Config
 from pydantic import Field, SecretStr
 from sqlalchemy import Connection, create_engine, text
 
-from shared.api_keys import ApiKeyText
+from shared.api_keys import SCOPES, ApiKeyText
 from shared.db import Database, engine_url
 from shared.errors import StartupError
 from shared.lifecycle import tenants
@@ -32,7 +32,8 @@ class MigrateSettings(CoreSettings):
     """What a fresh installation begins with."""
 
     bootstrap_api_key: SecretStr | None = Field(
-        default=None, description="A key, `glmq_<12 characters>_<32 to 64 characters>`, that may do everything; made on first start."
+        default=None,
+        description="A key, `glmq_<12 characters>_<32 to 64 characters>`, that may do everything, also make tenants; made on first start.",
     )
     bootstrap_tenant: str = Field(default="default", description="Name of the tenant that the bootstrap key belongs to.")
 
@@ -70,7 +71,7 @@ def main() -> None:
         key = ApiKeyText.parse(settings.bootstrap_api_key.get_secret_value())
         if key is None:
             raise StartupError("GLMQ_BOOTSTRAP_API_KEY must look like glmq_<12 of a-z0-9>_<32 to 64 of A-Za-z0-9>")
-        tenants.ensure_api_key(db, tenant_id, "bootstrap", key, ["read", "submit", "admin"])
+        tenants.ensure_api_key(db, tenant_id, "bootstrap", key, list(SCOPES))
     db.close()
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 _ALPHABET = string.ascii_letters + string.digits
 _PATTERN = re.compile(r"glmq_([a-z0-9]{12})_([A-Za-z0-9]{32,64})")
 
-SCOPES = ("read", "submit", "admin")
-"""What a key may do: look, look and submit, everything."""
+SCOPES = ("read", "submit", "admin", "operator")
+"""What a key may do, each with all before it: look, submit, manage its tenant, manage tenants."""
 
 
 @dataclass(frozen=True)

@@ -68,15 +68,29 @@ def _created_at() -> Mapped[datetime]:
 
 
 class Tenant(Base):
-    """A customer. `event_seq` is the number of its last event: taking the next one locks this row, so numbers have no gaps."""
+    """
+    A customer. `event_seq` is the number of its last event: taking the next one locks this row, so numbers have no gaps.
+
+    A limit that is NULL is the service's default; 0 is none at all. `shared/lifecycle/quotas.py` says what they mean.
+    """
 
     __tablename__ = "tenant"
+    __table_args__ = tuple(
+        CheckConstraint(f"{name} >= 0", name=f"{name}_not_negative")
+        for name in ("max_queued", "max_running", "requests_per_minute", "gpu_seconds_per_day")
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     event_seq: Mapped[int] = mapped_column(server_default="0")
     webhook_secret: Mapped[bytes]
     """Signs deliveries to per-job URLs; sealed by `shared/sealing.py`."""
+    max_queued: Mapped[int | None]
+    max_running: Mapped[int | None]
+    requests_per_minute: Mapped[int | None]
+    gpu_seconds_per_day: Mapped[float | None]
+    num_queued: Mapped[int] = mapped_column(server_default="0")
+    """Jobs with the status `queued`; kept by the statement that takes `event_seq`."""
     created_at: Mapped[datetime] = _created_at()
 
 
@@ -84,7 +98,10 @@ class ApiKey(Base):
     """A key of a tenant. The secret half is stored as a hash only."""
 
     __tablename__ = "api_key"
-    __table_args__ = (CheckConstraint("scopes <@ ARRAY['read', 'submit', 'admin'] AND cardinality(scopes) > 0", name="scopes_known"),)
+    __table_args__ = (
+        CheckConstraint("scopes <@ ARRAY['read', 'submit', 'admin', 'operator'] AND cardinality(scopes) > 0", name="scopes_known"),
+        CheckConstraint("max_priority IN ('interactive', 'standard', 'bulk')", name="max_priority_known"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     """The public half of the key."""
@@ -92,6 +109,8 @@ class ApiKey(Base):
     name: Mapped[str]
     secret_sha256: Mapped[bytes]
     scopes: Mapped[list[str]]
+    max_priority: Mapped[str] = mapped_column(server_default="interactive")
+    """The most urgent lane that its jobs may take."""
     created_at: Mapped[datetime] = _created_at()
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
@@ -233,6 +252,8 @@ def _work_constraints(table: str) -> tuple[CheckConstraint | Index, ...]:
         CheckConstraint("state <> 'done' OR (storage_key IS NOT NULL AND sha256 IS NOT NULL AND size_bytes > 0)", name="done_has_artifact"),
         CheckConstraint("state <> 'failed' OR error IS NOT NULL", name="failure_has_reason"),
         Index(f"ix_{table}_ready", "lane", "created_at", "id", postgresql_where=text("state = 'ready'")),
+        # For tenants with a bound on what runs: what they come to next is found without passing by all that they have waiting.
+        Index(f"ix_{table}_tenant_ready", "tenant_id", "lane", "created_at", "id", postgresql_where=text("state = 'ready'")),
         Index(f"ix_{table}_released", "lane", "released_at", postgresql_where=text("state = 'released'")),
         Index(f"ix_{table}_lease", "lease_until", postgresql_where=text("state = 'running'")),
     )

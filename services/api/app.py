@@ -7,6 +7,7 @@ from importlib.metadata import version
 from apiflask import APIFlask
 
 from services.api import envelope, openapi, problems
+from services.api.api_keys import api_keys_blueprint
 from services.api.approval import approval_blueprint
 from services.api.estimate import estimate_blueprint
 from services.api.health import health_blueprint
@@ -16,6 +17,7 @@ from services.api.parts import make_parts
 from services.api.redecode import redecode_blueprint
 from services.api.request_body import MAX_JSON_BYTES
 from services.api.settings import ApiSettings
+from services.api.tenants import tenants_blueprint
 from services.api.webhook_secrets import webhook_secrets_blueprint
 from shared.egress import Resolver, system_resolver
 
@@ -51,6 +53,8 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
         approval_blueprint,
         models_blueprint,
         webhook_secrets_blueprint,
+        api_keys_blueprint,
+        tenants_blueprint,
         health_blueprint,
     ):
         app.register_blueprint(make(parts))

@@ -7,15 +7,16 @@ from typing import Literal
 import structlog
 from flask import Request
 
-from shared.api_keys import ApiKeyText
+from shared.api_keys import SCOPES, ApiKeyText
 from shared.db import Database
 from shared.errors import RequestError
-from shared.lifecycle.tenants import Caller, find_caller
+from shared.lifecycle.keys import find_caller
+from shared.lifecycle.tenants import Caller
 
-Scope = Literal["read", "submit", "admin"]
+Scope = Literal["read", "submit", "admin", "operator"]
 
-_IMPLIED = {"read": frozenset({"read"}), "submit": frozenset({"read", "submit"}), "admin": frozenset({"read", "submit", "admin"})}
-"""What each scope of a key allows."""
+_ALLOWED = {scope: frozenset(SCOPES[: index + 1]) for index, scope in enumerate(SCOPES)}
+"""What each scope of a key allows: itself, and all before it."""
 
 
 def authenticate(db: Database, request: Request, needed: Scope) -> Caller:
@@ -34,7 +35,15 @@ def authenticate(db: Database, request: Request, needed: Scope) -> Caller:
     if caller is None:
         # One answer for malformed, unknown, wrong and revoked: a guesser learns nothing.
         raise RequestError("unauthorized", "this API key is not valid")
-    if not any(needed in _IMPLIED[scope] for scope in caller.scopes):
-        raise RequestError("forbidden_scope", f"this API key lacks the scope {needed}")
+    require(caller, needed)
     structlog.contextvars.bind_contextvars(tenant_id=caller.tenant_id)
     return caller
+
+
+def require(caller: Caller, needed: Scope) -> None:
+    """
+    Raises:
+        RequestError: `forbidden_scope`, the key may not do this.
+    """
+    if not any(needed in _ALLOWED[scope] for scope in caller.scopes):
+        raise RequestError("forbidden_scope", f"this API key lacks the scope {needed}")

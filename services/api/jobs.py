@@ -29,6 +29,7 @@ from services.api.job_answers import job_response, public_document
 from services.api.new_job import check_request, new_job, requested_size
 from services.api.parts import Parts
 from services.api.prefer import MAX_WAIT_S, NO_PREFERENCE, Preference, parse_prefer
+from services.api.priority import with_allowed_priority
 from services.api.request_body import RequestBody, read_body, read_query
 from services.api.route_docs import describe
 from services.api.schemas import ImageQuery, JobQuery, JobRequest, ListQuery
@@ -117,6 +118,7 @@ def read_request(parts: Parts, caller: Caller, body: RequestBody) -> ReadRequest
         asked = JobRequest.model_validate(body.fields)
     except ValidationError as error:
         raise from_pydantic(error, JobRequest, body.fields) from None
+    asked = with_allowed_priority(caller, asked)
     info = parts.model.get()
     errors = ErrorCollector()
     check_request(asked, info, len(body.uploads), errors)

@@ -42,9 +42,11 @@ class Problem(Enum):
     FORBIDDEN_ADDRESS = 400, "The URL leads to an address that is not allowed", False
     UNAUTHORIZED = 401, "A valid API key is needed", False
     FORBIDDEN_SCOPE = 403, "The API key may not do this", False
+    FORBIDDEN_PRIORITY = 403, "The API key may not ask for this priority", False
     NOT_FOUND = 404, "There is nothing here", False
     METHOD_NOT_ALLOWED = 405, "The method is not allowed here", False
     ALREADY_TERMINAL = 409, "The job has ended", False
+    NAME_TAKEN = 409, "The name is taken", False
     NOT_AWAITING_APPROVAL = 409, "No draft of the job waits for approval", True
     TOO_MANY_DRAFTS = 409, "The job has had all its drafts", False
     LAYOUT_UNAVAILABLE = 409, "The layouts of the job cannot be used now", True

@@ -17,6 +17,7 @@ from services.api.jobs import NEW_JOB, Submitted, find_job, submitted_response
 from services.api.new_job import check_sides, chosen_lora
 from services.api.parts import Parts
 from services.api.prefer import parse_prefer
+from services.api.priority import with_allowed_priority
 from services.api.request_body import RequestBody, read_json
 from services.api.route_docs import describe
 from services.api.schemas import RedecodeRequest
@@ -47,6 +48,7 @@ def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dic
         asked = RedecodeRequest.model_validate(sent)
     except ValidationError as error:
         raise from_pydantic(error, RedecodeRequest, sent) from None
+    asked = with_allowed_priority(caller, asked)
     info = parts.model.get()
     errors = ErrorCollector()
     check_redecode(asked, info, source["params"], errors)

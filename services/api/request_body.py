@@ -79,6 +79,21 @@ def read_optional_json(request: Request) -> dict[str, Any]:
     return read_json(request) if is_there else {}
 
 
+def read_fields(request: Request, model: type[Model]) -> Model:
+    """
+    Read a JSON body as `model`.
+
+    Raises:
+        InvalidFieldsError: names every wrong field.
+        Others: as `read_body`.
+    """
+    sent = read_json(request)
+    try:
+        return model.model_validate(sent)
+    except ValidationError as error:
+        raise from_pydantic(error, model, sent) from None
+
+
 def read_query(arguments: MultiDict[str, str], model: type[Model]) -> Model:
     """
     Read a query string as `model`; `metadata[key]=value` makes a dict, `status` a list.

@@ -34,6 +34,7 @@ _CACHE = (
     "`use`: take what equal requests of yours have drawn or are drawing. `refresh`: draw anew, in place of what they drew. "
     "`off`: draw anew, for this job alone."
 )
+_PRIORITY = "Lane of the queue. Absent: `standard`, or what is left to a key that may ask for less."
 _DEADLINE = "The job expires if it has not succeeded by then."
 
 
@@ -186,7 +187,7 @@ class JobRequest(Sent):
     )
     # Not strict: an enum is what we make of the text.
     cache: Cache = Field(default=Cache.USE, strict=False, description=_CACHE)
-    priority: Priority = Field(default=Priority.STANDARD, strict=False, description="Lane of the queue.")
+    priority: Priority = Field(default=Priority.STANDARD, strict=False, description=_PRIORITY)
     deadline: FutureMoment | None = Field(default=None, description=_DEADLINE)
     webhook: Annotated[Webhook | None, BeforeValidator(_spread_url)] = Field(default=None, json_schema_extra=_or_plain_url)
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="Yours; echoed everywhere.")
@@ -214,7 +215,7 @@ class RedecodeRequest(Sent):
     previews: bool | None = Field(default=None, description=_PREVIEWS)
     # Not strict: an enum is what we make of the text.
     cache: Cache = Field(default=Cache.USE, strict=False, description=f"{_CACHE} The layouts are never drawn anew.")
-    priority: Priority = Field(default=Priority.STANDARD, strict=False, description="Lane of the queue.")
+    priority: Priority = Field(default=Priority.STANDARD, strict=False, description=_PRIORITY)
     deadline: FutureMoment | None = Field(default=None, description=_DEADLINE)
     webhook: Annotated[Webhook | None, BeforeValidator(_spread_url)] = Field(default=None, json_schema_extra=_or_plain_url)
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="Yours; echoed everywhere.")

@@ -1,29 +1,40 @@
-"""Tenants, their API keys, and the files they own."""
+"""Tenants: made, found, limited, and the files they own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.api_keys import ApiKeyText
 from shared.db import Database
+from shared.errors import RequestError
 from shared.ids import new_id
+from shared.lifecycle.quotas import OwnLimits
+from shared.states import Priority
 from shared.tables import ApiKey, File, Tenant
-
-_now = func.clock_timestamp
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request."""
+    """
+    Who sent a request.
+
+    Attributes:
+        max_priority: the most urgent lane that the key's jobs may take.
+        own_limits: of the tenant.
+        num_queued: jobs of the tenant that were queued when the request came.
+    """
 
     tenant_id: str
     key_id: str
     scopes: frozenset[str]
+    max_priority: Priority = Priority.INTERACTIVE
+    own_limits: OwnLimits = field(default_factory=OwnLimits)
+    num_queued: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,16 @@ class StoredFile:
     width_px: int
 
 
+@dataclass(frozen=True)
+class TenantRecord:
+    """A tenant as operators see it."""
+
+    id: str
+    name: str
+    own_limits: OwnLimits
+    created_at: datetime
+
+
 def ensure_tenant(db: Database, name: str, sealed_webhook_secret: bytes) -> str:
     """The id of the tenant with this name, made if there is none; an existing tenant keeps its secret."""
 
@@ -48,25 +69,75 @@ def ensure_tenant(db: Database, name: str, sealed_webhook_secret: bytes) -> str:
     return db.run(work)
 
 
-def ensure_api_key(db: Database, tenant_id: str, name: str, key: ApiKeyText, scopes: list[str]) -> None:
-    """Store a key's hash; a key that is there is left as it is."""
-    row = insert(ApiKey).values(id=key.id, tenant_id=tenant_id, name=name, secret_sha256=key.secret_sha256, scopes=scopes)
-    db.run(lambda session: session.execute(row.on_conflict_do_nothing()))
+def create_tenant(db: Database, name: str, sealed_webhook_secret: bytes, limits: OwnLimits) -> TenantRecord | None:
+    """A new tenant; None if there is one of that name."""
 
-
-def find_caller(db: Database, key: ApiKeyText) -> Caller | None:
-    """Who holds this key; None if it is unknown, wrong or revoked."""
-
-    def work(session: Session) -> Caller | None:
-        row = session.get(ApiKey, key.id)
-        if row is None or row.revoked_at is not None or not key.matches(row.secret_sha256):
-            return None
-        # Once a minute is enough to know whether a key is in use, and spares a write per request.
-        stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < _now() - timedelta(minutes=1))
-        session.execute(update(ApiKey).where(ApiKey.id == key.id, stale).values(last_used_at=_now()))
-        return Caller(row.tenant_id, row.id, frozenset(row.scopes))
+    def work(session: Session) -> TenantRecord | None:
+        values = {"id": new_id("ten"), "name": name, "webhook_secret": sealed_webhook_secret, **asdict(limits)}
+        added = insert(Tenant).values(values).on_conflict_do_nothing(index_elements=[Tenant.name]).returning(Tenant)
+        row = session.scalars(added).one_or_none()
+        return None if row is None else _record(row)
 
     return db.run(work)
+
+
+def find_tenant(db: Database, *, tenant_id: str | None = None, name: str | None = None) -> TenantRecord | None:
+    """The tenant with this id or name."""
+
+    def work(session: Session) -> TenantRecord | None:
+        row = session.scalars(select(Tenant).where(Tenant.id == tenant_id if name is None else Tenant.name == name)).one_or_none()
+        return None if row is None else _record(row)
+
+    return db.run(work)
+
+
+def list_tenants(db: Database, limit: int, after: str | None, newest_first: bool) -> tuple[list[TenantRecord], bool]:
+    """
+    One page of tenants by time of creation, and whether more follow.
+
+    Raises:
+        RequestError: `after` is not a tenant.
+    """
+
+    def work(session: Session) -> tuple[list[TenantRecord], bool]:
+        query = select(Tenant)
+        position = tuple_(Tenant.created_at, Tenant.id)
+        if after is not None:
+            last = session.execute(select(Tenant.created_at, Tenant.id).where(Tenant.id == after)).one_or_none()
+            if last is None:
+                raise RequestError("invalid_request", "after names no tenant", "after")
+            query = query.where(position < tuple(last) if newest_first else position > tuple(last))
+        order = (Tenant.created_at.desc(), Tenant.id.desc()) if newest_first else (Tenant.created_at, Tenant.id)
+        rows = session.scalars(query.order_by(*order).limit(limit + 1)).all()
+        return [_record(row) for row in rows[:limit]], len(rows) > limit
+
+    return db.run(work)
+
+
+def limit_tenant(db: Database, tenant_id: str, changed: dict[str, int | float | None]) -> TenantRecord | None:
+    """
+    Change some of a tenant's limits. None if there is no such tenant.
+
+    Args:
+        changed: by the name of the field of `OwnLimits`.
+    """
+
+    def work(session: Session) -> TenantRecord | None:
+        row = session.get(Tenant, tenant_id, with_for_update=True)
+        if row is None:
+            return None
+        for name, value in changed.items():
+            setattr(row, name, value)
+        return _record(row)
+
+    return db.run(work)
+
+
+def ensure_api_key(db: Database, tenant_id: str, name: str, key: ApiKeyText, scopes: list[str]) -> None:
+    """Store a key's hash; the same key, if it is there, gets these scopes, and one that was revoked stays revoked."""
+    row = insert(ApiKey).values(id=key.id, tenant_id=tenant_id, name=name, secret_sha256=key.secret_sha256, scopes=scopes)
+    is_same = (ApiKey.tenant_id == tenant_id) & (ApiKey.secret_sha256 == key.secret_sha256)
+    db.run(lambda session: session.execute(row.on_conflict_do_update(index_elements=[ApiKey.id], set_={"scopes": scopes}, where=is_same)))
 
 
 def get_webhook_secret(db: Database, tenant_id: str) -> bytes:
@@ -110,3 +181,8 @@ def get_source(db: Database, tenant_id: str, file_id: str) -> StoredFile | None:
 def _stored(row: File) -> StoredFile:
     # A check of the table says that sources have a size.
     return StoredFile(row.id, row.storage_key, row.sha256, row.height_px or 0, row.width_px or 0)
+
+
+def _record(row: Tenant) -> TenantRecord:
+    limits = OwnLimits(row.max_queued, row.max_running, row.requests_per_minute, row.gpu_seconds_per_day)
+    return TenantRecord(row.id, row.name, limits, row.created_at)

@@ -25,7 +25,7 @@ from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
 from services.api.app import create_app
 from services.api.settings import ApiSettings
-from shared.api_keys import ApiKeyText, new_api_key
+from shared.api_keys import SCOPES, ApiKeyText, new_api_key
 from shared.checkpoint import ModelInfo
 from shared.db import Database
 from shared.lifecycle import claims, finish, work
@@ -93,7 +93,7 @@ def make_account(db: Database, settings: ApiSettings, name: str) -> Account:
     """A tenant with a key of each scope."""
     secret = new_secret()
     tenant_id = ensure_tenant(db, name, Sealer(settings.secret_key.get_secret_value()).seal(secret))
-    keys = {scope: new_api_key() for scope in ("read", "submit", "admin")}
+    keys = {scope: new_api_key() for scope in SCOPES}
     for scope, key in keys.items():
         parsed = ApiKeyText.parse(key)
         assert parsed is not None

@@ -1,0 +1,27 @@
+"""One page of a list, and the way to the next one (API.md section d5). Knows no kind of thing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import Response, jsonify, request
+
+from services.api.parts import Parts
+
+
+def page_response(parts: Parts, data: Sequence[dict[str, Any]], has_more: bool) -> Response:
+    """
+    A page, with a Link to the next one.
+
+    Args:
+        data: documents with an `id`.
+    """
+    first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    response = jsonify({"object": "list", "data": data, "has_more": has_more, "first_id": first_id, "last_id": last_id})
+    if has_more:
+        kept = [(name, value) for name, value in request.args.items(multi=True) if name != "after"]
+        following = urlencode([*kept, ("after", last_id)])
+        response.headers["Link"] = f'<{parts.base_url()}{request.path}?{following}>; rel="next"'
+    return response

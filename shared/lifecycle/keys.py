@@ -1,0 +1,138 @@
+"""API keys: made, listed, revoked, and found by what a request carries. Of a key's secret only the hash is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import bindparam, func, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from shared.api_keys import ApiKeyText, new_api_key
+from shared.db import Database
+from shared.errors import RequestError
+from shared.lifecycle.quotas import OwnLimits
+from shared.lifecycle.tenants import Caller
+from shared.states import Priority
+from shared.tables import ApiKey, Tenant
+
+_now = func.clock_timestamp
+
+_TOUCH_S = 60
+"""Once a minute is enough to know whether a key is in use, and spares a write per request."""
+
+# Built once, and of columns: every request begins with it.
+_FIND = select(
+    ApiKey.tenant_id,
+    ApiKey.secret_sha256,
+    ApiKey.scopes,
+    ApiKey.max_priority,
+    func.coalesce(ApiKey.last_used_at < _now() - func.make_interval(0, 0, 0, 0, 0, 0, _TOUCH_S), True).label("is_untouched"),
+    Tenant.max_queued,
+    Tenant.max_running,
+    Tenant.requests_per_minute,
+    Tenant.gpu_seconds_per_day,
+    Tenant.num_queued,
+).join(Tenant, Tenant.id == ApiKey.tenant_id)
+_FIND_ALIVE = _FIND.where(ApiKey.id == bindparam("key_id"), ApiKey.revoked_at.is_(None))
+_TOUCH = update(ApiKey).where(ApiKey.id == bindparam("key_id")).values(last_used_at=_now())
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """A key as its tenant may see it."""
+
+    id: str
+    name: str
+    scope: str
+    """The widest of its scopes; it implies the others."""
+    max_priority: Priority
+    created_at: datetime
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+def create_key(db: Database, tenant_id: str, name: str, scope: str, max_priority: Priority) -> tuple[KeyRecord, str]:
+    """A new key, and its text, which cannot be had again."""
+    text = new_api_key()
+    key = ApiKeyText.parse(text)
+    if key is None:
+        raise AssertionError("a new key has the form of a key")
+
+    def work(session: Session) -> KeyRecord:
+        row = ApiKey(id=key.id, tenant_id=tenant_id, name=name, secret_sha256=key.secret_sha256, scopes=[scope], max_priority=max_priority)
+        session.add(row)
+        session.flush()
+        return _record(row)
+
+    return db.run(work), text
+
+
+def get_key(db: Database, tenant_id: str, key_id: str) -> KeyRecord | None:
+    """A key of this tenant, or None."""
+
+    def work(session: Session) -> KeyRecord | None:
+        row = session.scalars(select(ApiKey).where(ApiKey.id == key_id, ApiKey.tenant_id == tenant_id)).one_or_none()
+        return None if row is None else _record(row)
+
+    return db.run(work)
+
+
+def list_keys(db: Database, tenant_id: str, limit: int, after: str | None, newest_first: bool) -> tuple[list[KeyRecord], bool]:
+    """
+    One page of keys by time of creation, revoked ones too, and whether more follow.
+
+    Raises:
+        RequestError: `after` is not a key of this tenant.
+    """
+
+    def work(session: Session) -> tuple[list[KeyRecord], bool]:
+        query = select(ApiKey).where(ApiKey.tenant_id == tenant_id)
+        position = tuple_(ApiKey.created_at, ApiKey.id)
+        if after is not None:
+            cursor = session.execute(select(ApiKey.created_at, ApiKey.id).where(ApiKey.id == after, ApiKey.tenant_id == tenant_id))
+            last = cursor.one_or_none()
+            if last is None:
+                raise RequestError("invalid_request", "after names no key of yours", "after")
+            query = query.where(position < tuple(last) if newest_first else position > tuple(last))
+        order = (ApiKey.created_at.desc(), ApiKey.id.desc()) if newest_first else (ApiKey.created_at, ApiKey.id)
+        rows = session.scalars(query.order_by(*order).limit(limit + 1)).all()
+        return [_record(row) for row in rows[:limit]], len(rows) > limit
+
+    return db.run(work)
+
+
+def revoke_key(db: Database, tenant_id: str, key_id: str) -> KeyRecord | None:
+    """From now on the key opens nothing. None if this tenant has no such key; a key that was revoked before stays so."""
+
+    def work(session: Session) -> KeyRecord | None:
+        row = session.scalars(select(ApiKey).where(ApiKey.id == key_id, ApiKey.tenant_id == tenant_id).with_for_update()).one_or_none()
+        if row is None:
+            return None
+        if row.revoked_at is None:
+            row.revoked_at = session.scalar(select(_now()))
+        return _record(row)
+
+    return db.run(work)
+
+
+def find_caller(db: Database, key: ApiKeyText) -> Caller | None:
+    """Who holds this key; None if it is unknown, wrong or revoked. Asked anew at every request: a revoked key stops at once."""
+    row = db.fetch_one(_FIND_ALIVE, {"key_id": key.id})
+    if row is None or not key.matches(row.secret_sha256):
+        return None
+    if row.is_untouched:
+        db.run(lambda session: session.execute(_TOUCH, {"key_id": key.id}))
+    return Caller(
+        tenant_id=row.tenant_id,
+        key_id=key.id,
+        scopes=frozenset(row.scopes),
+        max_priority=Priority(row.max_priority),
+        own_limits=OwnLimits(row.max_queued, row.max_running, row.requests_per_minute, row.gpu_seconds_per_day),
+        num_queued=row.num_queued,
+    )
+
+
+def _record(row: ApiKey) -> KeyRecord:
+    scope = next(scope for scope in ("operator", "admin", "submit", "read") if scope in row.scopes)
+    return KeyRecord(row.id, row.name, scope, Priority(row.max_priority), row.created_at, row.last_used_at, row.revoked_at)

@@ -1,0 +1,118 @@
+"""What a tenant may use, and what it has used. Knows rows and numbers; the API decides what to refuse, the dispatcher what to hold back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import bindparam, func, select
+from sqlalchemy.orm import Session
+
+from shared.db import Database
+from shared.states import LIVE_WORK, TERMINAL_JOB, JobStatus
+from shared.tables import Grid, Image, Job, Output, Tenant, Usage
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    What a tenant may use; None: as much as it likes.
+
+    Attributes:
+        max_queued: jobs that were accepted and have not begun.
+        max_running: layouts and images of its jobs that workers may have in hand at once; more wait. A job of n images has up to n of each.
+        requests_per_minute: requests that make jobs, accepted or not.
+        gpu_seconds_per_day: seconds of a worker, of either kind, from midnight to midnight UTC.
+    """
+
+    max_queued: int | None = None
+    max_running: int | None = None
+    requests_per_minute: int | None = None
+    gpu_seconds_per_day: float | None = None
+
+
+@dataclass(frozen=True)
+class OwnLimits:
+    """A tenant's own limits, as its row has them: None is the service's default, 0 is none at all."""
+
+    max_queued: int | None = None
+    max_running: int | None = None
+    requests_per_minute: int | None = None
+    gpu_seconds_per_day: float | None = None
+
+    def over(self, defaults: Limits) -> Limits:
+        """What holds for the tenant."""
+        return Limits(
+            max_queued=defaults.max_queued if self.max_queued is None else self.max_queued or None,
+            max_running=defaults.max_running if self.max_running is None else self.max_running or None,
+            requests_per_minute=defaults.requests_per_minute if self.requests_per_minute is None else self.requests_per_minute or None,
+            gpu_seconds_per_day=defaults.gpu_seconds_per_day if self.gpu_seconds_per_day is None else self.gpu_seconds_per_day or None,
+        )
+
+
+@dataclass(frozen=True)
+class TenantUsage:
+    """
+    What a tenant has and has had today.
+
+    Attributes:
+        num_in_hand: layouts and images that workers have now or are about to get.
+        gpu_seconds: that finished work of this day took.
+        predicted_s: of work that is not done yet, as far as it is known.
+        day_began_at, day_ends_at: midnights UTC around now.
+    """
+
+    num_queued: int
+    num_running: int
+    num_in_hand: int
+    gpu_seconds: float
+    predicted_s: float
+    day_began_at: datetime
+    day_ends_at: datetime
+
+
+_DAY = func.date_trunc("day", func.clock_timestamp())
+_SPENT = select(func.coalesce(func.sum(Usage.seconds), 0.0)).where(Usage.tenant_id == bindparam("tenant"), Usage.created_at >= _DAY)
+_LIVE_IMAGES = (
+    select(Output.image_id)
+    .join(Job, Job.id == Output.job_id)
+    .where(Job.tenant_id == bindparam("tenant"), Job.status.in_([status for status in JobStatus if status not in TERMINAL_JOB]))
+)
+_TO_COME = (
+    select(func.coalesce(func.sum(Image.cost_s), 0.0)).where(Image.id.in_(_LIVE_IMAGES), Image.state.in_(LIVE_WORK)).scalar_subquery()
+    + select(func.coalesce(func.sum(Grid.cost_s), 0.0))
+    .where(Grid.id.in_(select(Image.grid_id).where(Image.id.in_(_LIVE_IMAGES))), Grid.state.in_(LIVE_WORK))
+    .scalar_subquery()
+)
+_IN_HAND = (
+    select(func.count()).where(Grid.tenant_id == bindparam("tenant"), Grid.state.in_(["released", "running"])).scalar_subquery()
+    + select(func.count()).where(Image.tenant_id == bindparam("tenant"), Image.state.in_(["released", "running"])).scalar_subquery()
+)
+_RUNNING = select(func.count()).where(Job.tenant_id == bindparam("tenant"), Job.status == JobStatus.RUNNING).scalar_subquery()
+_USED = select(
+    Tenant.num_queued,
+    _RUNNING.label("num_running"),
+    _IN_HAND.label("num_in_hand"),
+    _SPENT.scalar_subquery().label("gpu_seconds"),
+    _TO_COME.label("predicted_s"),
+    _DAY.label("day_began_at"),
+).where(Tenant.id == bindparam("tenant"))
+
+
+def tenant_usage(db: Database, tenant_id: str) -> TenantUsage:
+    """What this tenant has and has had today."""
+    return db.run(lambda session: usage_in(session, tenant_id))
+
+
+def usage_in(session: Session, tenant_id: str) -> TenantUsage:
+    """`tenant_usage` within a transaction of the caller's."""
+    row = session.execute(_USED, {"tenant": tenant_id}).one()
+    return TenantUsage(
+        num_queued=row.num_queued,
+        num_running=row.num_running,
+        num_in_hand=row.num_in_hand,
+        gpu_seconds=row.gpu_seconds,
+        predicted_s=row.predicted_s,
+        day_began_at=row.day_began_at,
+        day_ends_at=row.day_began_at + timedelta(days=1),
+    )
