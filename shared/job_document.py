@@ -82,6 +82,7 @@ def job_document(
         "created_at": timestamp(job.created_at),
         "started_at": timestamp(job.started_at),
         "completed_at": timestamp(job.completed_at),
+        "expires_at": timestamp(job.expires_at),
         "version": job.version,
         "urls": {"self": f"/v1/jobs/{job.id}", "cancel": f"/v1/jobs/{job.id}/cancel", "images": f"/v1/jobs/{job.id}/images"},
     }
@@ -94,9 +95,10 @@ def finish_document(document: dict[str, Any], base_url: str, presign: Callable[[
         public = {name: value for name, value in item.items() if name != "storage_key"}
         return {**public, "url": presign(item["storage_key"]) if item["storage_key"] else None}
 
-    # Events of before previews have none.
+    # Events of before renditions and previews have none.
     outputs = [
-        {**with_url(output), "previews": [with_url(preview) for preview in output.get("previews", [])]} for output in document["outputs"]
+        {**with_url(output), **{name: [with_url(item) for item in output.get(name, [])] for name in ("renditions", "previews")}}
+        for output in document["outputs"]
     ]
     return {**document, "outputs": outputs, "urls": {name: base_url + path for name, path in document["urls"].items()}}
 
@@ -129,7 +131,23 @@ def _output(job: Job, index: int, image: JobImage, grid: Grid) -> dict[str, Any]
         "sha256": row.sha256 if is_there else None,
         "seed": row.seed,
         "layout_seed": grid.seed,
+        "renditions": [
+            _rendition(rendition, row.rendition_files.get(rendition["name"]) if is_there else None) for rendition in row.renditions
+        ],
         "previews": _previews(job, row, grid) if job.wants_previews else [],
+    }
+
+
+def _rendition(wanted: dict[str, Any], stored: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "name": wanted["name"],
+        "url": None,
+        "storage_key": stored and stored["storage_key"],
+        "width": wanted["width_px"],
+        "height": wanted["height_px"],
+        "format": wanted["format"],
+        "bytes": stored and stored["size_bytes"],
+        "sha256": stored and stored["sha256"],
     }
 
 

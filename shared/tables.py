@@ -178,6 +178,7 @@ class Job(Base):
             postgresql_where=text("approval_deadline IS NOT NULL AND status IN ('queued', 'running')"),
         ),
         Index("ix_job_live", "priority", "created_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_job_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
         Index("ix_job_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
     )
 
@@ -201,6 +202,10 @@ class Job(Base):
     warnings: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]")
     """What its writer should know about the request; `Notice` in shared/quoting/reading.py."""
     deadline: Mapped[datetime | None]
+    expires_in_s: Mapped[int | None]
+    """How long its results are kept after its end; NULL: as long as the tenant's are."""
+    expires_at: Mapped[datetime | None]
+    """When its results are erased; NULL before its end, and if they are kept."""
     wants_previews: Mapped[bool] = mapped_column(server_default=false())
     approval_s: Mapped[float | None]
     """How long its drafts wait for approval; NULL: they need none."""
@@ -333,6 +338,12 @@ class Image(WorkColumns, Base):
     format: Mapped[str]
     quality: Mapped[int | None]
     """Of the file, where the format has one."""
+    max_bytes: Mapped[int | None]
+    """Of the file: its quality is lowered until it fits."""
+    renditions: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]")
+    """More files that are wanted, as `shared/rendition.py` has them."""
+    rendition_files: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    """The stored ones by name: `{storage_key, sha256, size_bytes}`."""
     is_fast: Mapped[bool] = mapped_column(server_default=false())
     """Drawn with the worker's approximations allowed."""
     previews: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]")

@@ -34,6 +34,18 @@ class Preview(BaseModel):
     height: int
 
 
+class RenditionAnswer(BaseModel):
+    """One more file of an image."""
+
+    name: str
+    url: str | None = Field(description="Presigned anew at every read, and good for an hour. Null until it is stored.")
+    width: int
+    height: int
+    format: Literal["png", "jpeg", "webp"]
+    bytes: int | None
+    sha256: str | None
+
+
 class Output(BaseModel):
     """One image of a job."""
 
@@ -51,6 +63,7 @@ class Output(BaseModel):
     sha256: str | None
     seed: int
     layout_seed: int
+    renditions: list[RenditionAnswer]
     previews: list[Preview]
 
 
@@ -139,6 +152,7 @@ class JobAnswer(BaseModel):
     created_at: str
     started_at: str | None
     completed_at: str | None
+    expires_at: str | None = Field(description="When its pictures are erased; null before its end, and if they are kept.")
     version: int = Field(description="Grows with every change; of two states of a job, the one with the greater version is newer.")
     urls: JobUrls
 

@@ -11,6 +11,7 @@ from services.api.api_keys import api_keys_blueprint
 from services.api.approval import approval_blueprint
 from services.api.estimate import estimate_blueprint
 from services.api.health import health_blueprint
+from services.api.images import images_blueprint
 from services.api.jobs import jobs_blueprint
 from services.api.model_list import models_blueprint
 from services.api.parts import make_parts
@@ -48,6 +49,7 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
     problems.install(app, parts)
     for make in (
         jobs_blueprint,
+        images_blueprint,
         estimate_blueprint,
         redecode_blueprint,
         approval_blueprint,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import secrets
 import time
 from collections.abc import Callable
@@ -17,10 +16,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from apiflask import APIBlueprint
-from flask import Response, jsonify, redirect, request
+from flask import Response, jsonify, request
 from pydantic import ValidationError
 
-from services.api.answers import ImageListAnswer, JobAnswer, JobListAnswer
+from services.api.answers import JobAnswer, JobListAnswer
 from services.api.auth import authenticate
 from services.api.callbacks import collect_webhook
 from services.api.field_errors import ErrorCollector, from_pydantic
@@ -32,13 +31,13 @@ from services.api.prefer import MAX_WAIT_S, NO_PREFERENCE, Preference, parse_pre
 from services.api.priority import with_allowed_priority
 from services.api.request_body import RequestBody, read_body, read_query
 from services.api.route_docs import describe
-from services.api.schemas import ImageQuery, JobQuery, JobRequest, ListQuery
+from services.api.schemas import JobQuery, JobRequest, ListQuery
 from services.api.sources import SourceReader
 from services.api.waiting import NoPlaceError, has_ended
 from shared.errors import RequestError
 from shared.ids import is_id
 from shared.lifecycle.idempotency import Idempotency, find_replay
-from shared.lifecycle.jobs import JobFilter, cancel, get_job, get_result, list_jobs
+from shared.lifecycle.jobs import JobFilter, cancel, get_job, list_jobs
 from shared.lifecycle.submit import NewJob, SourceFile, submit
 from shared.lifecycle.tenants import Caller
 from shared.storage import PRESIGN_S
@@ -274,33 +273,6 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         # After commit, or a worker could be told to drop work that is still wanted. Without Redis it hears at its next heartbeat.
         parts.live.flag_stop(stopped or [])
         return job_response(parts, find_job(parts, caller, job_id))
-
-    @jobs.get("/v1/jobs/<job_id>/images")
-    @jobs.output(ImageListAnswer, description="The job's images, finished or not.")
-    @jobs.doc(summary="List the images of a job", operation_id="list_images", security="ApiKey", responses=[401, 403, 404, 503])
-    def list_images(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "read")
-        return jsonify({"object": "list", "data": public_document(parts, find_job(parts, caller, job_id))["outputs"]})
-
-    @jobs.get("/v1/jobs/<job_id>/images/<index>")
-    @jobs.doc(
-        summary="Get an image",
-        operation_id="get_image",
-        security="ApiKey",
-        responses=[302, 400, 401, 403, 404, 503],
-        extensions=describe(query=ImageQuery, descriptions={"302": "Where the file is, for an hour."}, headers={"302": ("Location",)}),
-    )
-    def get_image(job_id: str, index: str) -> Any:
-        caller = authenticate(parts.db, request, "read")
-        download = read_query(request.args, ImageQuery).download == "1"
-        document = find_job(parts, caller, job_id)
-        if not re.fullmatch("[0-9]", index, re.ASCII) or int(index) >= len(document["outputs"]):
-            raise RequestError("not_found", f"the job has {len(document['outputs'])} images, counted from 0")
-        result = get_result(parts.db, caller.tenant_id, job_id, int(index))
-        if result is None:
-            raise RequestError("not_found", f"image {index} is not there yet: the job is {document['status']}")
-        name = f"{job_id}-{index}.{result.format}" if download else None
-        return redirect(parts.storage.presign(result.artifact.storage_key, download_name=name))
 
     return jobs
 

@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.api.field_errors import ErrorCollector, Path
-from services.api.schemas import MAX_SOURCES, JobRequest, LoraAdapter
+from services.api.presets import SIZES
+from services.api.schemas import MAX_SOURCES, FormatOptions, JobRequest, LoraAdapter, RenditionRequest
+from services.api.thumbnails import THUMBNAIL
 from shared.checkpoint import ModelInfo
 from shared.grid import TokenGrid
 from shared.lifecycle.submit import NewJob, SourceFile
 from shared.lora import Lora, LoraChoice
 from shared.prompt_rules import find_control_token
 from shared.quoting.reading import Reading, UnquotableTextError, read_prompt
+from shared.rendition import Rendition
 
 _MAX_LISTED = 20
 """Names of adapters that an error lists."""
+
+_MAX_RENDITION_PX = 4096
+"""Guess: twice the model's largest side; beyond it nothing is gained but bytes."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -26,14 +32,35 @@ def check_request(request: JobRequest, info: ModelInfo, num_uploads: int, errors
     _check_texts(request, errors)
     if len(request.images) + num_uploads > MAX_SOURCES:
         errors.add(("images",), "too_long", f"at most {MAX_SOURCES} reference images, uploads included")
-    if request.format_options.quality is not None and request.format == "png":
-        errors.add(("format_options", "quality"), "not_applicable", "png has no quality; it is lossless")
+    check_format(("format_options",), request.format, request.format_options, errors)
+    check_renditions(request.renditions, errors)
     _check_size(request, info, errors)
     check_lora(request.lora, info, errors)
     if request.approve and (request.images or num_uploads):
         errors.add(("approve",), "not_applicable", "with reference images there is no draft to approve")
     if request.approve and not request.previews:
         errors.add(("previews",), "not_applicable", "approval needs the preview of the draft")
+
+
+def check_format(path: Path, format: str, options: FormatOptions, errors: ErrorCollector) -> None:
+    """Collect options that a format does not have."""
+    if format == "png" and options.quality is not None:
+        errors.add((*path, "quality"), "not_applicable", "png has no quality; it is lossless")
+    if format == "png" and options.max_bytes is not None:
+        errors.add((*path, "max_bytes"), "not_applicable", "png is lossless, so its bytes cannot be bounded; jpeg and webp can")
+
+
+def check_renditions(renditions: Sequence[RenditionRequest], errors: ErrorCollector) -> None:
+    """Collect what is wrong with more files of an image."""
+    for index, rendition in enumerate(renditions):
+        path: Path = ("renditions", index)
+        check_format((*path, "format_options"), rendition.format, rendition.format_options, errors)
+        if rendition.name == THUMBNAIL:
+            errors.add((*path, "name"), "reserved", f"{THUMBNAIL} is a variant that every image has")
+        if rendition.size is not None and rendition.preset is not None:
+            errors.add((*path, "size"), "exclusive", "give either size or preset, not both")
+        elif rendition.size is not None and max(map(int, rendition.size.split("x"))) > _MAX_RENDITION_PX:
+            errors.add((*path, "size"), "out_of_range", f"each side should have 1 to {_MAX_RENDITION_PX} pixels (got {rendition.size})")
 
 
 def check_lora(lora: Sequence[LoraAdapter], info: ModelInfo, errors: ErrorCollector) -> None:
@@ -66,6 +93,9 @@ def requested_size(request: JobRequest, info: ModelInfo, sources: Sequence[Size]
     """
     if request.height is not None and request.width is not None:
         return request.height, request.width
+    if request.preset is not None:
+        width_px, height_px = SIZES[request.preset]
+        return height_px, width_px
     if request.size == "auto" and sources:
         height_px, width_px = sources[0]
         return min(max(height_px, info.min_px), info.max_px), min(max(width_px, info.min_px), info.max_px)
@@ -115,6 +145,9 @@ def new_job(
         top_p=info.top_p if request.top_p is None else request.top_p,
         format=request.format,
         quality=request.format_options.quality,
+        max_bytes=request.format_options.max_bytes,
+        renditions=tuple(new_rendition(rendition, size) for rendition in request.renditions),
+        expires_in_s=request.expires_in,
         sources=sources,
         model_name=info.name,
         model_revision=info.revision,
@@ -129,6 +162,17 @@ def new_job(
         wants_previews=request.previews,
         approval_s=approval_s if request.approve else None,
     )
+
+
+def new_rendition(asked: RenditionRequest, size: Size) -> Rendition:
+    """What is to be made of an image of this size."""
+    height_px, width_px = size
+    if asked.preset is not None:
+        width_px, height_px = SIZES[asked.preset]
+    elif asked.size is not None:
+        width_px, height_px = map(int, asked.size.split("x"))
+    options = asked.format_options
+    return Rendition(asked.name, height_px, width_px, asked.format, options.quality, options.max_bytes, asked.fit)
 
 
 def read_texts(request: JobRequest) -> Reading:
@@ -159,12 +203,16 @@ def _check_texts(request: JobRequest, errors: ErrorCollector) -> None:
 
 
 def _check_size(request: JobRequest, info: ModelInfo, errors: ErrorCollector) -> None:
-    if request.size is not None and (request.width is not None or request.height is not None):
-        errors.add(("size",), "exclusive", "give either size, or width and height, not both")
+    has_sides = request.width is not None or request.height is not None
+    if (request.size is not None) + (request.preset is not None) + has_sides > 1:
+        field = "preset" if request.preset is not None else "size"
+        errors.add((field,), "exclusive", "give one of size, preset, or width with height")
     elif (request.width is None) != (request.height is None):
         missing = "width" if request.width is None else "height"
         errors.add((missing,), "missing", "width and height come together")
     sides: list[tuple[str, int]] = [(name, side) for name in ("width", "height") if (side := getattr(request, name)) is not None]
     if request.size is not None and request.size != "auto":
         sides += [("size", int(side)) for side in request.size.split("x")]
+    if request.preset is not None:
+        sides += [("preset", side) for side in SIZES[request.preset]]
     check_sides(sides, info, errors)

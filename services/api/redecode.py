@@ -14,13 +14,14 @@ from services.api.callbacks import collect_webhook
 from services.api.field_errors import ErrorCollector, from_pydantic
 from services.api.idempotency import fingerprint, parse_key
 from services.api.jobs import NEW_JOB, Submitted, find_job, submitted_response
-from services.api.new_job import check_sides, chosen_lora
+from services.api.new_job import check_format, check_renditions, check_sides, chosen_lora, new_rendition
 from services.api.parts import Parts
 from services.api.prefer import parse_prefer
+from services.api.presets import SIZES
 from services.api.priority import with_allowed_priority
 from services.api.request_body import RequestBody, read_json
 from services.api.route_docs import describe
-from services.api.schemas import RedecodeRequest
+from services.api.schemas import RedecodeRequest, RenditionRequest
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
 from shared.grid import TOKEN_PX, TokenGrid
@@ -67,10 +68,15 @@ def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dic
 
 def check_redecode(asked: RedecodeRequest, info: ModelInfo, params: dict[str, Any], errors: ErrorCollector) -> None:
     """Collect what is wrong with a well-formed request in the light of the checkpoint and of the job that it is about. Pure."""
+    if asked.size is not None and asked.preset is not None:
+        errors.add(("preset",), "exclusive", "give either size or preset, not both")
     if asked.size is not None:
         check_sides([("size", int(side)) for side in asked.size.split("x")], info, errors)
-    if (asked.format or params["format"]) == "png" and asked.format_options is not None and asked.format_options.quality is not None:
-        errors.add(("format_options", "quality"), "not_applicable", "png has no quality; it is lossless")
+    if asked.preset is not None:
+        check_sides([("preset", side) for side in SIZES[asked.preset]], info, errors)
+    if asked.format_options is not None:
+        check_format(("format_options",), asked.format or params["format"], asked.format_options, errors)
+    check_renditions(asked.renditions or [], errors)
     if asked.lora is not None and chosen_lora(asked.lora) != lora_from_json(params.get("lora", [])):
         errors.add(("lora",), "layout_differs", "should be as it was there: adapters decide the layout too, so others need a new job")
 
@@ -92,12 +98,14 @@ def redecoded_job(
     """
     params = source["params"]
     drawn = source["outputs"][0]
-    width, _, height = (asked.size or params["size"]).partition("x")
+    width_px, height_px = SIZES[asked.preset] if asked.preset else map(int, (asked.size or params["size"]).split("x"))
     format = asked.format or params["format"]
     if asked.format_options is not None:
-        file_quality = asked.format_options.quality
+        options = asked.format_options.model_dump()
     else:
-        file_quality = params["format_options"]["quality"] if format == params["format"] else None
+        options = params["format_options"] if format == params["format"] else {}
+    # Jobs of before renditions have none.
+    renditions = params.get("renditions", []) if asked.renditions is None else [one.model_dump() for one in asked.renditions]
     # Jobs of before they could be chosen were exact, and showed no previews.
     quality = asked.quality or params.get("quality", "exact")
     previews = params.get("previews", False) if asked.previews is None else asked.previews
@@ -105,8 +113,8 @@ def redecoded_job(
         tenant_id=tenant_id,
         input=sent,
         prompt=params["prompt"],
-        height_px=int(height),
-        width_px=int(width),
+        height_px=height_px,
+        width_px=width_px,
         grid=TokenGrid(drawn["generated_height"] // TOKEN_PX, drawn["generated_width"] // TOKEN_PX),
         num_images=params["n"] if asked.n is None else asked.n,
         seed=params["seed"] if asked.seed is None else asked.seed,
@@ -117,7 +125,10 @@ def redecoded_job(
         temperature=params["temperature"],
         top_p=params["top_p"],
         format=format,
-        quality=file_quality,
+        quality=options.get("quality"),
+        max_bytes=options.get("max_bytes"),
+        renditions=tuple(new_rendition(RenditionRequest.model_validate(one), (height_px, width_px)) for one in renditions),
+        expires_in_s=asked.expires_in or params.get("expires_in"),
         sources=files,
         model_name=source["model"]["name"],
         model_revision=source["model"]["revision"],

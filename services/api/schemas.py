@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from services.api.fields import MAX_METADATA, CustomId, FutureMoment, MetadataKey, MetadataValue, Moment, PageQuery, QueryInt, Sent, refuse
+from services.api.presets import Preset
 from shared.lifecycle.events import JOB_EVENTS
 from shared.lifecycle.reuse import Cache
 from shared.lifecycle.submit import NUM_SEEDS
 from shared.lora import LORA_NAME
 from shared.quoting.reading import MAX_TEXT_BYTES
+from shared.rendition import Fit
 from shared.states import JobStatus, Priority
 
 MAX_PROMPT_CHARS = 8000
@@ -25,6 +27,8 @@ MAX_SOURCES = 16
 MAX_TEXTS = 16
 _MAX_LORAS = 4
 _MAX_LORA_SCALE = 4.0
+_MAX_RENDITIONS = 8
+_MAX_EXPIRES_S = 10 * 365 * 86_400
 _EXACT_SIZE = re.compile(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", re.ASCII)
 _SIZE = re.compile(rf"auto|{_EXACT_SIZE.pattern}", re.ASCII)
 
@@ -35,6 +39,7 @@ _CACHE = (
     "`off`: draw anew, for this job alone."
 )
 _PRIORITY = "Lane of the queue. Absent: `standard`, or what is left to a key that may ask for less."
+_EXPIRES = "Seconds after its end that the pictures are kept. Absent: until they are deleted."
 _DEADLINE = "The job expires if it has not succeeded by then."
 
 
@@ -69,6 +74,13 @@ def _all_different(lora: list[LoraAdapter]) -> list[LoraAdapter]:
     if double := next((name for name in names if names.count(name) > 1), None):
         raise refuse("lora_doubled", f"names {double} twice")
     return lora
+
+
+def _all_named_apart(renditions: list[RenditionRequest]) -> list[RenditionRequest]:
+    names = [rendition.name for rendition in renditions]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise refuse("rendition_doubled", f"names {double} twice")
+    return renditions
 
 
 def _is_event(name: str) -> str:
@@ -113,6 +125,26 @@ class FormatOptions(Sent):
     """How the picture is encoded."""
 
     quality: int | None = Field(default=None, ge=1, le=100, description="For jpeg and webp. More is better and larger.")
+    max_bytes: int | None = Field(
+        default=None, ge=1024, description="For jpeg and webp: the quality is lowered until the file has no more bytes than this."
+    )
+
+
+class RenditionRequest(Sent):
+    """One more file of each image."""
+
+    name: str = Field(pattern="^[a-z0-9][a-z0-9_-]{0,31}$", description="Yours; one of each name.")
+    size: Annotated[str, AfterValidator(_is_exact_size)] | None = Field(
+        default=None,
+        description='Exact size, "WIDTHxHEIGHT". Absent, and no preset: that of the image.',
+        json_schema_extra={"pattern": f"^({_EXACT_SIZE.pattern})$"},
+    )
+    preset: Preset | None = Field(default=None, description="A channel's size, instead of `size`.")
+    format: Literal["png", "jpeg", "webp"] = Field(default="png", description="File format.")
+    format_options: FormatOptions = Field(default=FormatOptions(), description="How the file is encoded.")
+    fit: Fit = Field(
+        default="cover", description="Into another aspect: `cover` cuts what is too much, `contain` puts it on white, `fill` stretches it."
+    )
 
 
 class LoraAdapter(Sent):
@@ -159,6 +191,7 @@ class JobRequest(Sent):
         "Absent: the model's default.",
         json_schema_extra={"pattern": f"^({_SIZE.pattern})$"},
     )
+    preset: Preset | None = Field(default=None, description="A channel's size, instead of `size`.")
     width: int | None = Field(default=None, ge=1, description="With `height`, instead of `size`.")
     height: int | None = Field(default=None, ge=1, description="With `width`, instead of `size`.")
     images: list[SourceReference] = Field(default=[], max_length=MAX_SOURCES, description="Reference images, in order (image-to-image).")
@@ -178,6 +211,9 @@ class JobRequest(Sent):
     top_p: float | None = Field(default=None, gt=0, le=1, description="Of the layout stage. Absent: the model's default.")
     format: Literal["png", "jpeg", "webp"] = Field(default="png", description="File format of the results.")
     format_options: FormatOptions = Field(default=FormatOptions(), description="How the file is encoded.")
+    renditions: Annotated[list[RenditionRequest], AfterValidator(_all_named_apart)] = Field(
+        default=[], max_length=_MAX_RENDITIONS, description="More files of each image, such as other sizes and formats."
+    )
     quality: Quality = Field(default="exact", description=_QUALITY)
     lora: Loras = Field(default=[], max_length=_MAX_LORAS, description="Adapters of the model.")
     previews: bool = Field(default=True, description=_PREVIEWS)
@@ -189,6 +225,7 @@ class JobRequest(Sent):
     cache: Cache = Field(default=Cache.USE, strict=False, description=_CACHE)
     priority: Priority = Field(default=Priority.STANDARD, strict=False, description=_PRIORITY)
     deadline: FutureMoment | None = Field(default=None, description=_DEADLINE)
+    expires_in: int | None = Field(default=None, ge=60, le=_MAX_EXPIRES_S, description=_EXPIRES)
     webhook: Annotated[Webhook | None, BeforeValidator(_spread_url)] = Field(default=None, json_schema_extra=_or_plain_url)
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="Yours; echoed everywhere.")
     custom_id: CustomId | None = Field(default=None, description="Yours; echoed everywhere.")
@@ -203,11 +240,15 @@ class RedecodeRequest(Sent):
         description='Exact size, "WIDTHxHEIGHT". The layout stays; the picture is fitted to the size.',
         json_schema_extra={"pattern": f"^({_EXACT_SIZE.pattern})$"},
     )
+    preset: Preset | None = Field(default=None, description="A channel's size, instead of `size`.")
     seed: Seed | None = Field(default=None, description="Of the noise; image i uses `seed + i`.")
     steps: int | None = Field(default=None, ge=1, le=200, description="Denoising steps.")
     guidance_scale: float | None = Field(default=None, ge=1, le=20, description="How closely the decoder follows the prompt.")
     format: Literal["png", "jpeg", "webp"] | None = Field(default=None, description="File format of the results.")
     format_options: FormatOptions | None = Field(default=None, description="How the file is encoded. With another format: its default.")
+    renditions: Annotated[list[RenditionRequest], AfterValidator(_all_named_apart)] | None = Field(
+        default=None, max_length=_MAX_RENDITIONS, description="More files of each image."
+    )
     quality: Quality | None = Field(default=None, description=_QUALITY)
     lora: Loras | None = Field(
         default=None, max_length=_MAX_LORAS, description="As it was there, or absent: adapters decide the layout too."
@@ -217,6 +258,7 @@ class RedecodeRequest(Sent):
     cache: Cache = Field(default=Cache.USE, strict=False, description=f"{_CACHE} The layouts are never drawn anew.")
     priority: Priority = Field(default=Priority.STANDARD, strict=False, description=_PRIORITY)
     deadline: FutureMoment | None = Field(default=None, description=_DEADLINE)
+    expires_in: int | None = Field(default=None, ge=60, le=_MAX_EXPIRES_S, description=_EXPIRES)
     webhook: Annotated[Webhook | None, BeforeValidator(_spread_url)] = Field(default=None, json_schema_extra=_or_plain_url)
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="Yours; echoed everywhere.")
     custom_id: CustomId | None = Field(default=None, description="Yours; echoed everywhere.")
@@ -255,3 +297,6 @@ class ImageQuery(Sent):
     """How to hand out an image."""
 
     download: Literal["0", "1"] = Field(default="0", description="1: browsers save it instead of showing it.")
+    variant: str | None = Field(
+        default=None, min_length=1, max_length=32, description="Name of a rendition, or `thumb256`, a small picture that every image has."
+    )

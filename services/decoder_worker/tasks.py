@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import structlog
+from PIL.Image import Image
 
 from services.decoder_worker.engine import DecoderEngine, ImageRequest, SourceInput
 from services.decoder_worker.interim import Interim, LatentsSoFar, Preview
@@ -24,6 +25,7 @@ from shared.grid import TokenGrid
 from shared.lease import HeldWork
 from shared.lifecycle import claims, finish, previews
 from shared.progress import LiveState
+from shared.rendition import Rendition
 from shared.source_store import load_source
 from shared.storage import Storage, StorageDownError, StorageMissingError
 
@@ -95,14 +97,39 @@ class ImageTasks:
         held.on_progress("upload", 0, 1)
         # A check of the table allows these formats only.
         image_format = cast(ImageFormat, claim.format)
-        data = render(result.to_pil(), claim.height_px, claim.width_px, image_format, claim.quality, keep_whole=self.keep_whole)
-        artifact = self._store(f"t/{claim.tenant_id}/images/{claim.id}/{claim.attempt}.{claim.format}", data, image_format)
+        picture = result.to_pil()
+        data = render(
+            picture,
+            claim.height_px,
+            claim.width_px,
+            image_format,
+            claim.quality,
+            keep_whole=self.keep_whole,
+            max_bytes=claim.max_bytes,
+        )
+        key = f"t/{claim.tenant_id}/images/{claim.id}/{claim.attempt}"
+        artifact = self._store(f"{key}.{claim.format}", data, image_format)
+        renditions = {rendition.name: self._store_rendition(picture, rendition, key) for rendition in claim.renditions}
 
         def end() -> None:
-            finish.finish_image(self.db, claim.id, claim.attempt, artifact, result.num_steps)
+            finish.finish_image(self.db, claim.id, claim.attempt, artifact, result.num_steps, renditions)
             self.live.drop_checkpoint(claim.id)
 
         return end
+
+    def _store_rendition(self, picture: Image, rendition: Rendition, key: str) -> claims.StoredArtifact:
+        image_format = cast(ImageFormat, rendition.format)
+        data = render(
+            picture,
+            rendition.height_px,
+            rendition.width_px,
+            image_format,
+            rendition.quality,
+            keep_whole=self.keep_whole,
+            fit=rendition.fit,
+            max_bytes=rendition.max_bytes,
+        )
+        return self._store(f"{key}-{rendition.name}.{rendition.format}", data, image_format)
 
     def draw_preview(self, worker_id: str) -> bool:
         """

@@ -15,6 +15,7 @@ from shared.db import Database
 from shared.lifecycle.ending import database_now, live_jobs
 from shared.lifecycle.events import record_changes
 from shared.lora import Lora, lora_from_json
+from shared.rendition import Rendition
 from shared.states import JobStatus, WorkState
 from shared.tables import File, Grid, Image, Job
 
@@ -83,6 +84,9 @@ class ClaimedImage:
     width_px: int
     format: str
     quality: int | None
+    max_bytes: int | None
+    renditions: tuple[Rendition, ...]
+    """More files of the same picture."""
     model_revision: str
     lora: Lora
     fast: bool
@@ -156,6 +160,8 @@ def claim_image(db: Database, worker_id: str, lease_s: float, image_id: str | No
             width_px=image.width_px,
             format=image.format,
             quality=image.quality,
+            max_bytes=image.max_bytes,
+            renditions=tuple(Rendition.from_json(value) for value in image.renditions),
             model_revision=grid.model_revision,
             lora=lora_from_json(grid.lora),
             fast=image.is_fast,

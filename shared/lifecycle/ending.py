@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Select, exists, func, select
@@ -47,7 +47,7 @@ def succeed(session: Session, jobs: Sequence[Job]) -> None:
         now = database_now(session)
         for job in jobs:
             job.status = JobStatus.SUCCEEDED
-            job.completed_at = now
+            _complete(job, now)
         record_changes(session, jobs, "job.succeeded")
 
 
@@ -65,9 +65,14 @@ def end_jobs(session: Session, jobs: Sequence[Job], status: JobStatus, error: di
         job.status = status
         job.error = error
         job.approval_deadline = None
-        job.completed_at = now
+        _complete(job, now)
     record_changes(session, jobs, f"job.{status}")
     return stopped
+
+
+def _complete(job: Job, now: datetime) -> None:
+    job.completed_at = now
+    job.expires_at = None if job.expires_in_s is None else now + timedelta(seconds=job.expires_in_s)
 
 
 def _drop_work(session: Session, job_ids: list[str], status: JobStatus, error: dict[str, Any] | None) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sqlalchemy import bindparam, exists, func, null, select, update
@@ -102,11 +104,19 @@ def hold_grid(db: Database, grid_id: str, attempt: int, draft_token_ids: Sequenc
     db.run(work)
 
 
-def finish_image(db: Database, image_id: str, attempt: int, artifact: StoredArtifact, num_steps: int | None = None) -> None:
+def finish_image(
+    db: Database,
+    image_id: str,
+    attempt: int,
+    artifact: StoredArtifact,
+    num_steps: int | None = None,
+    renditions: Mapping[str, StoredArtifact] = MappingProxyType({}),
+) -> None:
     """
     The image is stored; every job succeeds whose last one it was.
 
     Args:
+        renditions: its other files by name.
         num_steps: that this attempt took, fewer where it went on from a checkpoint; None for all of them.
     Raises:
         StaleAttemptError: this attempt does not hold the image any more.
@@ -116,6 +126,8 @@ def finish_image(db: Database, image_id: str, attempt: int, artifact: StoredArti
         image = _finish(session, Image, image_id, attempt, artifact)
         if image is None:
             return
+        if renditions:
+            image.rendition_files = {name: asdict(file) for name, file in renditions.items()}
         _record_usage(session, image, Stage.DECODER, image.steps if num_steps is None else num_steps, image.finished_at)
         jobs = session.scalars(live_jobs(image)).all()
         # Counted after the jobs are locked: of two images that end together, the second one sees the first.

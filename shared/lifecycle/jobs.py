@@ -42,6 +42,8 @@ class StoredResult:
 
     artifact: StoredArtifact
     format: str
+    renditions: Mapping[str, tuple[str, str]]
+    """Storage key and format of its other files, by name."""
 
 
 def get_job(db: Database, tenant_id: str, job_id: str, read_progress: ReadProgress) -> dict[str, Any] | None:
@@ -136,7 +138,9 @@ def get_result(db: Database, tenant_id: str, job_id: str, index: int) -> StoredR
         if found is None or not has_image(*found):
             return None
         image = found[1]
-        return StoredResult(finished_artifact(image), image.format)
+        formats = {wanted["name"]: wanted["format"] for wanted in image.renditions}
+        renditions = {name: (file["storage_key"], formats[name]) for name, file in image.rendition_files.items()}
+        return StoredResult(finished_artifact(image), image.format, renditions)
 
     return db.run(work)
 

@@ -99,9 +99,15 @@ def image_key(
     format: str,
     quality: int | None,
     is_fast: bool,
+    max_bytes: int | None = None,
+    renditions: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """What decides the file of an image, as a hash. Adapters, prompt and sources are in the grid's key."""
-    return _digest([key_of_grid, seed, steps, guidance_scale, height_px, width_px, format, quality, is_fast])
+    """What decides the files of an image, as a hash. Adapters, prompt and sources are in the grid's key."""
+    identity: list[Any] = [key_of_grid, seed, steps, guidance_scale, height_px, width_px, format, quality, is_fast]
+    # Only where there are any, so that images of before them are still found.
+    if max_bytes is not None or renditions:
+        identity += [max_bytes, list(renditions)]
+    return _digest(identity)
 
 
 def _digest(identity: list[Any]) -> str:

@@ -20,6 +20,7 @@ from shared.lifecycle.idempotency import Idempotency, claim_key
 from shared.lifecycle.reuse import Cache, Found, find_image, find_or_add, grid_key, image_key, lock_alive
 from shared.lora import Lora, lora_to_json
 from shared.quoting.reference import glyph_texts
+from shared.rendition import Rendition
 from shared.states import LIVE_WORK, JobStatus, Priority, WorkState
 from shared.tables import Grid, Image, Job, Output
 
@@ -42,7 +43,9 @@ class NewJob:
 
     Attributes:
         height_px, width_px: of the result; `grid` is what the model draws, to be resized if it is another size.
-        quality: of the file; `is_fast` is about the drawing.
+        quality: of the file, as `max_bytes`; `is_fast` is about the drawing.
+        renditions: more files of each image.
+        expires_in_s: how long the results are kept; None: as long as the tenant's are.
         approval_s: how long drafts wait for the customer's approval; None: they need none.
         glyph_texts: what the pictures are to say; None: what the reference's parser finds in the prompt.
         warnings: about the request, for its writer.
@@ -81,6 +84,9 @@ class NewJob:
     approval_s: float | None = None
     redecode_of: str | None = None
     glyph_texts: tuple[str, ...] | None = None
+    max_bytes: int | None = None
+    renditions: tuple[Rendition, ...] = ()
+    expires_in_s: int | None = None
     grid_cost_s: float | None = None
     image_cost_s: float | None = None
     warnings: list[dict[str, Any]] = field(default_factory=list)
@@ -100,7 +106,9 @@ class NewJob:
             "temperature": self.temperature,
             "top_p": self.top_p,
             "format": self.format,
-            "format_options": {"quality": self.quality},
+            "format_options": {"quality": self.quality, "max_bytes": self.max_bytes},
+            "renditions": [_rendition_params(rendition) for rendition in self.renditions],
+            "expires_in": self.expires_in_s,
             "quality": "fast" if self.is_fast else "exact",
             "lora": lora_to_json(self.lora),
             "images": [{"file_id": source.id} for source in self.sources],
@@ -108,6 +116,16 @@ class NewJob:
             "approve": self.approval_s is not None,
             "previews": self.wants_previews,
         }
+
+
+def _rendition_params(rendition: Rendition) -> dict[str, Any]:
+    return {
+        "name": rendition.name,
+        "size": f"{rendition.width_px}x{rendition.height_px}",
+        "format": rendition.format,
+        "format_options": {"quality": rendition.quality, "max_bytes": rendition.max_bytes},
+        "fit": rendition.fit,
+    }
 
 
 def submit(db: Database, new: NewJob, idempotency: Idempotency | None = None) -> tuple[str, bool]:
@@ -138,6 +156,7 @@ def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None) ->
         custom_id=new.custom_id,
         warnings=new.warnings,
         deadline=new.deadline,
+        expires_in_s=new.expires_in_s,
         wants_previews=new.wants_previews,
         approval_s=new.approval_s,
         redecode_of=new.redecode_of,
@@ -205,6 +224,8 @@ def image_columns(new: NewJob, layout: Layout, index: int) -> dict[str, Any]:
         "format": new.format,
         "quality": new.quality,
         "is_fast": new.is_fast,
+        "max_bytes": new.max_bytes,
+        "renditions": [rendition.to_json() for rendition in new.renditions],
     }
     key = None if layout.key is None else image_key(layout.key, **made_by)
     return {"tenant_id": new.tenant_id, "key": key, **made_by}

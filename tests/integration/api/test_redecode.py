@@ -93,7 +93,7 @@ def test_redecode_changes_what_it_names(client: FlaskClient, source: dict[str, A
     job = redecode(client, source, **fields).get_json()
     params = {name: job["params"][name] for name in fields}
     assert params == fields
-    assert job["params"]["format_options"] == {"quality": None}
+    assert job["params"]["format_options"] == {"quality": None, "max_bytes": None}
     assert [(output["seed"], output["layout_seed"], output["width"], output["generated_width"]) for output in job["outputs"]] == [
         (5 + index, 7, 64, 128) for index in range(3)
     ]

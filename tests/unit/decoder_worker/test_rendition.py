@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from services.decoder_worker.rendition import ImageFormat, render
+from shared.errors import PermanentWorkError
 
 _FORMATS: tuple[ImageFormat, ...] = ("png", "jpeg", "webp")
 
@@ -122,3 +123,35 @@ def test_jpeg_keeps_colour_at_full_resolution() -> None:
     """Chroma is not subsampled: coloured letters keep their edges."""
     image = _opened(render(_picture(64, 64), 64, 64, "jpeg", None))
     assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]  # JPEG only
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_bytes_are_bounded(format: ImageFormat) -> None:
+    """The quality is lowered as far as it must be, and no further."""
+    picture = _picture(256, 256)
+    whole = render(picture, 256, 256, format)
+    small = render(picture, 256, 256, format, max_bytes=len(whole) // 2)
+    assert 0.9 * len(whole) // 2 < len(small) <= len(whole) // 2
+    assert render(picture, 256, 256, format, max_bytes=len(whole)) == whole
+
+
+def test_bytes_that_no_quality_reaches() -> None:
+    """Too few bytes are a fault of the request, which another attempt would not mend."""
+    with pytest.raises(PermanentWorkError) as caught:
+        render(_picture(256, 256), 256, 256, "jpeg", max_bytes=100)
+    assert caught.value.code == "file_too_large"
+
+
+def test_contain_puts_the_whole_picture_on_white() -> None:
+    """Nothing is cut or stretched, and what is left over is white."""
+    pixels = np.array(_opened(render(_picture(100, 100), 100, 200, "png", fit="contain")))
+    assert (pixels[:, :50] == 255).all()
+    assert (pixels[:, 150:] == 255).all()
+    assert np.array_equal(pixels[:, 50:150], np.array(_picture(100, 100)))
+
+
+def test_fill_stretches() -> None:
+    """Both halves are still there, each half as wide as the file."""
+    pixels = np.array(_opened(render(_picture(100, 100), 50, 300, "png", fit="fill")))
+    assert (pixels[:, :140, 0] > 150).all()
+    assert (pixels[:, 160:, 2] > 150).all()
