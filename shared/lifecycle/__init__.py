@@ -14,6 +14,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     endpoints.py   webhook endpoints and their secrets
     endpoint_health.py  when an endpoint that fails is spared, and when it is given up
     deliveries.py  claim and finish webhook deliveries
+    delivery_log.py  what became of them, and replays
     workers.py     which workers live, and what model they loaded
     tenants.py     tenants, API keys, files
 
