@@ -89,7 +89,9 @@ def job_document(
 
 
 def finish_document(document: dict[str, Any], base_url: str, presign: Callable[[str], str]) -> dict[str, Any]:
-    """Make absolute links, and a presigned URL for every stored result and preview."""
+    """Make absolute links, and a presigned URL for every stored result and preview. What is no job has neither, and stays as it is."""
+    if document["object"] != "job":
+        return document
 
     def with_url(item: dict[str, Any]) -> dict[str, Any]:
         public = {name: value for name, value in item.items() if name != "storage_key"}

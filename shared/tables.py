@@ -91,6 +91,11 @@ class Tenant(Base):
     gpu_seconds_per_day: Mapped[float | None]
     num_queued: Mapped[int] = mapped_column(server_default="0")
     """Jobs with the status `queued`; kept by the statement that takes `event_seq`."""
+    previous_webhook_secret: Mapped[bytes | None]
+    previous_webhook_secret_until: Mapped[datetime | None]
+    """Until then deliveries are signed by the secret before this one, too."""
+    num_endpoints: Mapped[int] = mapped_column(server_default="0")
+    """How many webhook endpoints are enabled: whoever records an event learns with its number whether there is anybody to look up."""
     created_at: Mapped[datetime] = _created_at()
 
 
@@ -364,7 +369,7 @@ class Output(Base):
 
 
 class Event(Base):
-    """Something that happened to a job; append-only, gap-free by `seq` within its tenant."""
+    """Something that happened to a job, or to a tenant's webhook endpoint; append-only, gap-free by `seq` within its tenant."""
 
     __tablename__ = "event"
     __table_args__ = (
@@ -382,26 +387,60 @@ class Event(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
     seq: Mapped[int]
-    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
+    """NULL: the event is not about a job."""
     type: Mapped[str]
     data: Mapped[dict[str, Any]]
-    """The job as it was at that moment, without presigned URLs."""
+    """What the event is about as it was at that moment, without presigned URLs."""
     created_at: Mapped[datetime] = _created_at()
 
 
 class WebhookEndpoint(Base):
-    """A URL that a tenant registered for its events."""
+    """A URL that a tenant registered for its events, and how it has been answering."""
 
     __tablename__ = "webhook_endpoint"
-    __table_args__ = (CheckConstraint("status IN ('enabled', 'disabled')", name="status_known"),)
+    __table_args__ = (
+        CheckConstraint("status IN ('enabled', 'disabled', 'deleted')", name="status_known"),
+        CheckConstraint("(status = 'disabled') = (disabled_reason IS NOT NULL)", name="disabled_has_reason"),
+        CheckConstraint("disabled_reason IN ('manual', 'gone', 'failing')", name="disabled_reason_known"),
+        CheckConstraint("cardinality(events) > 0", name="events_named"),
+        Index("ix_webhook_endpoint_tenant", "tenant_id", "created_at", "id", postgresql_where=text("status <> 'deleted'")),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), index=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    name: Mapped[str] = mapped_column(server_default="")
+    description: Mapped[str] = mapped_column(server_default="")
     url: Mapped[str]
-    secret: Mapped[bytes]
+    host: Mapped[str]
+    """Host and port of the URL."""
     events: Mapped[list[str]]
+    """Event types, kinds of types such as `job.*`, or `*`."""
+    is_thin: Mapped[bool] = mapped_column(server_default=false())
+    """It gets ids and versions, and fetches the rest."""
+    request_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
+    secret: Mapped[bytes]
+    """Signs its deliveries; sealed, and empty once the endpoint is deleted."""
+    secret_hint: Mapped[str] = mapped_column(server_default="")
+    """The end of the secret, for a person who has several."""
+    previous_secret: Mapped[bytes | None]
+    previous_secret_until: Mapped[datetime | None]
+    """Until then deliveries are signed by the secret before this one, too."""
     status: Mapped[str]
+    """A deleted endpoint stays as the owner of its deliveries; nobody sees it any more."""
+    disabled_reason: Mapped[str | None]
+    """`manual`, `gone` (it answered 410) or `failing` (nothing arrived for days)."""
+    disabled_at: Mapped[datetime | None]
+    consecutive_failures: Mapped[int] = mapped_column(server_default="0")
+    failing_since: Mapped[datetime | None]
+    """When the first of them was."""
+    breaker_openings: Mapped[int] = mapped_column(server_default="0")
+    """How often in a row the circuit breaker has opened."""
+    breaker_until: Mapped[datetime | None]
+    """Nothing is sent before; then one delivery at a time, until one arrives. NULL: closed."""
     created_at: Mapped[datetime] = _created_at()
+    updated_at: Mapped[datetime] = _created_at()
+    """When its owner last changed it."""
 
 
 class WebhookDelivery(Base):
@@ -410,30 +449,59 @@ class WebhookDelivery(Base):
     __tablename__ = "webhook_delivery"
     __table_args__ = (
         CheckConstraint("state IN ('pending', 'delivered', 'exhausted')", name="state_known"),
-        UniqueConstraint("event_id", "url"),
-        Index("ix_webhook_delivery_due", "next_at", postgresql_where=text("state = 'pending'")),
+        CheckConstraint("kind IN ('live', 'replay', 'test')", name="kind_known"),
+        # One per event and endpoint, and one per event for the job's own URL.
+        UniqueConstraint("event_id", "endpoint_id", postgresql_nulls_not_distinct=True),
+        Index("ix_webhook_delivery_due", "lane", "kind", "next_at", "id", postgresql_where=text("state = 'pending'")),
+        Index("ix_webhook_delivery_tenant", "tenant_id", "created_at", "id"),
+        Index("ix_webhook_delivery_endpoint", "endpoint_id", "created_at", "id", postgresql_where=text("endpoint_id IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
     event_id: Mapped[str] = mapped_column(ForeignKey("event.id"))
     endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("webhook_endpoint.id"))
+    """NULL: to the job's own URL."""
     url: Mapped[str]
-    host: Mapped[str]
-    """Host and port of the URL: so many deliveries at once go to one host, and no more."""
+    """Of the job's webhook; of an endpoint, what its URL was when the event happened."""
+    lane: Mapped[str]
+    """Whom it waits behind: its endpoint's id, or its tenant and the host of the job's URL."""
+    kind: Mapped[str] = mapped_column(server_default="live")
+    """Replays and tests wait in lanes of their own: a thousand replays hold up no new event."""
     state: Mapped[str] = mapped_column(server_default="pending")
     body: Mapped[bytes | None]
-    """Made at the first attempt and sent unchanged ever after."""
+    """Made at the first claim and sent unchanged ever after."""
     attempt: Mapped[int] = mapped_column(server_default="0")
+    """The fencing token, and the number of the attempt that the receiver is told."""
+    tries: Mapped[int] = mapped_column(server_default="0")
+    """Attempts of the present schedule; a replay begins a new one."""
     next_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     lease_until: Mapped[datetime | None]
     """Held by a sender until then."""
     last_status: Mapped[int | None]
     last_error: Mapped[str | None]
-    last_reply: Mapped[bytes | None]
-    last_latency_ms: Mapped[int | None]
+    replayed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = _created_at()
     delivered_at: Mapped[datetime | None]
+
+
+class WebhookAttempt(Base):
+    """One post of a delivery, as it went; append-only."""
+
+    __tablename__ = "webhook_attempt"
+
+    delivery_id: Mapped[str] = mapped_column(ForeignKey("webhook_delivery.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    url: Mapped[str]
+    headers: Mapped[dict[str, Any]]
+    """Of the request, without the signatures; its body is the delivery's."""
+    status: Mapped[int | None]
+    error: Mapped[str | None]
+    reply: Mapped[bytes | None]
+    """The first 2 KiB."""
+    latency_ms: Mapped[int | None]
+    created_at: Mapped[datetime] = _created_at()
+    """When it was written down."""
 
 
 class IdempotencyKey(Base):

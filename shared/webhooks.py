@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,13 @@ MAX_BODY_BYTES = 20_000
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix of secrets, not one
 _SECRET_BYTES = 32
 
-_THIN_KEYS = ("id", "object", "status", "version", "custom_id", "urls")
+_THIN_KEYS = ("id", "version")
+_SHORT_KEYS = ("id", "object", "status", "version", "custom_id", "urls")
+
+
+def secret_hint(secret: str) -> str:
+    """What may be shown of a secret, so that a person with several knows which one it is."""
+    return f"{_SECRET_PREFIX}…{secret[-5:]}"
 
 
 def new_secret() -> str:
@@ -48,7 +54,12 @@ def sign(signing_secrets: Sequence[str], event_id: str, timestamp: int, body: by
     return " ".join(f"v1,{base64.b64encode(signature).decode()}" for signature in signatures)
 
 
-def event_body(event_id: str, event_type: str, created_at: datetime, seq: int, data: Mapping[str, Any]) -> bytes:
+def is_wanted(event_type: str, filters: Collection[str]) -> bool:
+    """Does somebody who asked for these types want this one? `job.*` asks for all of a kind, `*` for everything."""
+    return event_type in filters or "*" in filters or event_type.partition(".")[0] + ".*" in filters
+
+
+def event_body(event_id: str, event_type: str, created_at: datetime, seq: int, data: Mapping[str, Any], is_thin: bool = False) -> bytes:
     """
     The event as minified JSON.
 
@@ -56,6 +67,7 @@ def event_body(event_id: str, event_type: str, created_at: datetime, seq: int, d
 
     Args:
         data: the job. If it makes the body too large, as 8,000 Chinese characters do, only its ids and links are sent.
+        is_thin: of the job, only its id and version are sent.
     """
     event = {
         "id": event_id,
@@ -66,10 +78,14 @@ def event_body(event_id: str, event_type: str, created_at: datetime, seq: int, d
         "seq": seq,
         "api_version": API_VERSION,
     }
-    body = _minified({**event, "data": data})
+    body = _minified({**event, "data": _only(_THIN_KEYS, data) if is_thin else data})
     if len(body) < MAX_BODY_BYTES:
         return body
-    return _minified({**event, "data": {key: data[key] for key in _THIN_KEYS if key in data}})
+    return _minified({**event, "data": _only(_SHORT_KEYS, data)})
+
+
+def _only(keys: Sequence[str], data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: data[key] for key in keys if key in data}
 
 
 def _minified(value: Mapping[str, Any]) -> bytes:

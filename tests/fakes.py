@@ -8,14 +8,15 @@ import socket
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
-from services.webhook_sender.letter import Letter
 from services.webhook_sender.schedule import Answer
 from shared.errors import StartupError
-from shared.lifecycle.deliveries import Delivery, Outcome
+from shared.lifecycle.deliveries import Delivery, Kind, Outcome, Room
 
 
 class FakeResolver:
@@ -86,47 +87,61 @@ class ScriptedServer:
 
 class FakeOutbox:
     """
-    Deliveries in memory, claimed by the ledger's rules: in order, never more than `max_per_host` to one host.
+    Deliveries in memory, claimed by the ledger's rules: in order, as far as there is room in their queues.
 
     Args:
         broken: how many of the next calls fail, as they do while the database restarts.
     """
 
-    def __init__(self, due: list[Delivery], max_per_host: int = 4, broken: int = 0) -> None:
+    def __init__(self, due: list[Delivery], broken: int = 0) -> None:
         self.due = list(due)
-        self.bodies: dict[str, bytes] = {}
         self.outcomes: list[tuple[str, int, Outcome]] = []
         self.released: list[str] = []
+        self.most_held: Counter[str] = Counter()
+        self.num_closed = 0
+        self.num_finishes = 0
         self.broken = broken
-        self._max_per_host = max_per_host
+        self._held: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def claim(self, limit: int, in_flight: Mapping[str, int]) -> list[Delivery]:
+    def claim(self, room: Room) -> list[Delivery]:
         with self._lock:
             self._fail_if_broken()
-            count = Counter(in_flight)
+            taken: Counter[str] = Counter()
             claimed: list[Delivery] = []
             for delivery in list(self.due):
-                if len(claimed) < limit and count[delivery.host] < self._max_per_host:
-                    count[delivery.host] += 1
+                queue, tenant = delivery.queue, delivery.tenant_id
+                in_queue = room.queues.get(queue, room.queue if delivery.kind == "live" else 1)
+                in_tenant = room.tenants.get(tenant, room.tenant)
+                if len(claimed) < room.total and taken[queue] < in_queue and taken[tenant] < in_tenant:
+                    taken.update([queue, tenant])
+                    self._held[queue] += 1
+                    self.most_held[queue] = max(self.most_held[queue], self._held[queue])
                     self.due.remove(delivery)
-                    claimed.append(replace(delivery, attempt=delivery.attempt + 1, body=self.bodies.get(delivery.id)))
+                    body = delivery.body or delivery.event_id.encode()
+                    claimed.append(replace(delivery, attempt=delivery.attempt + 1, tries=delivery.tries + 1, body=body))
             return claimed
 
-    def keep_body(self, delivery: Delivery, body: bytes) -> None:
+    def finish(self, results: Sequence[tuple[Delivery, Outcome]]) -> set[str]:
         with self._lock:
             self._fail_if_broken()
-            self.bodies[delivery.id] = body
+            self.num_finishes += 1
+            for delivery, outcome in results:
+                self._held[delivery.queue] -= 1
+                self.outcomes.append((delivery.id, delivery.attempt, outcome))
+            return {delivery.id for delivery, _ in results}
 
-    def finish(self, delivery: Delivery, outcome: Outcome) -> bool:
+    def release(self, deliveries: Sequence[Delivery]) -> None:
         with self._lock:
-            self._fail_if_broken()
-            self.outcomes.append((delivery.id, delivery.attempt, outcome))
-            return True
+            for delivery in deliveries:
+                self._held[delivery.queue] -= 1
+                self.released.append(delivery.id)
+                self.due.append(replace(delivery, attempt=delivery.attempt - 1, tries=delivery.tries - 1))
 
-    def release(self, delivery: Delivery) -> None:
+    def close_disabled(self) -> bool:
         with self._lock:
-            self.released.append(delivery.id)
+            self.num_closed += 1
+            return False
 
     def _fail_if_broken(self) -> None:
         if self.broken:
@@ -135,15 +150,15 @@ class FakeOutbox:
 
 
 class FakeWriter:
-    """Writes the event's id as the body; broken, it cannot open the secret."""
+    """Knows the secret; broken, it cannot open it."""
 
     def __init__(self, is_broken: bool = False) -> None:
         self._is_broken = is_broken
 
-    def write(self, delivery: Delivery) -> Letter:
+    def secrets(self, delivery: Delivery) -> tuple[str, ...]:
         if self._is_broken:
             raise StartupError("sealed under another key")
-        return Letter(delivery.event_id.encode(), ("whsec_AAAA",))
+        return ("whsec_AAAA",)
 
 
 class FakePoster:
@@ -166,3 +181,31 @@ class FakePoster:
             self._at_once[host] -= 1
         self.posted.append(event_id)
         return answer
+
+
+def make_delivery(
+    number: int, lane: str, url: str, attempt: int = 0, tenant_id: str = "ten_1", kind: Kind = "live", **changes: Any
+) -> Delivery:
+    """A delivery of event `evt_<number>`, as the ledger hands it out."""
+    now = datetime.now(UTC)
+    made = Delivery(
+        id=f"whd_{number}",
+        tenant_id=tenant_id,
+        lane=lane,
+        kind=kind,
+        attempt=attempt,
+        tries=attempt,
+        endpoint_id=None,
+        is_probe=False,
+        url=url,
+        sealed_secrets=(b"",),
+        is_thin=False,
+        event_id=f"evt_{number}",
+        event_type="job.succeeded",
+        event_seq=number,
+        event_data={},
+        event_created_at=now,
+        now=now,
+        body=None,
+    )
+    return replace(made, **changes)

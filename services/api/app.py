@@ -19,6 +19,8 @@ from services.api.redecode import redecode_blueprint
 from services.api.request_body import MAX_JSON_BYTES
 from services.api.settings import ApiSettings
 from services.api.tenants import tenants_blueprint
+from services.api.webhook_deliveries import webhook_deliveries_blueprint
+from services.api.webhook_endpoints import webhook_endpoints_blueprint
 from services.api.webhook_secrets import webhook_secrets_blueprint
 from shared.egress import Resolver, system_resolver
 
@@ -57,6 +59,8 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
         webhook_secrets_blueprint,
         api_keys_blueprint,
         tenants_blueprint,
+        webhook_endpoints_blueprint,
+        webhook_deliveries_blueprint,
         health_blueprint,
     ):
         app.register_blueprint(make(parts))

@@ -1,4 +1,4 @@
-"""A job's webhook, checked before it is stored. Knows URLs and events; sends nothing."""
+"""URLs of webhooks, checked before they are stored. Knows URLs and events; sends nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from services.api.field_errors import ErrorCollector
 from services.api.schemas import Webhook
-from shared.egress import EgressPolicy
+from shared.egress import EgressPolicy, ParsedUrl
 from shared.errors import RequestError
 from shared.lifecycle.events import DEFAULT_WEBHOOK_EVENTS, JOB_EVENTS
 
@@ -35,13 +35,22 @@ def check_webhook(policy: EgressPolicy, webhook: Webhook, param: str) -> dict[st
     """
     The webhook as the job's row keeps it: `{url, events}`, with every event named.
 
+    Raises: as `check_receiver`.
+    """
+    return {"url": str(check_receiver(policy, webhook.url, param)), "events": _event_names(webhook.events)}
+
+
+def check_receiver(policy: EgressPolicy, url: str, param: str) -> ParsedUrl:
+    """
+    The URL of a receiver of webhooks, if it may be one.
+
     A name that has no address yet is accepted: a receiver may be set up after the job.
 
     Raises:
         RequestError: not a plain http or https URL.
         ForbiddenAddressError: it leads to an address that is not public.
     """
-    parsed = policy.check_url(webhook.url, param)
+    parsed = policy.check_url(url, param)
     found: Future[None] = Future()
 
     def look_up() -> None:
@@ -60,7 +69,7 @@ def check_webhook(policy: EgressPolicy, webhook: Webhook, param: str) -> dict[st
     except RequestError as error:
         if error.code != "input_fetch_failed":
             raise
-    return {"url": str(parsed), "events": _event_names(webhook.events)}
+    return parsed
 
 
 def _event_names(asked: list[str] | None) -> list[str]:

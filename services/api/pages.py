@@ -9,6 +9,8 @@ from urllib.parse import urlencode
 from flask import Response, jsonify, request
 
 from services.api.parts import Parts
+from shared.errors import RequestError
+from shared.ids import is_id
 
 
 def page_response(parts: Parts, data: Sequence[dict[str, Any]], has_more: bool) -> Response:
@@ -25,3 +27,12 @@ def page_response(parts: Parts, data: Sequence[dict[str, Any]], has_more: bool) 
         following = urlencode([*kept, ("after", last_id)])
         response.headers["Link"] = f'<{parts.base_url()}{request.path}?{following}>; rel="next"'
     return response
+
+
+def check_cursor(after: str | None, prefix: str, what: str) -> None:
+    """
+    Raises:
+        RequestError: the cursor has not the form of an id of such a thing.
+    """
+    if after is not None and not is_id(after, prefix):
+        raise RequestError("invalid_request", f"after: should be the id of a {what}", "after")

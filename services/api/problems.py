@@ -54,6 +54,9 @@ class Problem(Enum):
     UNSUPPORTED_MEDIA = 415, "The media type is not supported", False
     IDEMPOTENCY_MISMATCH = 422, "The Idempotency-Key belongs to another request", False
     UNPROCESSABLE_PROMPT = 422, "The prompt cannot be used", False
+    # Not 409, which OpenAI's clients take for a reason to try again.
+    ENDPOINT_DISABLED = 422, "The webhook endpoint is disabled", False
+    TOO_MANY_ENDPOINTS = 422, "There are as many webhook endpoints as there may be", False
     INPUT_FETCH_FAILED = 422, "An input could not be fetched", True
     INTERNAL = 500, "Something went wrong here", False
     ENGINE_UNAVAILABLE = 503, "The service is not available now", True

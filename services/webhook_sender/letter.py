@@ -1,46 +1,63 @@
-"""A claimed delivery -> what is posted: the body, made once and kept, and the secrets that sign it."""
+"""A claimed delivery -> what is posted: the body, made once, and the secrets that sign it now."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
-from services.webhook_sender.outbox import Outbox
+import structlog
+
 from services.webhook_sender.settings import WebhookSenderSettings
+from shared.errors import StartupError
 from shared.job_document import finish_document
 from shared.lifecycle.deliveries import Delivery
 from shared.sealing import Sealer
 from shared.storage import Storage
 from shared.webhooks import event_body
 
-
-@dataclass(frozen=True)
-class Letter:
-    """What is posted."""
-
-    body: bytes
-    secrets: tuple[str, ...]
+log = structlog.get_logger()
 
 
 class LetterWriter:
-    """Makes letters. Blocks on the database at a delivery's first attempt."""
+    """Makes what is posted. Knows no database and waits for nothing; safe to call from any thread."""
 
-    def __init__(self, outbox: Outbox, storage: Storage, sealer: Sealer, settings: WebhookSenderSettings) -> None:
-        self._outbox = outbox
+    def __init__(self, storage: Storage, sealer: Sealer, settings: WebhookSenderSettings) -> None:
         self._sealer = sealer
         self._base_url = settings.public_url
         self._presign = functools.partial(storage.presign, expires_s=settings.webhook_url_expires_s)
 
-    def write(self, delivery: Delivery) -> Letter:
+    def body(self, delivery: Delivery) -> bytes | None:
+        """The body of a first attempt, or None if something of ours is in the way: that must not hold up the others of a claim."""
+        try:
+            # Before the body is made: who cannot sign must not keep one.
+            self.secrets(delivery)
+            data = finish_document(delivery.event_data, self._base_url, self._presign)
+            return event_body(
+                delivery.event_id, _shown_type(delivery), delivery.event_created_at, delivery.event_seq, data, delivery.is_thin
+            )
+        except Exception as error:
+            # By name only: the text may quote a prompt.
+            log.error("letter_failed", delivery_id=delivery.id, event_id=delivery.event_id, error=type(error).__name__)
+            return None
+
+    def secrets(self, delivery: Delivery) -> tuple[str, ...]:
         """
+        What signs it now, newest first.
+
         Raises:
-            StartupError: the secret was sealed under another key.
+            StartupError: sealed under another key.
         """
-        # Before the body is made: who cannot sign must not keep one.
-        secrets = (self._sealer.unseal(delivery.sealed_secret),)
-        if delivery.body is not None:
-            return Letter(delivery.body, secrets)
-        data = finish_document(delivery.event_data, self._base_url, self._presign)
-        body = event_body(delivery.event_id, delivery.event_type, delivery.event_created_at, delivery.event_seq, data)
-        self._outbox.keep_body(delivery, body)
-        return Letter(body, secrets)
+        current, *older = delivery.sealed_secrets
+        secrets = [self._sealer.unseal(current)]
+        for sealed in older:
+            try:
+                secrets.append(self._sealer.unseal(sealed))
+            except StartupError:
+                log.warning("old_secret_unreadable", delivery_id=delivery.id)
+        return tuple(secrets)
+
+
+def _shown_type(delivery: Delivery) -> str:
+    # A test shows the type that its sender asked for; in the ledger it is a test and nothing else.
+    if delivery.event_type == "endpoint.test":
+        return str(delivery.event_data.get("event_type", delivery.event_type))
+    return delivery.event_type

@@ -41,8 +41,8 @@ def main() -> None:
 
 async def _run(settings: WebhookSenderSettings, policy: EgressPolicy, sealer: Sealer) -> None:
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size)
-    outbox = LedgerOutbox(db, settings.webhook_lease_s, settings.webhook_per_host)
-    writer = LetterWriter(outbox, Storage(settings), sealer, settings)
+    writer = LetterWriter(Storage(settings), sealer, settings)
+    outbox = LedgerOutbox(db, settings.webhook_lease_s, writer.body)
     loop = asyncio.get_running_loop()
     # As many threads as connections: a thread more would only wait for one.
     loop.set_default_executor(ThreadPoolExecutor(settings.db_pool_size, "ledger"))

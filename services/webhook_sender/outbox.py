@@ -2,45 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from shared.db import Database
-from shared.lifecycle.deliveries import Delivery, Outcome, claim_deliveries, finish_delivery, keep_body, release_delivery
+from shared.lifecycle.deliveries import (
+    Delivery,
+    Outcome,
+    Room,
+    claim_deliveries,
+    close_deliveries,
+    finish_deliveries,
+    release_deliveries,
+)
+
+_CLOSE_AT_ONCE = 1000
 
 
 class Outbox(Protocol):
     """Blocking calls, each one transaction, safe to make from any thread."""
 
-    def claim(self, limit: int, in_flight: Mapping[str, int]) -> list[Delivery]:
-        """At most `limit` due deliveries; `in_flight` counts what this sender is posting now, by host."""
+    def claim(self, room: Room) -> list[Delivery]:
+        """What is due, with bodies, as far as there is room for it."""
 
-    def keep_body(self, delivery: Delivery, body: bytes) -> None:
-        """Store the body before its first post."""
+    def finish(self, results: Sequence[tuple[Delivery, Outcome]]) -> set[str]:
+        """Write down how some went. Returns the ids that were written; the others took so long that another sender has them."""
 
-    def finish(self, delivery: Delivery, outcome: Outcome) -> bool:
-        """Write down how it went. False: it took so long that another sender has it."""
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        """Give some back as if they had not been claimed."""
 
-    def release(self, delivery: Delivery) -> None:
-        """Give it back as if it had not been claimed."""
+    def close_disabled(self) -> bool:
+        """Give up what waits for endpoints that are disabled. Is there more?"""
 
 
 class LedgerOutbox:
     """The outbox in Postgres."""
 
-    def __init__(self, db: Database, lease_s: float, max_per_host: int) -> None:
+    def __init__(self, db: Database, lease_s: float, write: Callable[[Delivery], bytes | None]) -> None:
         self._db = db
         self._lease_s = lease_s
-        self._max_per_host = max_per_host
+        self._write = write
 
-    def claim(self, limit: int, in_flight: Mapping[str, int]) -> list[Delivery]:
-        return claim_deliveries(self._db, limit, self._lease_s, in_flight, self._max_per_host)
+    def claim(self, room: Room) -> list[Delivery]:
+        return claim_deliveries(self._db, room, self._lease_s, self._write)
 
-    def keep_body(self, delivery: Delivery, body: bytes) -> None:
-        keep_body(self._db, delivery.id, delivery.attempt, body)
+    def finish(self, results: Sequence[tuple[Delivery, Outcome]]) -> set[str]:
+        return finish_deliveries(self._db, results)
 
-    def finish(self, delivery: Delivery, outcome: Outcome) -> bool:
-        return finish_delivery(self._db, delivery.id, delivery.attempt, outcome)
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        release_deliveries(self._db, deliveries)
 
-    def release(self, delivery: Delivery) -> None:
-        release_delivery(self._db, delivery.id, delivery.attempt)
+    def close_disabled(self) -> bool:
+        return close_deliveries(self._db, _CLOSE_AT_ONCE) >= _CLOSE_AT_ONCE

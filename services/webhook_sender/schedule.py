@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from shared.lifecycle.deliveries import Outcome
 
@@ -17,6 +19,8 @@ _JITTER = 0.2
 
 _RETRY_AFTER_S = (1.0, 24 * 3600.0)
 _GONE = 410
+OVERLOADED = frozenset({429, 502, 503, 504})
+"""Whoever answers so is left in peace for a while, and not only by this delivery."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +32,46 @@ class Answer:
     error: str | None = None
     latency_ms: int = 0
     retry_after_s: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Of the request, without its signatures."""
+    is_own_fault: bool = False
+    """Nothing was posted, and not because of the receiver."""
+
+    @property
+    def is_success(self) -> bool:
+        """2xx is success and nothing else is."""
+        return self.status is not None and 200 <= self.status < 300
 
 
-def outcome_of(answer: Answer, attempt: int, rng: random.Random) -> Outcome:
+def outcome_of(answer: Answer, tries: int, rng: random.Random, max_tries: int = MAX_ATTEMPTS) -> Outcome:
     """
-    2xx is success and nothing else is: a redirect is not followed, and whoever answers 410 is never asked again.
+    2xx is success: a redirect is not followed, and whoever answers 410 is never asked again.
 
     A receiver's Retry-After can make the wait longer than the schedule's, not shorter, or ten attempts would be gone in no time.
+
+    Args:
+        tries: attempts so far, this one included.
     """
-    if answer.status is not None and 200 <= answer.status < 300:
-        return Outcome("delivered", status=answer.status, reply=answer.reply, latency_ms=answer.latency_ms)
-    error = answer.error or f"status {answer.status}"
-    if answer.status == _GONE or attempt >= MAX_ATTEMPTS:
-        return Outcome("exhausted", status=answer.status, error=error, reply=answer.reply, latency_ms=answer.latency_ms)
-    delay_s = DELAYS_S[attempt - 1] * rng.uniform(1 - _JITTER, 1 + _JITTER)
+    told: dict[str, Any] = {
+        "status": answer.status,
+        "reply": answer.reply,
+        "latency_ms": answer.latency_ms,
+        "headers": answer.headers,
+        "is_own_fault": answer.is_own_fault,
+    }
+    if answer.is_success:
+        return Outcome("delivered", **told)
+    error = answer.error or _describe(answer.status)
+    if answer.status == _GONE or tries >= max_tries:
+        return Outcome("exhausted", error=error, is_gone=answer.status == _GONE, **told)
+    delay_s = DELAYS_S[tries - 1] * rng.uniform(1 - _JITTER, 1 + _JITTER)
     if answer.retry_after_s is not None:
         shortest, longest = _RETRY_AFTER_S
         delay_s = max(delay_s, min(max(answer.retry_after_s, shortest), longest))
-    return Outcome("pending", delay_s, answer.status, error, answer.reply, answer.latency_ms)
+    return Outcome("pending", delay_s, error=error, **told)
+
+
+def _describe(status: int | None) -> str:
+    if status is not None and 300 <= status < 400:
+        return f"status {status}: redirects are not followed; register the URL that it leads to"
+    return f"status {status}"

@@ -15,10 +15,16 @@ LEASE_MARGIN_S = 10
 class WebhookSenderSettings(CoreSettings):
     """How many deliveries at once, and how patiently."""
 
-    webhook_concurrency: int = Field(default=128, ge=1, le=4096, description="Webhook deliveries in flight per sender process.")
-    webhook_per_host: int = Field(
-        default=4, ge=1, le=256, description="Deliveries in flight to one host and port; a host that hangs holds no more."
+    webhook_concurrency: int = Field(
+        default=256, ge=1, le=4096, description="Webhook deliveries that a sender process holds; half of them may be one tenant's."
     )
+    webhook_per_endpoint: int = Field(
+        default=4,
+        ge=1,
+        le=256,
+        description="Deliveries in flight to one endpoint, or of one tenant to one host; one that hangs holds no more.",
+    )
+    webhook_per_host: int = Field(default=8, ge=1, le=256, description="Deliveries in flight to one host and port, whoever's they are.")
     webhook_poll_s: float = Field(default=0.25, gt=0, le=60, description="Seconds between two looks for due deliveries.")
     webhook_timeout_s: float = Field(default=15, gt=0, le=120, description="Seconds until a receiver must have answered.")
     webhook_connect_s: float = Field(default=5, gt=0, le=60, description="Seconds for name, connection and TLS, within that.")

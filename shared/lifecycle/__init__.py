@@ -11,13 +11,16 @@ Every status write of glmq, and the reads that go with them. Each function is on
     jobs.py        get, list, cancel, expire: what customers and deadlines do
     approval.py    approve, reject: what customers say to drafts
     events.py      the event of a change and its webhook deliveries, inside the change's transaction
-    deliveries.py  claim and finish a webhook delivery
+    endpoints.py   webhook endpoints and their secrets
+    endpoint_health.py  when an endpoint that fails is spared, and when it is given up
+    deliveries.py  claim and finish webhook deliveries
+    delivery_log.py  what became of them, and replays
     workers.py     which workers live, and what model they loaded
     tenants.py     tenants, API keys, files
 
-Rows are locked in the order grid, image, job, tenant where a function can choose. Ends (cancel, expire, fail, redraw_grid) cannot: they
-go from a job or an image to its grids, and may be a deadlock's victim, which `Database.run` runs again. So may a submit of several
-images, which takes grid and image of one after the other.
+Rows are locked in the order grid, image, job, endpoint, tenant where a function can choose. Ends (cancel, expire, fail, redraw_grid)
+cannot: they go from a job or an image to its grids, and may be a deadlock's victim, which `Database.run` runs again. So may a submit of
+several images, which takes grid and image of one after the other.
 
 Whoever locks a unit of work and then writes the output that wants it is safe from the end of another job that has it: that one locks the
 unit too, before it asks who else wants it.

@@ -1,20 +1,24 @@
-"""Webhook deliveries: claim what is due, few at a time per host, and write down how the attempt went."""
+"""Webhook deliveries on their way: claim what is due, lane by lane, and write down how each attempt went."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from sqlalchemy import case, func, or_, select, true, update
+from sqlalchemy import text, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.lifecycle.ending import database_now
-from shared.tables import Event, Tenant, WebhookDelivery
+from shared.lifecycle.endpoint_health import Health, after_failure, is_given_up
+from shared.lifecycle.endpoints import give_up, health_of, lock_endpoints, set_health
+from shared.tables import WebhookAttempt, WebhookEndpoint
 
-_now = func.clock_timestamp
+Kind = Literal["live", "replay", "test"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,20 @@ class Delivery:
     """A delivery that this sender holds until its lease ends."""
 
     id: str
+    tenant_id: str
+    lane: str
+    kind: Kind
     attempt: int
-    """1 at the first try."""
+    """1 at the first try; goes on counting through replays."""
+    tries: int
+    """Attempts of the present schedule, this one included."""
+    endpoint_id: str | None
+    is_probe: bool
+    """Sent to find out whether an endpoint is well again."""
     url: str
-    host: str
-    sealed_secret: bytes
+    sealed_secrets: tuple[bytes, ...]
+    """All that sign it now: during a rotation there are two."""
+    is_thin: bool
     event_id: str
     event_type: str
     event_seq: int
@@ -35,7 +48,16 @@ class Delivery:
     now: datetime
     """The database's clock, for the signature."""
     body: bytes | None
-    """The bytes that were sent before, or None at the first try."""
+    """What is posted, at every attempt. None: it could not be made."""
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).netloc.lower()
+
+    @property
+    def queue(self) -> str:
+        """Whom it waits behind."""
+        return queue_name(self.lane, self.kind)
 
 
 @dataclass(frozen=True)
@@ -48,97 +70,298 @@ class Outcome:
     error: str | None = None
     reply: bytes | None = None
     latency_ms: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Of the request, as the log keeps them."""
+    is_gone: bool = False
+    """The receiver wants to hear no more."""
+    is_own_fault: bool = False
+    """Nothing was posted, and the receiver is not to blame."""
 
 
-def claim_deliveries(db: Database, limit: int, lease_s: float, in_flight: Mapping[str, int], max_per_host: int) -> list[Delivery]:
+@dataclass(frozen=True)
+class Room:
     """
-    Claim what is due, oldest first, so that no host has more than `max_per_host` in flight from this sender.
+    How much a sender takes at once.
+
+    Attributes:
+        total: all together.
+        queue: of each queue that `queues` does not name; of replays and tests, one.
+        tenant: of each tenant that `tenants` does not name.
+    """
+
+    total: int
+    queue: int
+    tenant: int
+    queues: Mapping[str, int] = field(default_factory=dict)
+    tenants: Mapping[str, int] = field(default_factory=dict)
+
+
+def queue_name(lane: str, kind: Kind) -> str:
+    """As `Room.queues` names it."""
+    return f"{lane} {kind}"
+
+
+# Hop from queue to queue along the index, and take the first few of each: a million that wait for a dead host cost no more than four.
+# statement_timestamp, not clock_timestamp: an index can be searched for it.
+_CHOOSE = text("""
+WITH RECURSIVE queue AS (
+    (SELECT lane, kind FROM webhook_delivery WHERE state = 'pending' ORDER BY lane, kind LIMIT 1)
+    UNION ALL
+    SELECT following.lane, following.kind FROM queue CROSS JOIN LATERAL (
+        SELECT lane, kind FROM webhook_delivery AS waiting
+        WHERE state = 'pending' AND (waiting.lane, waiting.kind) > (queue.lane, queue.kind)
+        ORDER BY waiting.lane, waiting.kind LIMIT 1
+    ) AS following
+),
+room AS (SELECT * FROM unnest(CAST(:queues AS text[]), CAST(:queue_rooms AS integer[])) AS given (queue, size)),
+tenant_room AS (SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:tenant_rooms AS integer[])) AS given (tenant_id, size)),
+first AS (
+    SELECT head.id, head.tenant_id, head.next_at, endpoint.breaker_until IS NOT NULL AND queue.kind <> 'test' AS is_probe,
+           row_number() OVER (PARTITION BY queue.lane, queue.kind = 'test' ORDER BY queue.kind, head.next_at, head.id) AS of_lane
+    FROM queue
+    LEFT JOIN webhook_endpoint AS endpoint ON endpoint.id = queue.lane
+    LEFT JOIN room ON room.queue = queue.lane || ' ' || queue.kind
+    CROSS JOIN LATERAL (
+        SELECT id, tenant_id, next_at FROM webhook_delivery AS due
+        WHERE due.lane = queue.lane AND due.kind = queue.kind AND state = 'pending' AND next_at <= statement_timestamp()
+            AND (lease_until IS NULL OR lease_until < statement_timestamp())
+        ORDER BY next_at, id
+        LIMIT coalesce(room.size, CASE queue.kind WHEN 'live' THEN :queue_room ELSE 1 END)
+    ) AS head
+    WHERE (endpoint.id IS NULL OR endpoint.status = 'enabled')
+        AND (queue.kind = 'test' OR endpoint.breaker_until IS NULL OR endpoint.breaker_until <= statement_timestamp())
+),
+chosen AS (
+    SELECT ranked.id, ranked.is_probe FROM (
+        SELECT first.*, row_number() OVER (PARTITION BY tenant_id ORDER BY next_at, id) AS of_tenant
+        FROM first WHERE NOT is_probe OR of_lane = 1
+    ) AS ranked
+    LEFT JOIN tenant_room USING (tenant_id)
+    WHERE of_tenant <= coalesce(tenant_room.size, :tenant_room)
+    ORDER BY next_at LIMIT :total
+)
+SELECT delivery.id, delivery.tenant_id, delivery.lane, delivery.kind, delivery.attempt, delivery.tries, delivery.endpoint_id, is_probe,
+       coalesce(endpoint.url, delivery.url) AS url, delivery.body, delivery.lease_until IS NOT NULL AS was_held,
+       coalesce(endpoint.secret, tenant.webhook_secret) AS secret,
+       CASE WHEN endpoint.id IS NULL AND tenant.previous_webhook_secret_until > statement_timestamp() THEN tenant.previous_webhook_secret
+            WHEN endpoint.previous_secret_until > statement_timestamp() THEN endpoint.previous_secret END AS previous_secret,
+       coalesce(endpoint.is_thin, false) AS is_thin,
+       event.id AS event_id, event.type AS event_type, event.seq AS event_seq, event.data AS event_data,
+       event.created_at AS event_created_at, statement_timestamp() AS now
+FROM chosen
+JOIN webhook_delivery AS delivery USING (id)
+JOIN tenant ON tenant.id = delivery.tenant_id
+JOIN event ON event.id = delivery.event_id
+LEFT JOIN webhook_endpoint AS endpoint ON endpoint.id = delivery.endpoint_id
+-- Due once more, on the locked row: another sender may have claimed it since.
+WHERE delivery.state = 'pending' AND (delivery.lease_until IS NULL OR delivery.lease_until < statement_timestamp())
+ORDER BY delivery.next_at, delivery.id
+FOR UPDATE OF delivery SKIP LOCKED
+""")
+
+# Whoever comes first sends the probe; as long as its answer may take, nobody else does.
+_PROBE = text("""
+UPDATE webhook_endpoint SET breaker_until = statement_timestamp() + CAST(:lease AS interval)
+WHERE id = ANY(CAST(:ids AS text[])) AND breaker_until <= statement_timestamp()
+RETURNING id
+""")
+
+_HOLD = text("""
+UPDATE webhook_delivery
+SET attempt = attempt + 1, tries = tries + 1, lease_until = clock_timestamp() + CAST(:lease AS interval), body = claimed.body
+FROM unnest(CAST(:ids AS text[]), CAST(:bodies AS bytea[])) AS claimed (id, body)
+WHERE webhook_delivery.id = claimed.id
+""")
+
+_FINISH = text("""
+UPDATE webhook_delivery
+SET state = result.state, lease_until = NULL, next_at = clock_timestamp() + CAST(result.retry_in_s || ' s' AS interval),
+    last_status = result.status, last_error = result.error,
+    delivered_at = CASE result.state WHEN 'delivered' THEN clock_timestamp() ELSE delivered_at END
+FROM unnest(CAST(:ids AS text[]), CAST(:attempts AS bigint[]), CAST(:states AS text[]), CAST(:retries_in_s AS double precision[]),
+            CAST(:statuses AS bigint[]), CAST(:errors AS text[])) AS result (id, attempt, state, retry_in_s, status, error)
+WHERE webhook_delivery.id = result.id AND webhook_delivery.attempt = result.attempt AND webhook_delivery.state = 'pending'
+RETURNING webhook_delivery.id
+""")
+
+_RELEASE = text("""
+UPDATE webhook_delivery SET attempt = webhook_delivery.attempt - 1, tries = tries - 1, lease_until = NULL
+FROM unnest(CAST(:ids AS text[]), CAST(:attempts AS bigint[])) AS mine (id, attempt)
+WHERE webhook_delivery.id = mine.id AND webhook_delivery.attempt = mine.attempt AND state = 'pending'
+""")
+
+_CLOSE = text("""
+UPDATE webhook_delivery SET state = 'exhausted', lease_until = NULL, last_error = 'the webhook endpoint was disabled or deleted'
+WHERE id IN (
+    SELECT waiting.id FROM webhook_endpoint AS endpoint
+    CROSS JOIN LATERAL (
+        SELECT id FROM webhook_delivery AS waiting WHERE lane = endpoint.id AND state = 'pending' LIMIT :limit
+    ) AS waiting
+    WHERE endpoint.status <> 'enabled'
+    LIMIT :limit
+)
+AND state = 'pending' AND (lease_until IS NULL OR lease_until < statement_timestamp())
+RETURNING id
+""")
+
+
+def claim_deliveries(db: Database, room: Room, lease_s: float, write: Callable[[Delivery], bytes | None]) -> list[Delivery]:
+    """
+    Claim what is due, the first of every queue, so that a queue that stands still is in nobody's way.
 
     Args:
-        in_flight: deliveries that this sender is posting now, by host.
+        write: makes the body of a delivery that has none yet. It is stored by the same transaction that claims it, so whoever sends it
+            next, after whatever crash, sends the same bytes.
     """
+    lease = timedelta(seconds=lease_s)
 
     def work(session: Session) -> list[Delivery]:
-        is_due = (
-            WebhookDelivery.state == "pending",
-            WebhookDelivery.next_at <= _now(),
-            or_(WebhookDelivery.lease_until.is_(None), WebhookDelivery.lease_until < _now()),
-        )
-        rank = func.row_number().over(partition_by=WebhookDelivery.host, order_by=(WebhookDelivery.next_at, WebhookDelivery.id))
-        due = select(WebhookDelivery.id, WebhookDelivery.host, rank.label("rank")).where(*is_due).subquery()
-        room = case(*((due.c.host == host, max_per_host - count) for host, count in in_flight.items()), (true(), max_per_host))
-        chosen = (
-            select(WebhookDelivery.id)
-            .join(due, due.c.id == WebhookDelivery.id)
-            # Due once more, on the locked row: another sender may have claimed it since the ranks were counted.
-            .where(due.c.rank <= room, *is_due)
-            .order_by(WebhookDelivery.next_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True, of=WebhookDelivery)
-            .cte("chosen")
-        )
-        claimed = session.scalars(
-            update(WebhookDelivery)
-            .where(WebhookDelivery.id.in_(select(chosen.c.id)))
-            .values(attempt=WebhookDelivery.attempt + 1, lease_until=_now() + timedelta(seconds=lease_s))
-            .returning(WebhookDelivery)
-        ).all()
-        now = database_now(session)
-        deliveries = []
-        for row in claimed:
-            event = session.get_one(Event, row.event_id)
-            deliveries.append(
-                Delivery(
-                    id=row.id,
-                    attempt=row.attempt,
-                    url=row.url,
-                    host=row.host,
-                    sealed_secret=session.get_one(Tenant, row.tenant_id).webhook_secret,
-                    event_id=event.id,
-                    event_type=event.type,
-                    event_seq=event.seq,
-                    event_data=event.data,
-                    event_created_at=event.created_at,
-                    now=now,
-                    body=row.body,
-                )
-            )
-        return deliveries
+        rows = session.execute(_CHOOSE, _room_values(room)).all()
+        if not rows:
+            return []
+        probed = sorted({row.endpoint_id for row in rows if row.is_probe})
+        won = set(session.scalars(_PROBE, {"ids": probed, "lease": lease})) if probed else set()
+        claimed = [_as_claimed(row) for row in rows if not row.is_probe or row.endpoint_id in won]
+        claimed = [delivery if delivery.body is not None else replace(delivery, body=write(delivery)) for delivery in claimed]
+        if not claimed:
+            return []
+        bodies = [delivery.body for delivery in claimed]
+        session.execute(_HOLD, {"ids": [delivery.id for delivery in claimed], "bodies": bodies, "lease": lease})
+        ids = {delivery.id for delivery in claimed}
+        _log_attempts(session, [_lost_attempt(row) for row in rows if row.was_held and row.id in ids])
+        return claimed
 
     return db.run(work)
 
 
-def keep_body(db: Database, delivery_id: str, attempt: int, body: bytes) -> None:
-    """Store the bytes before they are first sent: every later attempt sends the same."""
-    mine = (WebhookDelivery.id == delivery_id, WebhookDelivery.attempt == attempt)
-    db.run(lambda session: session.execute(update(WebhookDelivery).where(*mine).values(body=body)))
+def finish_deliveries(db: Database, results: Sequence[tuple[Delivery, Outcome]]) -> set[str]:
+    """
+    Write down attempts, all in one transaction, and what they mean for their endpoints.
 
+    Returns:
+        The ids that were written. The others took longer than their lease, and newer attempts hold them.
+    """
 
-def finish_delivery(db: Database, delivery_id: str, attempt: int, outcome: Outcome) -> bool:
-    """Write down an attempt. False: the lease had ended and a newer attempt holds the delivery."""
-
-    def work(session: Session) -> bool:
-        written = session.execute(
-            update(WebhookDelivery)
-            .where(WebhookDelivery.id == delivery_id, WebhookDelivery.attempt == attempt, WebhookDelivery.state == "pending")
-            .values(
-                state=outcome.state,
-                lease_until=None,
-                next_at=_now() + timedelta(seconds=outcome.retry_in_s),
-                last_status=outcome.status,
-                last_error=outcome.error,
-                last_reply=outcome.reply,
-                last_latency_ms=outcome.latency_ms,
-                delivered_at=_now() if outcome.state == "delivered" else None,
+    def work(session: Session) -> set[str]:
+        outcomes = [outcome for _, outcome in results]
+        written = set(
+            session.scalars(
+                _FINISH,
+                {
+                    "ids": [delivery.id for delivery, _ in results],
+                    "attempts": [delivery.attempt for delivery, _ in results],
+                    "states": [outcome.state for outcome in outcomes],
+                    "retries_in_s": [outcome.retry_in_s for outcome in outcomes],
+                    "statuses": [outcome.status for outcome in outcomes],
+                    "errors": [outcome.error for outcome in outcomes],
+                },
             )
-            .returning(WebhookDelivery.id)
         )
-        return written.one_or_none() is not None
+        mine = [(delivery, outcome) for delivery, outcome in results if delivery.id in written]
+        if mine:
+            _log_attempts(session, [_attempt(delivery, outcome) for delivery, outcome in mine])
+            _judge_endpoints(session, mine)
+        return written
 
     return db.run(work)
 
 
-def release_delivery(db: Database, delivery_id: str, attempt: int) -> None:
-    """Give a claimed delivery back untried, as a sender does that shuts down."""
-    mine = (WebhookDelivery.id == delivery_id, WebhookDelivery.attempt == attempt, WebhookDelivery.state == "pending")
-    db.run(lambda session: session.execute(update(WebhookDelivery).where(*mine).values(attempt=attempt - 1, lease_until=None)))
+def release_deliveries(db: Database, deliveries: Sequence[Delivery]) -> None:
+    """Give claimed deliveries back untried, as a sender does that shuts down or has taken too many of a queue."""
+    values = {"ids": [delivery.id for delivery in deliveries], "attempts": [delivery.attempt for delivery in deliveries]}
+    db.run(lambda session: session.execute(_RELEASE, values))
+
+
+def close_deliveries(db: Database, limit: int) -> int:
+    """Give up what waits for endpoints that are disabled or deleted, so many at once; how many. A replay can bring it back."""
+    return db.run(lambda session: len(session.execute(_CLOSE, {"limit": limit}).all()))
+
+
+def _room_values(room: Room) -> dict[str, Any]:
+    return {
+        "total": room.total,
+        "queue_room": room.queue,
+        "tenant_room": room.tenant,
+        "queues": list(room.queues),
+        "queue_rooms": list(room.queues.values()),
+        "tenants": list(room.tenants),
+        "tenant_rooms": list(room.tenants.values()),
+    }
+
+
+def _as_claimed(row: Any) -> Delivery:
+    return Delivery(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        lane=row.lane,
+        kind=row.kind,
+        attempt=row.attempt + 1,
+        tries=row.tries + 1,
+        endpoint_id=row.endpoint_id,
+        is_probe=row.is_probe,
+        url=row.url,
+        sealed_secrets=tuple(bytes(secret) for secret in (row.secret, row.previous_secret) if secret is not None),
+        is_thin=row.is_thin,
+        event_id=row.event_id,
+        event_type=row.event_type,
+        event_seq=row.event_seq,
+        event_data=row.event_data,
+        event_created_at=row.event_created_at,
+        now=row.now,
+        body=row.body,
+    )
+
+
+def _log_attempts(session: Session, attempts: Sequence[dict[str, Any]]) -> None:
+    if attempts:
+        # One that was taken for lost may yet be finished, if the attempt after it was given back.
+        session.execute(insert(WebhookAttempt).on_conflict_do_nothing(), attempts)
+
+
+def _lost_attempt(row: Any) -> dict[str, Any]:
+    error = "the sender ended before it could write down an answer"
+    return {"delivery_id": row.id, "attempt": row.attempt, "url": row.url, "headers": {}, "error": error}
+
+
+def _attempt(delivery: Delivery, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "delivery_id": delivery.id,
+        "attempt": delivery.attempt,
+        "url": delivery.url,
+        "headers": dict(outcome.headers),
+        "status": outcome.status,
+        "error": outcome.error,
+        "reply": outcome.reply,
+        "latency_ms": outcome.latency_ms,
+    }
+
+
+def _judge_endpoints(session: Session, results: Sequence[tuple[Delivery, Outcome]]) -> None:
+    """Open and close circuit breakers, and disable the endpoints that are gone or hopeless."""
+    of_endpoints: dict[str, list[tuple[Delivery, Outcome]]] = {}
+    for delivery, outcome in results:
+        # A test tells its sender how it went; it counts for nothing unless it arrives.
+        counts = outcome.state == "delivered" or outcome.is_gone or (delivery.kind != "test" and not outcome.is_own_fault)
+        if delivery.endpoint_id is not None and counts:
+            of_endpoints.setdefault(delivery.endpoint_id, []).append((delivery, outcome))
+    well = [name for name, found in of_endpoints.items() if all(outcome.state == "delivered" for _, outcome in found)]
+    if well:
+        # Nothing to lock where nothing had failed, which is nearly always.
+        session.execute(
+            update(WebhookEndpoint)
+            .where(WebhookEndpoint.id.in_(sorted(well)), WebhookEndpoint.consecutive_failures > 0)
+            .values(consecutive_failures=0, failing_since=None, breaker_openings=0, breaker_until=None)
+        )
+    failed = sorted(set(of_endpoints) - set(well))
+    if not failed:
+        return
+    now = database_now(session)
+    for endpoint in lock_endpoints(session, failed):
+        health = health_of(endpoint)
+        for delivery, outcome in of_endpoints[endpoint.id]:
+            health = Health() if outcome.state == "delivered" else after_failure(health, now, delivery.is_probe)
+        set_health(endpoint, health)
+        if any(outcome.is_gone for _, outcome in of_endpoints[endpoint.id]):
+            give_up(session, endpoint, "gone")
+        elif is_given_up(health, now):
+            give_up(session, endpoint, "failing")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from sqlalchemy import Table, bindparam, select
@@ -13,7 +13,8 @@ from shared.db import note_changes
 from shared.ids import new_id
 from shared.job_document import JobImage, job_document
 from shared.states import TERMINAL_JOB
-from shared.tables import Event, Grid, Image, Job, Output, Tenant, WebhookDelivery
+from shared.tables import Event, Grid, Image, Job, Output, Tenant, WebhookDelivery, WebhookEndpoint
+from shared.webhooks import is_wanted
 
 JOB_EVENTS = (
     "job.queued",
@@ -29,19 +30,41 @@ JOB_EVENTS = (
 )
 """Every type a job's events have, in the order of a job's life."""
 
+ENDPOINT_EVENTS = ("endpoint.disabled", "endpoint.test")
+"""What happens to webhook endpoints themselves."""
+
+BATCH_EVENTS = tuple(
+    f"batch.{what}" for what in ("completed", "partial", "failed", "canceled", "cancelled", "expired", "paused", "item_failed")
+)
+RESPONSE_EVENTS = tuple(f"response.{what}" for what in ("completed", "failed", "cancelled", "incomplete"))
+"""By OpenAI's names; so is `batch.cancelled`."""
+
+EVENT_TYPES = (*JOB_EVENTS, *BATCH_EVENTS, *RESPONSE_EVENTS, *ENDPOINT_EVENTS)
+"""Every type that an endpoint can ask for."""
+
+EVENT_FILTERS = ("*", *dict.fromkeys(name.partition(".")[0] + ".*" for name in EVENT_TYPES), *EVENT_TYPES)
+"""How an endpoint asks for types: all, all of a kind, or by name."""
+
 DEFAULT_WEBHOOK_EVENTS = tuple(f"job.{status}" for status in sorted(TERMINAL_JOB))
 """What a per-job webhook hears when it names no events: the end, whichever it is."""
 
 
 _TENANTS, _EVENTS = cast(Table, Tenant.__table__), cast(Table, Event.__table__)
+_DELIVERIES, _ENDPOINTS = cast(Table, WebhookDelivery.__table__), cast(Table, WebhookEndpoint.__table__)
 # Built once, and of tables: four events are written for every job, and rows of the session's cost twice as much.
 _TAKE_SEQS = (
     _TENANTS.update()
     .where(_TENANTS.c.id == bindparam("of_tenant"))
     .values(event_seq=_TENANTS.c.event_seq + bindparam("count"))
-    .returning(_TENANTS.c.event_seq)
+    # Of the row as it is once it is locked: whoever adds an endpoint counts it there, so none is overlooked, and tenants without
+    # endpoints cost no look-up.
+    .returning(_TENANTS.c.event_seq, _TENANTS.c.num_endpoints)
 )
 _ADD_EVENTS = _EVENTS.insert()
+_ADD_DELIVERIES = _DELIVERIES.insert()
+_LISTENERS = select(_ENDPOINTS.c.id, _ENDPOINTS.c.url, _ENDPOINTS.c.events).where(
+    _ENDPOINTS.c.tenant_id == bindparam("of_tenant"), _ENDPOINTS.c.status == "enabled"
+)
 _OUTPUTS = (
     select(Output.job_id, Output.is_cached, Image, Grid)
     .join(Image, Image.id == Output.image_id)
@@ -68,7 +91,7 @@ def record_changes(session: Session, jobs: Sequence[Job], event_type: str) -> No
 
 def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> None:
     """
-    Append an event for each job, as it now is, and a delivery for each whose webhook wants it.
+    Append an event for each job, as it now is, and a delivery for each webhook and each endpoint that wants it.
 
     All of them at once: what a hundred jobs wait for together must not cost a hundred round trips under the tenant's lock.
 
@@ -80,20 +103,73 @@ def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> Non
     session.flush()
     note_changes(session, (jobs[0].tenant_id, *(job.id for job in jobs)))
     images, grids = images_and_grids(session, [job.id for job in jobs])
-    # Locked until the transaction ends: all of a tenant's changes pass here one by one, which is what makes `seq` gap-free.
-    last_seq = session.execute(_TAKE_SEQS, {"of_tenant": jobs[0].tenant_id, "count": len(jobs)}).scalar_one()
-    events = []
+    tenant_id = jobs[0].tenant_id
+    last_seq, num_endpoints = _take_seqs(session, tenant_id, len(jobs))
+    events: list[dict[str, Any]] = []
+    deliveries: list[dict[str, Any]] = []
     for seq, job in enumerate(jobs, last_seq - len(jobs) + 1):
         event_id = new_id("evt")
-        values = {"id": event_id, "tenant_id": job.tenant_id, "seq": seq, "job_id": job.id, "type": event_type}
+        values = {"id": event_id, "tenant_id": tenant_id, "seq": seq, "job_id": job.id, "type": event_type}
         events.append({**values, "data": job_document(job, images[job.id], grids)})
         if job.webhook and event_type in job.webhook["events"]:
-            url = job.webhook["url"]
-            session.add(
-                WebhookDelivery(id=new_id("whd"), tenant_id=job.tenant_id, event_id=event_id, url=url, host=urlsplit(url).netloc.lower())
-            )
+            deliveries.append(_delivery(tenant_id, event_id, job.webhook["url"], inline_lane(tenant_id, job.webhook["url"]), None))
+    if num_endpoints:
+        deliveries += _for_listeners(session, tenant_id, event_type, [event["id"] for event in events])
     session.execute(_ADD_EVENTS, events)
+    if deliveries:
+        session.execute(_ADD_DELIVERIES, deliveries)
+
+
+def record_event(session: Session, tenant_id: str, event_type: str, data: dict[str, Any]) -> str:
+    """
+    Append an event that is about no job, and a delivery for each endpoint that wants it.
+
+    Args:
+        data: with an `object` that says what it is.
+    Returns:
+        The event's id.
+    """
     session.flush()
+    seq, num_endpoints = _take_seqs(session, tenant_id, 1)
+    event_id = new_id("evt")
+    deliveries = _for_listeners(session, tenant_id, event_type, [event_id]) if num_endpoints else []
+    session.execute(_ADD_EVENTS, [{"id": event_id, "tenant_id": tenant_id, "seq": seq, "job_id": None, "type": event_type, "data": data}])
+    if deliveries:
+        session.execute(_ADD_DELIVERIES, deliveries)
+    return event_id
+
+
+def record_test(session: Session, endpoint: WebhookEndpoint, data: dict[str, Any]) -> str:
+    """Append an `endpoint.test` for this endpoint alone, whatever it listens to. Returns the delivery's id."""
+    seq, _ = _take_seqs(session, endpoint.tenant_id, 1)
+    event_id = new_id("evt")
+    event = {"id": event_id, "tenant_id": endpoint.tenant_id, "seq": seq, "job_id": None, "type": "endpoint.test", "data": data}
+    session.execute(_ADD_EVENTS, [event])
+    delivery = {**_delivery(endpoint.tenant_id, event_id, endpoint.url, endpoint.id, endpoint.id), "kind": "test"}
+    session.execute(_ADD_DELIVERIES, [delivery])
+    return str(delivery["id"])
+
+
+def inline_lane(tenant_id: str, url: str) -> str:
+    """Whom deliveries to a job's own URL wait behind: those of the same tenant to the same host."""
+    return f"{tenant_id}/{urlsplit(url).netloc.lower()}"
+
+
+def _take_seqs(session: Session, tenant_id: str, count: int) -> tuple[int, int]:
+    """The last of the tenant's next sequence numbers, and how many endpoints it has."""
+    # Locked until the transaction ends: all of a tenant's changes pass here one by one, which is what makes `seq` gap-free.
+    last_seq, num_endpoints = session.execute(_TAKE_SEQS, {"of_tenant": tenant_id, "count": count}).one()
+    return last_seq, num_endpoints
+
+
+def _for_listeners(session: Session, tenant_id: str, event_type: str, event_ids: Sequence[str]) -> list[dict[str, Any]]:
+    listeners = [row for row in session.execute(_LISTENERS, {"of_tenant": tenant_id}) if is_wanted(event_type, row.events)]
+    return [_delivery(tenant_id, event_id, row.url, row.id, row.id) for event_id in event_ids for row in listeners]
+
+
+def _delivery(tenant_id: str, event_id: str, url: str, lane: str, endpoint_id: str | None) -> dict[str, Any]:
+    values = {"id": new_id("whd"), "tenant_id": tenant_id, "event_id": event_id}
+    return {**values, "url": url, "lane": lane, "endpoint_id": endpoint_id, "kind": "live"}
 
 
 def images_and_grids(session: Session, job_ids: Collection[str]) -> tuple[dict[str, list[JobImage]], dict[str, Grid]]:

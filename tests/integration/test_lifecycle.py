@@ -49,7 +49,8 @@ def test_job_runs_from_submit_to_success(db: Database, new_job: NewJob) -> None:
     assert done["progress"] == {"phase": "upload", "done": 1, "total": 1}
     assert events(db, job_id) == ["job.queued", "job.started", "job.tokens_ready", "job.succeeded"]
     assert query(db, "SELECT seq FROM event ORDER BY seq") == [(1,), (2,), (3,), (4,)]
-    assert query(db, "SELECT url, host, state FROM webhook_delivery") == [("https://example.com/hook", "example.com", "pending")]
+    lane = f"{new_job.tenant_id}/example.com"
+    assert query(db, "SELECT url, lane, state FROM webhook_delivery") == [("https://example.com/hook", lane, "pending")]
     assert query(db, "SELECT stage, units FROM usage ORDER BY id") == [("ar", 10), ("decoder", 4)]
 
 

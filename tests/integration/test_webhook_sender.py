@@ -26,7 +26,7 @@ from shared.db import Database
 from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import ensure_tenant
 from shared.sealing import Sealer
-from shared.tables import WebhookDelivery
+from shared.tables import WebhookAttempt, WebhookDelivery
 from shared.webhooks import new_secret
 from tests.fakes import ScriptedServer
 from tests.integration.conftest import plain_job
@@ -128,7 +128,10 @@ def test_an_event_goes_out_once_and_verified(db: Database, start_sender: Start) 
     assert (event["type"], event["data"]["id"], event["data"]["status"]) == ("job.queued", job_id, "queued")
     assert "storage_key" not in body.decode()
     delivery = the_delivery(db)
-    assert (delivery.attempt, delivery.last_status, delivery.last_reply, delivery.body) == (1, 200, b"thanks", body)
+    assert (delivery.attempt, delivery.last_status, delivery.body) == (1, 200, body)
+    (attempt,) = db.run(lambda session: session.scalars(select(WebhookAttempt)).all())
+    assert (attempt.attempt, attempt.status, attempt.reply, attempt.headers["webhook-id"]) == (1, 200, b"thanks", event["id"])
+    assert attempt.headers["webhook-signature"] == "v1,…"
     log = log_path.read_text()
     lines = [json.loads(line) for line in log.splitlines()]
     assert [line["state"] for line in lines if line["event"] == "attempt_finished"] == ["delivered"]

@@ -54,7 +54,7 @@ MODEL = ModelInfo(
     loras=("neon", "sketch"),
 )
 
-TABLES = ("job", "output", "image", "grid", "event", "file", "idempotency_key", "webhook_delivery")
+TABLES = ("job", "output", "image", "grid", "event", "file", "idempotency_key", "webhook_delivery", "webhook_endpoint")
 
 
 @dataclass(frozen=True)

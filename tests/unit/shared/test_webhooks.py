@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from shared.webhooks import MAX_BODY_BYTES, event_body, new_secret, sign
+from shared.webhooks import MAX_BODY_BYTES, event_body, is_wanted, new_secret, secret_hint, sign
 
 NOW = datetime.now(UTC)
 
@@ -109,3 +109,33 @@ def test_a_large_job_is_sent_thin() -> None:
 def test_half_a_surrogate_pair_does_no_harm() -> None:
     """JSON can spell what UTF-8 cannot; the body is still made."""
     assert json.loads(body({"id": "job_1", "prompt": "\ud800"}))["data"]["prompt"] == "?"
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (["*"], True),
+        (["job.*"], True),
+        (["batch.*", "job.succeeded"], True),
+        (["job.failed"], False),
+        (["batch.*"], False),
+        (["job"], False),
+        (["succeeded"], False),
+        ([], False),
+    ],
+)
+def test_filters(filters: list[str], expected: bool) -> None:
+    """By name, by kind, or all."""
+    assert is_wanted("job.succeeded", filters) is expected
+
+
+def test_a_thin_body_has_id_and_version_only() -> None:
+    """Who fetches the rest itself gets no prompt."""
+    body = event_body("evt_1", "job.succeeded", datetime.now(UTC), 1, {"id": "job_1", "version": 3, "input": {}}, is_thin=True)
+    assert json.loads(body)["data"] == {"id": "job_1", "version": 3}
+
+
+def test_a_hint_shows_the_end_of_a_secret() -> None:
+    """Enough to tell two apart, and no more."""
+    secret = new_secret()
+    assert secret_hint(secret) == f"whsec_…{secret[-5:]}"

@@ -33,7 +33,17 @@ def test_all_else_is_tried_again(status: int | None) -> None:
         assert {outcome.state for outcome in waits} == {"pending"}
         assert all(0.8 * DELAYS_S[attempt - 1] <= outcome.retry_in_s <= 1.2 * DELAYS_S[attempt - 1] for outcome in waits)
         assert len({outcome.retry_in_s for outcome in waits}) > 40
-        assert waits[0].error == (f"status {status}" if status else "no answer")
+        assert (waits[0].error or "").startswith(f"status {status}" if status else "no answer")
+
+
+def test_a_redirect_is_told_as_one() -> None:
+    """Whoever reads the log learns why a receiver that answered got nothing."""
+    assert outcome_of(Answer(302), 1, RNG).error == "status 302: redirects are not followed; register the URL that it leads to"
+
+
+def test_a_test_is_tried_once() -> None:
+    """Who asked for it is waiting for the answer."""
+    assert outcome_of(Answer(500), 1, RNG, max_tries=1).state == "exhausted"
 
 
 def test_the_tenth_failure_exhausts() -> None:
@@ -44,7 +54,9 @@ def test_the_tenth_failure_exhausts() -> None:
 
 def test_gone_exhausts_at_once() -> None:
     """410 is a receiver's way to say never again."""
-    assert outcome_of(Answer(410), 1, RNG).state == "exhausted"
+    outcome = outcome_of(Answer(410), 1, RNG)
+    assert (outcome.state, outcome.is_gone) == ("exhausted", True)
+    assert not outcome_of(Answer(404), 1, RNG).is_gone
 
 
 @pytest.mark.parametrize(("asked_s", "least_s", "most_s"), [(60, 60, 60), (0, 4, 6), (-5, 4, 6), (1e9, 86_400, 86_400)])

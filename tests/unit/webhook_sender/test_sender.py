@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
 from typing import Any
 
 from services.webhook_sender.schedule import Answer
 from services.webhook_sender.sender import Sender
 from services.webhook_sender.settings import WebhookSenderSettings
-from shared.lifecycle.deliveries import Delivery
-from tests.fakes import FakeOutbox, FakePoster, FakeWriter
+from shared.lifecycle.deliveries import Delivery, Kind
+from tests.fakes import FakeOutbox, FakePoster, FakeWriter, make_delivery
 
 OK = Answer(200)
 
@@ -28,22 +27,8 @@ def settings(**changes: Any) -> WebhookSenderSettings:
     )
 
 
-def delivery(number: int, host: str = "a.example", attempt: int = 0) -> Delivery:
-    now = datetime.now(UTC)
-    return Delivery(
-        id=f"whd_{number}",
-        attempt=attempt,
-        url=f"https://{host}/hook?token=secret",
-        host=host,
-        sealed_secret=b"",
-        event_id=f"evt_{number}",
-        event_type="job.succeeded",
-        event_seq=number,
-        event_data={},
-        event_created_at=now,
-        now=now,
-        body=None,
-    )
+def delivery(number: int, host: str = "a.example", attempt: int = 0, tenant_id: str = "ten_1", kind: Kind = "live") -> Delivery:
+    return make_delivery(number, f"{tenant_id}/{host}", f"https://{host}/hook?token=secret", attempt, tenant_id, kind)
 
 
 async def run_until_finished(sender: Sender, outbox: FakeOutbox, num_outcomes: int, limit_s: float = 5) -> None:
@@ -81,9 +66,10 @@ def test_a_hanging_host_delays_nobody() -> None:
 
 
 def test_no_more_than_the_limit_are_in_flight() -> None:
-    """The process's own bound holds however much is due."""
-    outbox, poster = FakeOutbox([delivery(n) for n in range(30)], max_per_host=100), FakePoster({"a.example": (0.01, OK)})
-    asyncio.run(run_until_finished(Sender(outbox, FakeWriter(), poster, settings(webhook_concurrency=3)), outbox, 30))
+    """The process's own bound holds however much is due; half of it is for one tenant."""
+    outbox, poster = FakeOutbox([delivery(n) for n in range(30)]), FakePoster({"a.example": (0.01, OK)})
+    few = settings(webhook_concurrency=6, webhook_per_endpoint=100, webhook_per_host=100)
+    asyncio.run(run_until_finished(Sender(outbox, FakeWriter(), poster, few), outbox, 30))
     assert poster.most_at_once["a.example"] == 3
 
 
