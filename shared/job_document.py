@@ -83,7 +83,7 @@ def job_document(
         "started_at": timestamp(job.started_at),
         "completed_at": timestamp(job.completed_at),
         "version": job.version,
-        "urls": {"self": f"/v1/jobs/{job.id}", "cancel": f"/v1/jobs/{job.id}/cancel", "images": f"/v1/jobs/{job.id}/images"},
+        "urls": {"self": f"/v1/jobs/{job.id}", **{name: f"/v1/jobs/{job.id}/{name}" for name in ("events", "cancel", "images")}},
     }
 
 

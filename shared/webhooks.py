@@ -57,7 +57,16 @@ def event_body(event_id: str, event_type: str, created_at: datetime, seq: int, d
     Args:
         data: the job. If it makes the body too large, as 8,000 Chinese characters do, only its ids and links are sent.
     """
-    event = {
+    body = _minified(event_object(event_id, event_type, created_at, seq, data))
+    if len(body) < MAX_BODY_BYTES:
+        return body
+    thin = {key: data[key] for key in _THIN_KEYS if key in data}
+    return _minified(event_object(event_id, event_type, created_at, seq, thin))
+
+
+def event_object(event_id: str, event_type: str, created_at: datetime, seq: int, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The event as webhooks, lists and streams have it."""
+    return {
         "id": event_id,
         "object": "event",
         "type": event_type,
@@ -65,11 +74,8 @@ def event_body(event_id: str, event_type: str, created_at: datetime, seq: int, d
         "created_at": int(created_at.timestamp()),
         "seq": seq,
         "api_version": API_VERSION,
+        "data": data,
     }
-    body = _minified({**event, "data": data})
-    if len(body) < MAX_BODY_BYTES:
-        return body
-    return _minified({**event, "data": {key: data[key] for key in _THIN_KEYS if key in data}})
 
 
 def _minified(value: Mapping[str, Any]) -> bytes:

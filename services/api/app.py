@@ -10,6 +10,7 @@ from services.api import envelope, openapi, problems
 from services.api.api_keys import api_keys_blueprint
 from services.api.approval import approval_blueprint
 from services.api.estimate import estimate_blueprint
+from services.api.events import events_blueprint
 from services.api.health import health_blueprint
 from services.api.jobs import jobs_blueprint
 from services.api.model_list import models_blueprint
@@ -49,6 +50,7 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
     for make in (
         jobs_blueprint,
         estimate_blueprint,
+        events_blueprint,
         redecode_blueprint,
         approval_blueprint,
         models_blueprint,

@@ -11,6 +11,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     jobs.py        get, list, cancel, expire: what customers and deadlines do
     approval.py    approve, reject: what customers say to drafts
     events.py      the event of a change and its webhook deliveries, inside the change's transaction
+    feed.py        read events, those of a job and those of a tenant
     deliveries.py  claim and finish a webhook delivery
     workers.py     which workers live, and what model they loaded
     tenants.py     tenants, API keys, files
