@@ -84,7 +84,7 @@ def job_document(
         "completed_at": timestamp(job.completed_at),
         "expires_at": timestamp(job.expires_at),
         "version": job.version,
-        "urls": {"self": f"/v1/jobs/{job.id}", "cancel": f"/v1/jobs/{job.id}/cancel", "images": f"/v1/jobs/{job.id}/images"},
+        "urls": {"self": f"/v1/jobs/{job.id}", **{name: f"/v1/jobs/{job.id}/{name}" for name in ("events", "cancel", "images")}},
     }
 
 

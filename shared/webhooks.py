@@ -69,16 +69,8 @@ def event_body(event_id: str, event_type: str, created_at: datetime, seq: int, d
         data: the job. If it makes the body too large, as 8,000 Chinese characters do, only its ids and links are sent.
         is_thin: of the job, only its id and version are sent.
     """
-    event = {
-        "id": event_id,
-        "object": "event",
-        "type": event_type,
-        "timestamp": created_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "created_at": int(created_at.timestamp()),
-        "seq": seq,
-        "api_version": API_VERSION,
-    }
-    body = _minified({**event, "data": _only(_THIN_KEYS, data) if is_thin else data})
+    event = event_object(event_id, event_type, created_at, seq, _only(_THIN_KEYS, data) if is_thin else data)
+    body = _minified(event)
     if len(body) < MAX_BODY_BYTES:
         return body
     return _minified({**event, "data": _only(_SHORT_KEYS, data)})
@@ -86,6 +78,20 @@ def event_body(event_id: str, event_type: str, created_at: datetime, seq: int, d
 
 def _only(keys: Sequence[str], data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: data[key] for key in keys if key in data}
+
+
+def event_object(event_id: str, event_type: str, created_at: datetime, seq: int, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The event as webhooks, lists and streams have it."""
+    return {
+        "id": event_id,
+        "object": "event",
+        "type": event_type,
+        "timestamp": created_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "created_at": int(created_at.timestamp()),
+        "seq": seq,
+        "api_version": API_VERSION,
+        "data": data,
+    }
 
 
 def _minified(value: Mapping[str, Any]) -> bytes:

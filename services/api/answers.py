@@ -120,6 +120,7 @@ class JobUrls(BaseModel):
     """Where to go from here."""
 
     self: str
+    events: str
     cancel: str
     images: str
 

@@ -10,6 +10,7 @@ from services.api import envelope, openapi, problems
 from services.api.api_keys import api_keys_blueprint
 from services.api.approval import approval_blueprint
 from services.api.estimate import estimate_blueprint
+from services.api.events import events_blueprint
 from services.api.health import health_blueprint
 from services.api.images import images_blueprint
 from services.api.jobs import jobs_blueprint
@@ -53,6 +54,7 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
         jobs_blueprint,
         images_blueprint,
         estimate_blueprint,
+        events_blueprint,
         redecode_blueprint,
         approval_blueprint,
         models_blueprint,

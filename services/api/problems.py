@@ -50,6 +50,7 @@ class Problem(Enum):
     NOT_AWAITING_APPROVAL = 409, "No draft of the job waits for approval", True
     TOO_MANY_DRAFTS = 409, "The job has had all its drafts", False
     LAYOUT_UNAVAILABLE = 409, "The layouts of the job cannot be used now", True
+    GONE = 410, "It is not there any more", False
     PAYLOAD_TOO_LARGE = 413, "Too large", False
     UNSUPPORTED_MEDIA = 415, "The media type is not supported", False
     IDEMPOTENCY_MISMATCH = 422, "The Idempotency-Key belongs to another request", False

@@ -21,7 +21,7 @@ MAX_JSON_BYTES = 1 << 20
 
 _IMAGE_PARTS = ("image", "image[]")
 _METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
-_LISTS = ("status",)
+_LISTS = ("status", "types")
 
 
 @dataclass(frozen=True)

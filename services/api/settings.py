@@ -24,6 +24,15 @@ class ApiSettings(CoreSettings):
         default=20, ge=1, le=600, description="Seconds of silence in the middle of a request after which its connection is closed."
     )
     max_body_bytes: int = Field(default=64 << 20, ge=1024, le=1 << 30, description="Largest request body, in bytes.")
+    stream_heartbeat_s: float = Field(
+        default=10, gt=0, le=50, description="Seconds of silence after which an event stream sends a comment, so that no proxy hangs up."
+    )
+    stream_s: float = Field(
+        default=900,
+        ge=1,
+        le=86_400,
+        description="Seconds until an event stream ends; its client comes back, and its key is checked anew.",
+    )
     approval_s: float = Field(
         default=86_400, ge=1, le=30 * 86_400, description="Seconds that a draft waits for its approval before the job expires."
     )

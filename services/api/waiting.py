@@ -6,7 +6,10 @@ long polls and streams cost a hundred sleeping threads, and the next request sti
 Redis (`LiveState.hear_changes`); while that is away, or a message was lost, they look for themselves.
 
     with parts.waiting.place(caller.tenant_id), parts.waiting.watch(job_id) as watch:
-        while not <enough> and watch.wait(seconds_left): ...
+        while True:
+            watch.take()
+            <look, and leave if it is enough>
+            watch.wait(seconds_left)
 
 or, for the document of a job, `wait_until`.
 """
@@ -48,9 +51,15 @@ class Watch:
         """Something has changed."""
         self._rung.set()
 
+    def take(self) -> bool:
+        """Was there a ring since this was last asked? To be asked before a look, never after it."""
+        was_rung = self._rung.is_set()
+        self._rung.clear()
+        return was_rung
+
     def wait(self, most_s: float) -> bool:
         """
-        Wait until something may have changed since the last wait, and no longer than `most_s`; gives the request's turn back meanwhile.
+        Wait for a ring, at once if there was one, and no longer than `most_s`; gives the request's turn back meanwhile.
 
         Returns:
             False: the process ends; wait no more.
@@ -58,7 +67,6 @@ class Watch:
         if not self._waiting.is_closed:
             with self._waiting.aside():
                 self._rung.wait(max(0.0, min(most_s, self._waiting.look_s())))
-            self._rung.clear()
         return not self._waiting.is_closed
 
 
@@ -195,6 +203,7 @@ class Waiting:
         with self.place(tenant_id), self.watch(job_id) as watch:
             goes_on = True
             while True:
+                watch.take()
                 document = look()
                 left_s = ends_at - time.monotonic()
                 if is_enough(document) or left_s <= 0 or not goes_on:

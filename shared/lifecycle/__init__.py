@@ -1,6 +1,7 @@
 """
 Every status write of glmq, and the reads that go with them. Each function is one transaction, safe to repeat.
 
+    estimate.py    what a job would have to run, and what is in front of it
     submit.py      a request becomes a job with its grids and images
     idempotency.py one key, one job
     reuse.py       grids and images that several jobs share: their keys, and how they are found
@@ -15,6 +16,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     endpoint_health.py  when an endpoint that fails is spared, and when it is given up
     deliveries.py  claim and finish webhook deliveries
     delivery_log.py  what became of them, and replays
+    feed.py        read events, those of a job and those of a tenant
     workers.py     which workers live, and what model they loaded
     tenants.py     tenants, API keys, files
 

@@ -16,6 +16,8 @@ from shared.states import TERMINAL_JOB
 from shared.tables import Event, Grid, Image, Job, Output, Tenant, WebhookDelivery, WebhookEndpoint
 from shared.webhooks import is_wanted
 
+JOB_ENDS = ("job.succeeded", "job.failed", "job.canceled", "job.expired")
+
 JOB_EVENTS = (
     "job.queued",
     "job.awaiting_approval",
@@ -26,7 +28,7 @@ JOB_EVENTS = (
     "job.tokens_ready",
     "job.preview",
     "job.requeued",
-    *(f"job.{status}" for status in ("succeeded", "failed", "canceled", "expired")),
+    *JOB_ENDS,
 )
 """Every type a job's events have, in the order of a job's life."""
 
