@@ -60,8 +60,8 @@ class SourceReader:
             path: Path = ("images", index)
             with errors.collecting((*path, "url") if reference.url else path):
                 ready.append(self._prepare(reference, f"images.{index}", deadline))
-        for index, upload in enumerate(uploads):
-            with errors.collecting(("image", index)):
+        for upload in uploads:
+            with errors.collecting(tuple(upload.param.split("."))):
                 ready.append(normalise(upload.data, self._limits, upload.param))
         errors.raise_any()
         return ready

@@ -3,6 +3,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
 
     submit.py      a request becomes a job with its grids and images
     idempotency.py one key, one job
+    tries.py       tries that a client numbers by itself, one job
     reuse.py       grids and images that several jobs share: their keys, and how they are found
     claims.py      how a worker takes a unit, and what it learns of it
     work.py        release, heartbeat, hand back, rescue: the same for grids and images
