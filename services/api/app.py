@@ -13,6 +13,7 @@ from services.api.estimate import estimate_blueprint
 from services.api.health import health_blueprint
 from services.api.jobs import jobs_blueprint
 from services.api.model_list import models_blueprint
+from services.api.openai_files import files_blueprint
 from services.api.openai_images import images_blueprint
 from services.api.parts import make_parts
 from services.api.redecode import redecode_blueprint
@@ -60,6 +61,6 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
     ):
         app.register_blueprint(make(parts))
     # The dialects, each over the functions of jobs.py.
-    for make in (images_blueprint,):
+    for make in (images_blueprint, files_blueprint):
         app.register_blueprint(make(parts))
     return app

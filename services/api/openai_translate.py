@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _STEP_SHARES = {"low": 0.4, "medium": 0.7, "high": 1.0, "hd": 1.0, "auto": 1.0, "standard": 1.0}
 """Of the model's default steps: with GLM-Image's 50 that is 20, 35 and 50."""
-_LANES = {"priority": Priority.INTERACTIVE, "default": Priority.STANDARD, "auto": Priority.STANDARD, "flex": Priority.BULK}
+_LANES = {"priority": Priority.INTERACTIVE, "default": Priority.STANDARD, "flex": Priority.BULK}
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE | re.ASCII)
 
 
@@ -83,7 +83,10 @@ def lane_and_company(asked: Asked, errors: ErrorCollector) -> dict[str, Any]:
     """Native fields about the job, whatever it draws."""
     if asked.priority is not None and asked.service_tier != "auto":
         errors.add(("priority",), "exclusive", "give either priority or service_tier, not both")
-    fields: dict[str, Any] = {"priority": asked.priority or _LANES[asked.service_tier], "metadata": asked.metadata}
+    fields: dict[str, Any] = {"metadata": asked.metadata}
+    if asked.priority is not None or asked.service_tier != "auto":
+        # Otherwise the key decides.
+        fields["priority"] = asked.priority or _LANES[asked.service_tier]
     if asked.deadline is not None:
         fields["deadline"] = asked.deadline.isoformat()
     if asked.webhook is not None:

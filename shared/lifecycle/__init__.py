@@ -14,6 +14,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     events.py      the event of a change and its webhook deliveries, inside the change's transaction
     deliveries.py  claim and finish a webhook delivery
     workers.py     which workers live, and what model they loaded
+    files.py       files that customers upload, and that batches make
     tenants.py     tenants, API keys, files
 
 Rows are locked in the order grid, image, job, tenant where a function can choose. Ends (cancel, expire, fail, redraw_grid) cannot: they

@@ -30,12 +30,6 @@ ONLY_JSON = {"Accept": "application/json"}
 
 
 @pytest.fixture
-def parts(app: APIFlask) -> Parts:
-    found: Parts = app.extensions["glmq"]
-    return found
-
-
-@pytest.fixture
 def workers(db: Database, parts: Parts) -> Iterator[None]:
     """Whatever is submitted is drawn at once."""
     with drawing(lambda: draw(db, parts.storage, PICTURE, num_previews=3)):
