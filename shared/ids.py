@@ -8,7 +8,9 @@ import time
 
 # Crockford's base 32 in lower case: no i, l, o, u, so an id survives being read aloud.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_ID_PATTERN = re.compile(rf"[a-z]+_[{_ALPHABET}]{{26}}")
+_ID_PATTERN = re.compile(rf"[a-z]+[_-][{_ALPHABET}]{{26}}")
+_HYPHENATED = ("file",)
+"""Prefixes that OpenAI's tools know by their hyphen."""
 
 
 def new_id(prefix: str) -> str:
@@ -20,9 +22,14 @@ def new_id(prefix: str) -> str:
     milliseconds = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10))
     value = milliseconds << 80 | 0x7 << 76 | (random >> 6 & 0xFFF) << 64 | 0b10 << 62 | (random & (1 << 62) - 1)
-    return f"{prefix}_" + "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
+    return prefix + _separator(prefix) + "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
 
 
 def is_id(text: str, prefix: str) -> bool:
     """Does `text` have the form of an id with this prefix?"""
-    return text.startswith(prefix + "_") and _ID_PATTERN.fullmatch(text) is not None
+    # With an underscore too: so the first files were named.
+    return text.startswith((prefix + _separator(prefix), prefix + "_")) and _ID_PATTERN.fullmatch(text) is not None
+
+
+def _separator(prefix: str) -> str:
+    return "-" if prefix in _HYPHENATED else "_"

@@ -205,16 +205,25 @@ def _usage(job: Job, images: Sequence[JobImage], grids: Mapping[str, Grid]) -> d
     """What was really run for this job; work that several jobs waited for counts for each of them."""
     drawn = [image.row for image in images if not image.is_cached]
     done = [image for image in drawn if has_image(job, image)]
+    layouts = [grids[grid_id] for grid_id in {image.grid_id for image in drawn}]
+    written = [grid for grid in layouts if _was_written(job, grid)]
     return {
-        "ar_tokens": sum(_ar_tokens(job, grids[grid_id]) for grid_id in {image.grid_id for image in drawn}),
+        "text_tokens": sum(grid.text_tokens or 0 for grid in written),
+        "image_tokens": sum(grid.image_tokens or 0 for grid in written),
+        "ar_tokens": sum(_ar_tokens(job, grid) for grid in layouts),
         "decoder_steps": sum(image.steps for image in done),
         "images": len(done),
     }
 
 
+def _was_written(job: Job, grid: Grid) -> bool:
+    """Was the layout written for this job, wholly?"""
+    return grid.state == WorkState.DONE and not _came_after(job, grid) and not _is_late(job, grid.finished_at)
+
+
 def _ar_tokens(job: Job, grid: Grid) -> int:
     totals = _phase_totals(grid)
-    if grid.state == WorkState.DONE and not _came_after(job, grid) and not _is_late(job, grid.finished_at):
+    if _was_written(job, grid):
         return (grid.num_rejected + 1) * totals["draft"] + totals["grid"]
     if job.approval_s is None:
         return 0

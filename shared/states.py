@@ -67,6 +67,34 @@ class JobStatus(StrEnum):
     """Its deadline passed first. Final."""
 
 
+class BatchStatus(StrEnum):
+    """What the customer sees of a batch. The jobs of a batch have statuses of their own."""
+
+    VALIDATING = "validating"
+    """Its lines are being checked; nothing runs. A crash leaves it so, and they are checked again."""
+
+    RUNNING = "running"
+    """Its lines become jobs, and jobs end. A crash leaves it so; the lines that have no job yet go on."""
+
+    CANCELING = "canceling"
+    """The customer wants no more of it; its jobs are being canceled. A crash leaves it so."""
+
+    FINALIZING = "finalizing"
+    """Every line has an outcome, and they are being written into files. A crash leaves it so, and they are written again."""
+
+    COMPLETED = "completed"
+    """Every line has an outcome, good or bad. Final."""
+
+    FAILED = "failed"
+    """Some line could not be understood, so nothing was run; `errors` says which. Final."""
+
+    CANCELED = "canceled"
+    """The customer canceled it; its files hold what there was. Final."""
+
+    EXPIRED = "expired"
+    """Its time was up first; its files hold what there was. Final."""
+
+
 class Priority(StrEnum):
     """Lane of release, most urgent first."""
 

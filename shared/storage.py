@@ -60,6 +60,18 @@ class Storage:
         except BotoCoreError as error:
             raise StorageDownError(f"get {key}: {_reason(error)}") from error
 
+    def delete(self, key: str) -> None:
+        """
+        Remove an object; one that is not there is as good as removed.
+
+        Raises:
+            StorageDownError
+        """
+        try:
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+        except (BotoCoreError, ClientError) as error:
+            raise StorageDownError(f"delete {key}: {_reason(error)}") from error
+
     def presign(self, key: str, expires_s: int = PRESIGN_S, download_name: str | None = None) -> str:
         """A URL that anyone may GET for `expires_s` seconds; `download_name` makes browsers save instead of show."""
         disposition = {"ResponseContentDisposition": f'attachment; filename="{download_name}"'} if download_name else {}

@@ -30,10 +30,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from shared.states import JobStatus, Priority, Stage, WorkState
+from shared.states import BatchStatus, JobStatus, Priority, Stage, WorkState
 
 
-def _one_of(column: str, values: type[JobStatus] | type[WorkState] | type[Priority] | type[Stage]) -> CheckConstraint:
+def _one_of(column: str, values: type[JobStatus] | type[BatchStatus] | type[WorkState] | type[Priority] | type[Stage]) -> CheckConstraint:
     names = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({names})", name=f"{column}_known")
 
@@ -122,11 +122,12 @@ class ApiKey(Base):
 
 
 class File(Base):
-    """An object of a tenant in S3: a normalised source image, or a file of the batch interface."""
+    """An object of a tenant in S3: a normalised source image, or a file that was uploaded as it is or made by a batch."""
 
     __tablename__ = "file"
     __table_args__ = (
-        CheckConstraint("purpose IN ('source', 'batch', 'batch_output')", name="purpose_known"),
+        CheckConstraint("purpose IN ('source', 'batch', 'batch_output', 'vision', 'user_data', 'assistants')", name="purpose_known"),
+        Index("ix_file_tenant", "tenant_id", "created_at", "id", postgresql_where=text("purpose <> 'source' AND deleted_at IS NULL")),
         CheckConstraint("size_bytes >= 0", name="size_not_negative"),
         CheckConstraint("purpose <> 'source' OR (height_px > 0 AND width_px > 0)", name="source_has_size"),
         # The same picture sent twice is stored once.
@@ -142,16 +143,30 @@ class File(Base):
     content_type: Mapped[str]
     height_px: Mapped[int | None]
     width_px: Mapped[int | None]
+    filename: Mapped[str | None]
+    """As it was uploaded; sources have none."""
+    expires_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+    """The row stays for the batches that name it; the object is gone."""
     created_at: Mapped[datetime] = _created_at()
 
 
+_BATCH_IS_LIVE = "status IN ('validating', 'running', 'finalizing', 'canceling')"
+
+
 class Batch(Base):
-    """Many jobs submitted as one."""
+    """
+    Many jobs submitted as one: first its lines are checked, then they become jobs, then their results become files.
+
+    A crash leaves it in any of these steps, and each of them may be done again. `BatchStatus` says what each status means.
+    """
 
     __tablename__ = "batch"
     __table_args__ = (
-        CheckConstraint("status IN ('running', 'completed', 'canceled', 'failed', 'expired')", name="status_known"),
+        _one_of("status", BatchStatus),
+        CheckConstraint(f"(completed_at IS NULL) = ({_BATCH_IS_LIVE})", name="completed_iff_final"),
         Index("ix_batch_tenant", "tenant_id", "created_at", "id"),
+        Index("ix_batch_live", "created_at", postgresql_where=text(_BATCH_IS_LIVE)),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -159,8 +174,54 @@ class Batch(Base):
     status: Mapped[str]
     input_file_id: Mapped[str | None] = mapped_column(ForeignKey("file.id"))
     request_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
+    endpoint: Mapped[str | None]
+    """The route whose bodies its lines hold."""
+    completion_window: Mapped[str | None]
+    output_expires_s: Mapped[int | None]
+    """How long its files are kept after they are made; NULL: until they are deleted."""
+    num_items: Mapped[int] = mapped_column(server_default="0")
+    counts: Mapped[dict[str, Any] | None]
+    """`{completed, failed}`, once it has ended; until then they are counted."""
+    usage: Mapped[dict[str, Any] | None]
+    """What all its jobs cost, once it has ended."""
+    errors: Mapped[list[dict[str, Any]] | None]
+    """What was wrong with which line, if nothing was run because of it."""
+    output_file_id: Mapped[str | None] = mapped_column(ForeignKey("file.id"))
+    error_file_id: Mapped[str | None] = mapped_column(ForeignKey("file.id"))
     created_at: Mapped[datetime] = _created_at()
+    expires_at: Mapped[datetime | None]
+    """Its jobs' deadline."""
+    started_at: Mapped[datetime | None]
+    finalizing_at: Mapped[datetime | None]
+    canceling_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
+    """When it ended, however it ended."""
+
+
+class BatchItem(Base):
+    """
+    A line of a batch. It becomes a job, or has an error, once and in one transaction.
+
+    `line` counts from 1, blank lines too, so that it is the line of the customer's file.
+    """
+
+    __tablename__ = "batch_item"
+    __table_args__ = (
+        CheckConstraint("job_id IS NULL OR error IS NULL", name="one_outcome"),
+        UniqueConstraint("batch_id", "custom_id"),
+        UniqueConstraint("batch_id", "line"),
+        Index("ix_batch_item_pending", "batch_id", "line", postgresql_where=text("job_id IS NULL AND error IS NULL")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batch.id"))
+    line: Mapped[int]
+    custom_id: Mapped[str]
+    request: Mapped[dict[str, Any]]
+    """The body of the request, as it was sent."""
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
+    error: Mapped[dict[str, Any] | None]
+    """`{code, message, param, status}`: why it did not become a job."""
 
 
 class Job(Base):
@@ -216,6 +277,8 @@ class Job(Base):
     """How long its drafts wait for approval; NULL: they need none."""
     approval_deadline: Mapped[datetime | None]
     """The job expires if nobody has decided on its drafts by then. NULL while none wait."""
+    dialect: Mapped[dict[str, Any] | None]
+    """What the interface that the job came by needs to answer in its own words; NULL: the native one."""
     redecode_of: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
     """The job whose layouts it draws once more."""
     error: Mapped[dict[str, Any] | None]
@@ -315,6 +378,10 @@ class Grid(WorkColumns, Base):
     """The fencing token of the preview: +1 at every claim of it."""
     preview_worker_id: Mapped[str | None]
     preview_lease_until: Mapped[datetime | None]
+    text_tokens: Mapped[int | None]
+    """Of the prompt that the model read; known when it is done."""
+    image_tokens: Mapped[int | None]
+    """The same, of the source images."""
 
 
 class Image(WorkColumns, Base):
@@ -515,6 +582,26 @@ class IdempotencyKey(Base):
     fingerprint: Mapped[str]
     """SHA-256 of the request's meaning; another one with the same key is refused."""
     job_id: Mapped[str] = mapped_column(ForeignKey("job.id"))
+    created_at: Mapped[datetime] = _created_at()
+
+
+class ClientTry(Base):
+    """
+    A request of a client that numbers its tries but names them by no key, and the job it made.
+
+    A later try with the same content is the same request, if no other try of its number has taken this row already.
+    """
+
+    __tablename__ = "client_try"
+    __table_args__ = (Index("ix_client_try_request", "tenant_id", "fingerprint", "created_at"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    fingerprint: Mapped[str]
+    num_retries: Mapped[int]
+    """The number of the last try that belongs to it; the first one is 0."""
+    answered_at: Mapped[datetime | None]
+    """When an answer was made; whether it arrived is not known."""
     created_at: Mapped[datetime] = _created_at()
 
 

@@ -108,12 +108,19 @@ class JobModel(BaseModel):
     revision: str
 
 
-class Usage(BaseModel):
-    """What was really run while the job waited for it. What was in the store costs nothing."""
+class Cost(BaseModel):
+    """Work that is counted. What is in the store costs nothing."""
 
-    ar_tokens: int
+    ar_tokens: int = Field(description="Written by the layout stage.")
     decoder_steps: int
     images: int
+
+
+class Usage(Cost):
+    """What was really run while the job waited for it."""
+
+    text_tokens: int = Field(description="Of the prompts that the layout stage read, template included. Only the model can count them.")
+    image_tokens: int = Field(description="The same, of reference images.")
 
 
 class JobUrls(BaseModel):
@@ -169,7 +176,7 @@ class EstimateAnswer(BaseModel):
     """What a job would cost, and when it would be done."""
 
     object: Literal["estimate"]
-    cost: Usage = Field(description="What `usage` of the job would say. What is in the store already costs nothing.")
+    cost: Cost = Field(description="What `usage` of the job would say. What is in the store already costs nothing.")
     gpu_seconds: float | None = Field(description="Of all workers together, at their speed of the last minutes.")
     gpu_seconds_by_stage: StageSeconds
     queue_seconds: float | None = Field(description="Until its first work begins; null if that cannot be told.")

@@ -40,6 +40,7 @@ from shared.lifecycle.idempotency import Idempotency, find_replay
 from shared.lifecycle.jobs import JobFilter, cancel, get_job, list_jobs
 from shared.lifecycle.submit import NewJob, SourceFile, submit
 from shared.lifecycle.tenants import Caller
+from shared.lifecycle.tries import Try, find_earlier
 from shared.storage import PRESIGN_S
 
 SUBMIT_ROUTE = "POST /v1/jobs"
@@ -73,7 +74,27 @@ class Submitted:
     is_replay: bool
 
 
-def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key: str | None) -> Submitted:
+@dataclass(frozen=True)
+class Origin:
+    """
+    How a request came, where that is not `POST /v1/jobs`: what a dialect says beside the translated body.
+
+    Attributes:
+        route: that Idempotency-Keys hold for.
+        sent: the body before it was translated: what makes two requests the same.
+        try_number: counted by clients that repeat a request by themselves; None: the client does not count.
+        arrived_at: by `time.monotonic`.
+        dialect: what is kept beside the job, to answer in the dialect's words.
+    """
+
+    route: str
+    sent: RequestBody
+    try_number: int | None = None
+    arrived_at: float = 0.0
+    dialect: dict[str, Any] | None = None
+
+
+def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key: str | None, origin: Origin | None = None) -> Submitted:
     """
     Check a request, bring its reference images, and store the job. Nothing is stored if any part is wrong.
 
@@ -81,12 +102,24 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
         RequestError: names every wrong field; or `idempotency_mismatch`.
         NoModelError, BusyError, DatabaseDownError, StorageDownError
     """
-    once = None if idempotency_key is None else Idempotency(SUBMIT_ROUTE, idempotency_key, fingerprint(SUBMIT_ROUTE, body))
-    if once is not None and (earlier := find_replay(parts.db, caller.tenant_id, once)) is not None:
-        # Before anything is judged: a deadline may have passed since, a source URL may have died.
+    origin = origin or Origin(SUBMIT_ROUTE, body)
+    once = client_try = None
+    # Before anything is judged: a deadline may have passed since, a source URL may have died.
+    if idempotency_key is not None:
+        once = Idempotency(origin.route, idempotency_key, fingerprint(origin.route, origin.sent))
+        earlier = find_replay(parts.db, caller.tenant_id, once)
+    elif origin.try_number is not None:
+        client_try = Try(fingerprint(origin.route, origin.sent), origin.try_number)
+        earlier = find_earlier(parts.db, caller.tenant_id, client_try)
+    else:
+        earlier = None
+    if earlier is not None:
         return Submitted(earlier, is_replay=True)
     read = read_request(parts, caller, body)
-    job_id, is_replay = submit(parts.db, replace(read.job, sources=read.store()), once)
+    job = replace(read.job, sources=read.store(), dialect=origin.dialect)
+    if client_try is not None:
+        client_try = replace(client_try, elapsed_s=time.monotonic() - origin.arrived_at)
+    job_id, is_replay = submit(parts.db, job, once, client_try)
     parts.ring_for_work()
     return Submitted(job_id, is_replay)
 
@@ -125,12 +158,26 @@ def read_request(parts: Parts, caller: Caller, body: RequestBody) -> ReadRequest
     errors.raise_any()
     reader = SourceReader(parts, caller.tenant_id, info)
     ready = reader.prepare(asked.images, body.uploads)
+    if body.order is not None:
+        ready = [ready[index] for index in body.order]
     sizes = tuple((source.height_px, source.width_px) for source in ready)
     sources = tuple(SourceFile("", source.sha256) for source in ready)
     random_seed = secrets.randbelow(RANDOM_SEEDS)
     size = requested_size(asked, info, sizes)
     job = new_job(asked, info, caller.tenant_id, body.fields, size, sources, webhook, random_seed, parts.settings.approval_s)
     return ReadRequest(parts.fleet.get().priced(job, sizes), sizes, lambda: reader.store(ready))
+
+
+def cancel_job(parts: Parts, caller: Caller, job_id: str) -> None:
+    """
+    Cancel a job, if the caller has one of this id.
+
+    Raises:
+        RequestError: `already_terminal`.
+    """
+    stopped = cancel(parts.db, caller.tenant_id, job_id) if is_id(job_id, "job") else None
+    # After commit, or a worker could be told to drop work that is still wanted. Without Redis it hears at its next heartbeat.
+    parts.live.flag_stop(stopped or [])
 
 
 def find_job(parts: Parts, caller: Caller, job_id: str) -> dict[str, Any]:
@@ -269,9 +316,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
     @jobs.doc(summary="Cancel a job", operation_id="cancel_job", security="ApiKey", responses=[401, 403, 404, 409, 503])
     def cancel_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")
-        stopped = cancel(parts.db, caller.tenant_id, job_id) if is_id(job_id, "job") else None
-        # After commit, or a worker could be told to drop work that is still wanted. Without Redis it hears at its next heartbeat.
-        parts.live.flag_stop(stopped or [])
+        cancel_job(parts, caller, job_id)
         return job_response(parts, find_job(parts, caller, job_id))
 
     return jobs

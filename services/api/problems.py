@@ -22,12 +22,14 @@ from services.api.field_errors import InvalidFieldsError, Path
 from services.api.loaded_model import NoModelError
 from services.api.parts import Parts
 from services.api.sources import BusyError
+from services.api.unfinished import UnfinishedError
 from services.api.waiting import NoPlaceError
 from shared.db import DatabaseDownError
 from shared.errors import RequestError
 from shared.storage import StorageDownError
 
 MEDIA_TYPE = "application/problem+json"
+_OPENAI_PATHS = ("/v1/images/", "/v1/files", "/v1/batches", "/v1/responses", "/v1/models")
 _RETRY_AFTER_S = 5
 _AWAY = (DatabaseDownError, StorageDownError, NoModelError, BusyError, NoPlaceError)
 
@@ -38,12 +40,14 @@ class Problem(Enum):
     """Every problem: its status, its title, and whether the same request may succeed later. The name in lower case is the code."""
 
     INVALID_REQUEST = 400, "The request is not valid", False
+    UNSUPPORTED_PARAMETER = 400, "The parameter is not supported", False
     INVALID_IMAGE = 400, "The image cannot be used", False
     FORBIDDEN_ADDRESS = 400, "The URL leads to an address that is not allowed", False
     UNAUTHORIZED = 401, "A valid API key is needed", False
     FORBIDDEN_SCOPE = 403, "The API key may not do this", False
     FORBIDDEN_PRIORITY = 403, "The API key may not ask for this priority", False
     NOT_FOUND = 404, "There is nothing here", False
+    MODEL_NOT_FOUND = 404, "There is no such model", False
     METHOD_NOT_ALLOWED = 405, "The method is not allowed here", False
     ALREADY_TERMINAL = 409, "The job has ended", False
     NAME_TAKEN = 409, "The name is taken", False
@@ -59,8 +63,11 @@ class Problem(Enum):
     ENDPOINT_DISABLED = 422, "The webhook endpoint is disabled", False
     TOO_MANY_ENDPOINTS = 422, "There are as many webhook endpoints as there may be", False
     INPUT_FETCH_FAILED = 422, "An input could not be fetched", True
+    JOB_CANCELED = 422, "The job was canceled", False
+    JOB_FAILED = 500, "The job failed", False
     INTERNAL = 500, "Something went wrong here", False
     ENGINE_UNAVAILABLE = 503, "The service is not available now", True
+    DEADLINE = 504, "The images are not ready in time", False
 
     def __init__(self, status: int, title: str, retryable: bool) -> None:
         self.status = status
@@ -137,13 +144,22 @@ def problem_response(error: Exception, base_url: str) -> Response:
         log.error("unexpected_error", error=type(error).__name__, frames=traceback.format_tb(error.__traceback__))
     if problem is Problem.ENGINE_UNAVAILABLE:
         headers["Retry-After"] = str(_RETRY_AFTER_S)
+    if isinstance(error, UnfinishedError):
+        # The clients would repeat the request, and draw once more what failed or goes on.
+        headers |= {"X-Should-Retry": "false", "Link": f'<{base_url}/v1/jobs/{error.job_id}>; rel="related"'}
     if problem is Problem.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="glmq"'
     response = jsonify(_body(problem, detail, error, base_url))
     response.status_code = problem.status
-    response.mimetype = MEDIA_TYPE
+    response.mimetype = _media_type()
     response.headers.update(headers)
     return response
+
+
+def _media_type() -> str:
+    """Problem JSON; on routes of OpenAI's interface plain JSON for a client that accepts nothing else."""
+    asked = {kind for kind, _ in request.accept_mimetypes}
+    return "application/json" if request.path.startswith(_OPENAI_PATHS) and asked == {"application/json"} else MEDIA_TYPE
 
 
 def _of_http(error: HTTPException) -> tuple[Problem, str]:
@@ -175,8 +191,10 @@ def _away_detail(error: Exception) -> str:
 
 def _body(problem: Problem, detail: str, error: Exception, base_url: str) -> dict[str, Any]:
     param = error.param if isinstance(error, RequestError) and problem is not Problem.INTERNAL else None
+    job = {"job": f"{base_url}/v1/jobs/{error.job_id}"} if isinstance(error, UnfinishedError) else {}
     return {
         **problem.describe(base_url),
+        **job,
         "detail": detail,
         "instance": f"{quote(request.path)}#{g.request_id}",
         "param": param,

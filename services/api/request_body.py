@@ -34,10 +34,15 @@ class Upload:
 
 @dataclass(frozen=True)
 class RequestBody:
-    """What a client sent: the JSON, and the files beside it."""
+    """
+    What a client sent: the JSON, and the files beside it.
+
+    `order`: the reference images as they should be, by index among those of the JSON and, after them, the files. None: as they are.
+    """
 
     fields: dict[str, Any]
     uploads: tuple[Upload, ...] = ()
+    order: tuple[int, ...] | None = None
 
 
 def read_body(request: Request) -> RequestBody:
@@ -48,29 +53,43 @@ def read_body(request: Request) -> RequestBody:
         RequestError: `unsupported_media`, `payload_too_large` or `invalid_request`.
         RequestEntityTooLarge, ClientDisconnected: from Werkzeug.
     """
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise RequestError("unsupported_media", "the body must not be compressed", None)
+    refuse_compression(request)
     if request.mimetype == "multipart/form-data":
         return _read_multipart(request)
     if request.mimetype != "application/json":
         sent = f" (got {request.mimetype[:60]})" if request.mimetype else " (none was sent)"
         raise RequestError("unsupported_media", f"Content-Type must be application/json or multipart/form-data{sent}")
-    # Not the limit of uploads: 64 MiB of JSON would cost seconds to parse.
-    limit = min(MAX_JSON_BYTES, request.max_content_length or MAX_JSON_BYTES)
-    # One byte more: a body in chunks is cut at Werkzeug's limit without a word, and could still be JSON.
-    request.max_content_length = limit + 1
-    return RequestBody(_parse(request.get_data(cache=False), limit))
+    return RequestBody(_read_json(request, MAX_JSON_BYTES))
 
 
-def read_json(request: Request) -> dict[str, Any]:
+def read_json(request: Request, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """
     Read a JSON body.
 
     Raises: as `read_body`, which also takes files.
     """
-    if request.mimetype == "multipart/form-data":
-        raise RequestError("unsupported_media", "Content-Type must be application/json here (got multipart/form-data)")
-    return read_body(request).fields
+    refuse_compression(request)
+    if request.mimetype != "application/json":
+        sent = request.mimetype[:60] or "none"
+        raise RequestError("unsupported_media", f"Content-Type must be application/json here (got {sent})")
+    return _read_json(request, max_bytes)
+
+
+def refuse_compression(request: Request) -> None:
+    """
+    Raises:
+        RequestError: `unsupported_media`.
+    """
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise RequestError("unsupported_media", "the body must not be compressed", None)
+
+
+def _read_json(request: Request, max_bytes: int) -> dict[str, Any]:
+    # Not the limit of uploads: 64 MiB of JSON would cost seconds to parse.
+    limit = min(max_bytes, request.max_content_length or max_bytes)
+    # One byte more: a body in chunks is cut at Werkzeug's limit without a word, and could still be JSON.
+    request.max_content_length = limit + 1
+    return _parse(request.get_data(cache=False), limit)
 
 
 def read_optional_json(request: Request) -> dict[str, Any]:

@@ -89,15 +89,16 @@ def _is_event(name: str) -> str:
     return name
 
 
-def _spread_url(value: object) -> object:
+def spread_url(value: object) -> object:
     """A plain URL is short for `{"url": …}`."""
     return {"url": value} if isinstance(value, str) else value
 
 
-def _or_plain_url(schema: dict[str, Any]) -> None:
+def or_plain_url(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "string", "format": "uri"}, *schema["anyOf"]]
 
 
+Size = Annotated[str, AfterValidator(_is_size), WithJsonSchema({"type": "string", "pattern": f"^({_SIZE.pattern})$"})]
 Seed = Annotated[int, Field(ge=0, lt=NUM_SEEDS)]
 Quality = Literal["exact", "fast"]
 EventName = Annotated[str, AfterValidator(_is_event), WithJsonSchema({"type": "string", "enum": ["job.*", *JOB_EVENTS]})]
@@ -226,7 +227,7 @@ class JobRequest(Sent):
     priority: Priority = Field(default=Priority.STANDARD, strict=False, description=_PRIORITY)
     deadline: FutureMoment | None = Field(default=None, description=_DEADLINE)
     expires_in: int | None = Field(default=None, ge=60, le=_MAX_EXPIRES_S, description=_EXPIRES)
-    webhook: Annotated[Webhook | None, BeforeValidator(_spread_url)] = Field(default=None, json_schema_extra=_or_plain_url)
+    webhook: Annotated[Webhook | None, BeforeValidator(spread_url)] = Field(default=None, json_schema_extra=or_plain_url)
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="Yours; echoed everywhere.")
     custom_id: CustomId | None = Field(default=None, description="Yours; echoed everywhere.")
 
@@ -259,7 +260,7 @@ class RedecodeRequest(Sent):
     priority: Priority = Field(default=Priority.STANDARD, strict=False, description=_PRIORITY)
     deadline: FutureMoment | None = Field(default=None, description=_DEADLINE)
     expires_in: int | None = Field(default=None, ge=60, le=_MAX_EXPIRES_S, description=_EXPIRES)
-    webhook: Annotated[Webhook | None, BeforeValidator(_spread_url)] = Field(default=None, json_schema_extra=_or_plain_url)
+    webhook: Annotated[Webhook | None, BeforeValidator(spread_url)] = Field(default=None, json_schema_extra=or_plain_url)
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="Yours; echoed everywhere.")
     custom_id: CustomId | None = Field(default=None, description="Yours; echoed everywhere.")
 

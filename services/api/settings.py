@@ -36,6 +36,9 @@ class ApiSettings(CoreSettings):
     approval_s: float = Field(
         default=86_400, ge=1, le=30 * 86_400, description="Seconds that a draft waits for its approval before the job expires."
     )
+    sync_max_s: float = Field(
+        default=300, gt=0, le=3600, description="Seconds that an OpenAI request is held for its images; then it is told where they will be."
+    )
     source_fetch_s: float = Field(
         default=15, gt=0, le=120, description="Seconds in which all source images that one request names by URL must have arrived."
     )

@@ -18,6 +18,7 @@ from shared.errors import GlmqError, RequestError
 from shared.fetch import fetch
 from shared.grid import LETTERS_SHRINK_WEIGHT, SCALE_WEIGHT
 from shared.ids import is_id
+from shared.lifecycle.files import PlainFile, get_file
 from shared.lifecycle.jobs import get_result
 from shared.lifecycle.submit import SourceFile
 from shared.lifecycle.tenants import StoredFile, add_source, get_source
@@ -60,8 +61,8 @@ class SourceReader:
             path: Path = ("images", index)
             with errors.collecting((*path, "url") if reference.url else path):
                 ready.append(self._prepare(reference, f"images.{index}", deadline))
-        for index, upload in enumerate(uploads):
-            with errors.collecting(("image", index)):
+        for upload in uploads:
+            with errors.collecting(tuple(upload.param.split("."))):
                 ready.append(normalise(upload.data, self._limits, upload.param))
         errors.raise_any()
         return ready
@@ -96,12 +97,19 @@ class SourceReader:
 
     def _stored_file(self, file_id: str, param: str) -> ReadySource:
         file = get_source(self._parts.db, self._tenant_id, file_id) if is_id(file_id, "file") else None
+        if file is None and (upload := self._upload(file_id)) is not None:
+            return normalise(self._read(upload.storage_key, param), self._limits, param)
         if file is None:
             raise RequestError("invalid_request", f"{param}: file_id names no source image of yours", param)
         if legal_size(file.height_px, file.width_px, self._limits) == (file.height_px, file.width_px):
             return file
         # Stored for a checkpoint with other limits.
         return normalise(self._read(file.storage_key, param), self._limits, param)
+
+    def _upload(self, file_id: str) -> PlainFile | None:
+        """A picture that was uploaded as a file of its own."""
+        file = get_file(self._parts.db, self._tenant_id, file_id) if is_id(file_id, "file") else None
+        return file if file is not None and file.purpose not in ("batch", "batch_output") else None
 
     def _result(self, job_id: str, index: int, param: str) -> bytes:
         result = get_result(self._parts.db, self._tenant_id, job_id, index) if is_id(job_id, "job") else None

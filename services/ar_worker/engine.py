@@ -152,7 +152,7 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
             return 0
         if len(written) == request.num_ids:
             source_ids = twin.prefix.source_ids if twin else tokenize_sources(model, prompt)
-            self.finish(ticket, self._result(request, torch.tensor(written), source_ids))
+            self.finish(ticket, self._result(request, torch.tensor(written), source_ids, prompt.input_ids.shape[1]))
             return 0
         self._use_lora(request.lora)
         row = _Row(ticket, sampler, key)
@@ -214,7 +214,7 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
         if is_shown and not self.show(row.ticket, WrittenTokens(tuple(self._written(row).tolist()))):
             return
         if count == num_ids:
-            self.finish(row.ticket, self._result(request, self._written(row), row.prefix.source_ids))
+            self.finish(row.ticket, self._result(request, self._written(row), row.prefix.source_ids, row.prefix.num_ids))
 
     def _run_step(self) -> None:
         """Run the ids just drawn; the groups of different adapters one after another."""
@@ -227,10 +227,10 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
     def _written(self, row: _Row) -> Tensor:
         return self._cache.ids[self._table.rows.index(row), row.start : row.start + row.count]
 
-    def _result(self, request: GridRequest, ids: Tensor, source_ids: list[Tensor]) -> GridResult:
+    def _result(self, request: GridRequest, ids: Tensor, source_ids: list[Tensor], num_prompt: int) -> GridResult:
         grid = request.grid
         token_ids = [] if request.draft_only else ids[request.num_draft :].view(grid.token_h, grid.token_w).tolist()
-        return GridResult(token_ids, tuple(part.tolist() for part in source_ids))
+        return GridResult(token_ids, tuple(part.tolist() for part in source_ids), num_prompt)
 
     def _move(self, source: int, target: int) -> None:
         row = self._table.rows[source]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image
 
@@ -72,10 +72,17 @@ class GridResult:
     Attributes:
         token_ids: token_h rows of token_w ids; empty if only the draft was wanted.
         source_token_ids: the same of each source image, one id per 32x32 pixels.
+        num_prompt_tokens: that the net read, those of source images among them.
     """
 
     token_ids: list[list[int]]
     source_token_ids: tuple[list[list[int]], ...]
+    num_prompt_tokens: int = field(compare=False)
+
+    @property
+    def num_source_tokens(self) -> int:
+        """Tokens of the prompt that are source images."""
+        return sum(len(row) for grid in self.source_token_ids for row in grid)
 
 
 @dataclass(frozen=True)

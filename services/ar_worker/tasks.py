@@ -104,7 +104,9 @@ class GridTasks:
         self.live.put_grid(artifact.sha256, data)
 
         def end() -> None:
-            finish.finish_grid(self.db, claim.id, claim.attempt, artifact, num_tokens - len(written))
+            num_source = result.num_source_tokens
+            read = finish.PromptTokens(result.num_prompt_tokens - num_source, num_source)
+            finish.finish_grid(self.db, claim.id, claim.attempt, artifact, num_tokens - len(written), read)
             self.live.drop_checkpoint(claim.id)
 
         return end

@@ -4,6 +4,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     estimate.py    what a job would have to run, and what is in front of it
     submit.py      a request becomes a job with its grids and images
     idempotency.py one key, one job
+    tries.py       tries that a client numbers by itself, one job
     reuse.py       grids and images that several jobs share: their keys, and how they are found
     claims.py      how a worker takes a unit, and what it learns of it
     work.py        release, heartbeat, hand back, rescue: the same for grids and images
@@ -18,6 +19,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     delivery_log.py  what became of them, and replays
     feed.py        read events, those of a job and those of a tenant
     workers.py     which workers live, and what model they loaded
+    files.py       files that customers upload, and that batches make
     tenants.py     tenants, API keys, files
 
 Rows are locked in the order grid, image, job, endpoint, tenant where a function can choose. Ends (cancel, expire, fail, redraw_grid)

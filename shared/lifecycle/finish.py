@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -28,12 +28,23 @@ MAX_ERRORS = 5
 """Attempts that may end in a retryable error before the unit fails. With 1, 2, 4, 8 s between them: a store's restart."""
 
 
-def finish_grid(db: Database, grid_id: str, attempt: int, artifact: StoredArtifact, num_tokens: int) -> None:
+@dataclass(frozen=True)
+class PromptTokens:
+    """What the AR model read before it wrote: tokens of text (the chat template's too), and of source images."""
+
+    text: int
+    image: int
+
+
+def finish_grid(
+    db: Database, grid_id: str, attempt: int, artifact: StoredArtifact, num_tokens: int, read: PromptTokens | None = None
+) -> None:
     """
     The grid is done; its waiting images become ready.
 
     Args:
         num_tokens: that were sampled since the grid was last held: without the draft if it was given to the attempt.
+        read: the prompt as the model counted it.
     Raises:
         StaleAttemptError: this attempt does not hold the grid any more.
     """
@@ -43,6 +54,8 @@ def finish_grid(db: Database, grid_id: str, attempt: int, artifact: StoredArtifa
         if grid is None:
             return
         _record_usage(session, grid, Stage.AR, num_tokens, grid.finished_at)
+        if read is not None:
+            grid.text_tokens, grid.image_tokens = read.text, read.image
         session.execute(
             update(Image)
             .where(Image.grid_id == grid_id, Image.state == WorkState.WAITING)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -54,6 +54,17 @@ def get_job(db: Database, tenant_id: str, job_id: str, read_progress: ReadProgre
         return None if job is None else _documents(session, [job], read_progress)[0]
 
     return db.run(work)
+
+
+def get_dialect(db: Database, tenant_id: str, job_id: str) -> dict[str, Any] | None:
+    """What the interface that the job came by has noted for itself; None for native jobs, and for what is no job of this tenant."""
+    return db.run(lambda session: session.scalar(select(Job.dialect).where(Job.id == job_id, Job.tenant_id == tenant_id)))
+
+
+def job_versions(db: Database, job_ids: Collection[str]) -> dict[str, int]:
+    """How often each of these jobs has changed. Cheap: for whoever waits for a change."""
+    query = select(Job.id, Job.version).where(Job.id.in_(job_ids))
+    return db.run(lambda session: {row.id: row.version for row in session.execute(query)})
 
 
 def list_jobs(

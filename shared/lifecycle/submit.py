@@ -18,6 +18,7 @@ from shared.lifecycle.ending import succeed
 from shared.lifecycle.events import record_events
 from shared.lifecycle.idempotency import Idempotency, claim_key
 from shared.lifecycle.reuse import Cache, Found, find_image, find_or_add, grid_key, image_key, lock_alive
+from shared.lifecycle.tries import Try, claim_try
 from shared.lora import Lora, lora_to_json
 from shared.quoting.reference import glyph_texts
 from shared.rendition import Rendition
@@ -51,6 +52,7 @@ class NewJob:
         warnings: about the request, for its writer.
         grid_cost_s: seconds of an AR worker that each grid will take, as far as known; `image_cost_s` is of the decoder.
         redecode_of: the job whose finished layouts are drawn once more. What decides them must be as it is there.
+        dialect: what the interface that the request came by needs to answer in its own words.
     """
 
     tenant_id: str
@@ -90,6 +92,8 @@ class NewJob:
     grid_cost_s: float | None = None
     image_cost_s: float | None = None
     warnings: list[dict[str, Any]] = field(default_factory=list)
+    batch_id: str | None = None
+    dialect: dict[str, Any] | None = None
 
     def params(self) -> dict[str, Any]:
         """What the engines follow, as the customer sees it."""
@@ -128,19 +132,21 @@ def _rendition_params(rendition: Rendition) -> dict[str, Any]:
     }
 
 
-def submit(db: Database, new: NewJob, idempotency: Idempotency | None = None) -> tuple[str, bool]:
+def submit(db: Database, new: NewJob, idempotency: Idempotency | None = None, client_try: Try | None = None) -> tuple[str, bool]:
     """
     Store a job.
 
+    Args:
+        client_try: for clients that number their tries; an idempotency key says more, and then it does not count.
     Returns:
-        The job's id, and whether it was already there (the same idempotency key came before).
+        The job's id, and whether it was already there (the same idempotency key, or an earlier try of the request, came before).
     Raises:
         RequestError: `idempotency_mismatch`, the key came before with another request.
     """
-    return db.run(lambda session: submit_in(session, new, idempotency))
+    return db.run(lambda session: submit_in(session, new, idempotency, client_try))
 
 
-def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None) -> tuple[str, bool]:
+def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None, client_try: Try | None = None) -> tuple[str, bool]:
     """`submit` within a transaction of the caller's."""
     job = Job(
         id=new_id("job"),
@@ -160,12 +166,20 @@ def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None) ->
         wants_previews=new.wants_previews,
         approval_s=new.approval_s,
         redecode_of=new.redecode_of,
+        batch_id=new.batch_id,
+        dialect=new.dialect,
     )
     session.add(job)
     session.flush()
-    if idempotency is not None and (earlier := claim_key(session, job, idempotency)) is not None:
-        session.expunge(job)
-        session.rollback()
+    earlier = None
+    if idempotency is not None:
+        earlier = claim_key(session, job, idempotency)
+    elif client_try is not None:
+        earlier = claim_try(session, job, client_try)
+    if earlier is not None:
+        # Only the claim stays: the job that was not needed goes.
+        session.delete(job)
+        session.flush()
         return earlier, True
     outputs = _Outputs(session, new, job)
     for index in range(new.num_images):

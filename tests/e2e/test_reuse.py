@@ -65,7 +65,7 @@ def test_a_finished_picture_is_served_again_unless_asked_otherwise(stack: Stack)
     again = stack.submit(**request)
     assert again["status"] == "succeeded"
     assert again["outputs"][0]["cached"] is True
-    assert again["usage"] == {"ar_tokens": 0, "decoder_steps": 0, "images": 0}
+    assert again["usage"] == {"text_tokens": 0, "image_tokens": 0, "ar_tokens": 0, "decoder_steps": 0, "images": 0}
     drawn_again = [stack.wait(stack.submit(**request, cache=mode)) for mode in ("refresh", "off")]
 
     assert {job["outputs"][0]["sha256"] for job in [again, *drawn_again]} == {first["outputs"][0]["sha256"]}

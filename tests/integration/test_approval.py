@@ -48,7 +48,7 @@ def test_approved_draft_becomes_a_picture(db: Database, asking: NewJob) -> None:
     assert waiting["progress"] == {"phase": "awaiting_approval", "done": 0, "total": 1}
     decide_in = datetime.fromisoformat(waiting["approval_deadline"]) - datetime.now(UTC)
     assert timedelta(seconds=590) < decide_in < timedelta(seconds=600)
-    assert waiting["usage"] == {"ar_tokens": len(DRAFT), "decoder_steps": 0, "images": 0}
+    assert waiting["usage"] == {"text_tokens": 0, "image_tokens": 0, "ar_tokens": len(DRAFT), "decoder_steps": 0, "images": 0}
     assert work.release(db, Stage.AR, 10) == []
 
     assert approve(db, asking.tenant_id, job_id)

@@ -78,6 +78,7 @@ def write_by_reference(reference: Any, wanted: GridRequest) -> GridResult:
     return GridResult(
         token_ids=ids.view(2 * wanted.grid.token_h, 2 * wanted.grid.token_w)[::2, ::2].tolist(),
         source_token_ids=tuple(part.view(shape)[::2, ::2].tolist() for part, shape in zip(parts, shapes, strict=True)),
+        num_prompt_tokens=0,
     )
 
 

@@ -45,7 +45,7 @@ def test_job_runs_from_submit_to_success(db: Database, new_job: NewJob) -> None:
     done = document(db, new_job, job_id)
     assert done["status"] == "succeeded"
     assert done["outputs"][0]["storage_key"] == ARTIFACT.storage_key
-    assert done["usage"] == {"ar_tokens": 13 * 19 + 6, "decoder_steps": 4, "images": 1}
+    assert done["usage"] == {"text_tokens": 0, "image_tokens": 0, "ar_tokens": 13 * 19 + 6, "decoder_steps": 4, "images": 1}
     assert done["progress"] == {"phase": "upload", "done": 1, "total": 1}
     assert events(db, job_id) == ["job.queued", "job.started", "job.tokens_ready", "job.succeeded"]
     assert query(db, "SELECT seq FROM event ORDER BY seq") == [(1,), (2,), (3,), (4,)]

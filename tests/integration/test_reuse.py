@@ -96,7 +96,7 @@ def test_finished_image_is_served_from_the_store(db: Database, new_job: NewJob) 
     assert not replayed
     hit = document(db, new_job, second)
     assert (hit["status"], hit["progress"]) == ("succeeded", {"phase": "upload", "done": 1, "total": 1})
-    assert hit["usage"] == {"ar_tokens": 0, "decoder_steps": 0, "images": 0}
+    assert hit["usage"] == {"text_tokens": 0, "image_tokens": 0, "ar_tokens": 0, "decoder_steps": 0, "images": 0}
     assert hit["attempts"] == []
     assert hit["outputs"][0]["cached"]
     original = document(db, new_job, first)
@@ -120,7 +120,7 @@ def test_part_of_a_job_may_be_in_the_store(db: Database, new_job: NewJob) -> Non
     finish_everything(db)
     done = document(db, new_job, more)
     assert done["status"] == "succeeded"
-    assert done["usage"] == {"ar_tokens": 13 * 19 + 6, "decoder_steps": 4, "images": 1}
+    assert done["usage"] == {"text_tokens": 0, "image_tokens": 0, "ar_tokens": 13 * 19 + 6, "decoder_steps": 4, "images": 1}
     assert len(done["attempts"]) == 2
 
 
@@ -314,7 +314,7 @@ def test_redecode_runs_no_tokens(db: Database, new_job: NewJob) -> None:
     assert [output["seed"] for output in job["outputs"]] == [5, 6]
     assert work.release(db, Stage.AR, 10) == []
     finish_everything(db)
-    assert document(db, new_job, job_id)["usage"] == {"ar_tokens": 0, "decoder_steps": 18, "images": 2}
+    assert document(db, new_job, job_id)["usage"] == {"text_tokens": 0, "image_tokens": 0, "ar_tokens": 0, "decoder_steps": 18, "images": 2}
     again, _ = submit(db, redraw(replace(new_job, num_images=2), source))
     assert document(db, new_job, again)["status"] == "succeeded"
     fresh, _ = submit(db, redraw(new_job, source, cache=Cache.REFRESH))

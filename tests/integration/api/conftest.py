@@ -24,6 +24,7 @@ from werkzeug.test import encode_multipart
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
 from services.api.app import create_app
+from services.api.parts import Parts
 from services.api.settings import ApiSettings
 from shared.api_keys import SCOPES, ApiKeyText, new_api_key
 from shared.checkpoint import ModelInfo
@@ -173,6 +174,13 @@ def settings(ledger_url: str, redis_url: str, s3: S3Server, bucket: str) -> ApiS
 def app(settings: ApiSettings) -> Iterator[APIFlask]:
     with open_app(settings) as app:
         yield app
+
+
+@pytest.fixture
+def parts(app: APIFlask) -> Parts:
+    """What the application is made of."""
+    found: Parts = app.extensions["glmq"]
+    return found
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_equal_request_is_answered_from_the_store(client: FlaskClient, source: d
     assert output["cached"]
     assert (output["id"], output["sha256"]) == (source["outputs"][0]["id"], source["outputs"][0]["sha256"])
     assert output["url"]
-    assert job["usage"] == {"ar_tokens": 0, "decoder_steps": 0, "images": 0}
+    assert job["usage"] == {"text_tokens": 0, "image_tokens": 0, "ar_tokens": 0, "decoder_steps": 0, "images": 0}
     assert client.get(f"/v1/jobs/{job['id']}/images/0").status_code == 302
 
 

@@ -179,7 +179,8 @@ def test_a_draft_alone_ends_with_the_draft(engine: ArEngine) -> None:
 
     draft = engine.submit(replace(whole, draft_only=True), lambda *step: seen.append(step), never, shown.append).result(timeout=60)
 
-    assert draft == GridResult([], ())
+    assert draft == GridResult([], (), 0)
+    assert draft.num_prompt_tokens > 0
     assert seen == [("draft", i + 1, whole.num_draft) for i in range(whole.num_draft)]
     # Twice at once when the interval ends with the draft: a 2x2 grid's has 256 ids.
     assert [len(told.token_ids) for told in shown] == [whole.num_draft]

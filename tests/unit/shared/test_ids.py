@@ -13,6 +13,15 @@ def test_ids_sort_by_creation_and_hold_no_dot() -> None:
     assert all(len(i) == 30 and "." not in i and is_id(i, "job") for i in ids)
 
 
+def test_files_have_a_hyphen() -> None:
+    """As OpenAI's tools expect; the underscore of earlier files is still known."""
+    made = new_id("file")
+    assert made.startswith("file-")
+    assert is_id(made, "file")
+    assert is_id(made.replace("-", "_"), "file")
+    assert not is_id(new_id("job").replace("_", "-"), "job")
+
+
 def test_other_texts_are_no_ids() -> None:
     """Wrong prefix, length, case or alphabet."""
     good = new_id("job")

@@ -1,0 +1,309 @@
+"""
+`/v1/images`: OpenAI's image routes over the native jobs. A request makes a job and is held until it has ended, or streams its way.
+
+The rules of the translation are in `openai_translate.py`, and those of waiting in `openai_wait.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+from apiflask import APIBlueprint
+from flask import Request, Response, g, jsonify, request
+from werkzeug.datastructures import FileStorage
+
+from services.api.auth import authenticate
+from services.api.field_errors import FieldError, InvalidFieldsError, Path
+from services.api.idempotency import parse_key
+from services.api.job_answers import public_document
+from services.api.jobs import Origin, Submitted, find_job, submit_job
+from services.api.openai_answers import (
+    Document,
+    ImagesAnswer,
+    end_error,
+    error_member,
+    image_datum,
+    images_answer,
+    quality_name,
+    read_base64,
+    split_usage,
+    token_usage,
+    unix,
+)
+from services.api.openai_schemas import EditRequest, ImageRequest
+from services.api.openai_translate import native_image_request, nested_fields, read_asked, without_nulls
+from services.api.openai_wait import HEARTBEAT_S, cut_short, event, heartbeat, wait_for_end, waiting_place, watch_job
+from services.api.parts import Parts
+from services.api.request_body import RequestBody, Upload, read_json, refuse_compression
+from services.api.route_docs import describe
+from services.api.strict_json import check_text
+from services.api.waiting import NoPlaceError
+from shared.db import DatabaseDownError
+from shared.errors import RequestError
+from shared.lifecycle.tenants import Caller
+from shared.lifecycle.tries import note_answer
+from shared.states import TERMINAL_JOB, JobStatus
+from shared.storage import StorageDownError, StorageMissingError
+
+GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
+MAX_JSON_BYTES = 8 << 20
+"""Of a body that may hold pictures in base 64. More has to come as files: JSON of any size would cost seconds to parse."""
+_NUMBERS = ("n", "output_compression", "partial_images", "seed", "num_inference_steps", "guidance_scale", "temperature", "top_p")
+_FLAGS = ("stream", "background")
+_IMAGE_PARTS = ("image", "image[]")
+_POLL_S = 1
+
+_SSE = {"text/event-stream": {"type": "string"}, "application/json": ImagesAnswer}
+_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+_DOCS: dict[str, Any] = {
+    "request_headers": ("Idempotency-Key",),
+    "content": {"200": _SSE},
+    "headers": {"202": ("Location", "Retry-After"), "200": ("Idempotency-Replayed",)},
+    "descriptions": {"200": "The images; with `stream` as events.", "202": "With `background: true`: the job that draws them."},
+    "same_as": {"202": "200"},
+}
+_RESPONSES = [202, 400, 401, 403, 404, 413, 415, 422, 500, 503, 504]
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request of one of the routes: as it was sent, as it was understood, and what its events are called."""
+
+    route: str
+    event_prefix: str
+    sent: RequestBody
+    wanted: ImageRequest
+    uploads: tuple[Upload, ...] = ()
+
+
+def openai_images_blueprint(parts: Parts) -> APIBlueprint:
+    """The routes under `/v1/images`."""
+    images = APIBlueprint("openai_images", __name__)
+
+    @images.post(GENERATIONS)
+    @images.output(ImagesAnswer)
+    @images.doc(
+        summary="Generate images (OpenAI)",
+        operation_id="openai_generate_images",
+        security="ApiKey",
+        responses=_RESPONSES,
+        extensions=describe(body=ImageRequest, example={"prompt": 'a sign that says "open"', "size": "1024x1024"}, **_DOCS),
+    )
+    def generate() -> Response:
+        caller = authenticate(parts.db, request, "submit")
+        sent = RequestBody(read_json(request))
+        wanted = read_asked(sent.fields, ImageRequest)
+        return _answer(parts, caller, _Asked(f"POST {GENERATIONS}", "image_generation", sent, wanted))
+
+    @images.post(EDITS)
+    @images.output(ImagesAnswer)
+    @images.doc(
+        summary="Edit images (OpenAI)",
+        operation_id="openai_edit_images",
+        security="ApiKey",
+        responses=_RESPONSES,
+        extensions=describe(
+            body=EditRequest,
+            example={"prompt": "make it night", "images": [{"image_url": "https://example.com/a.png"}]},
+            form={
+                "prompt": {"type": "string"},
+                "image": {"type": "array", "items": _FILE, "description": "Reference images; also as `image[]`."},
+                "n": {"type": "integer", "minimum": 1, "maximum": 10},
+                "size": {"type": "string"},
+            },
+            form_required=("prompt", "image"),
+            **_DOCS,
+        ),
+    )
+    def edit() -> Response:
+        caller = authenticate(parts.db, request, "submit")
+        return _answer(parts, caller, _read_edit(request))
+
+    return images
+
+
+def try_number(request: Request) -> int | None:
+    """Which try of its request this is, by the header with which OpenAI's clients count; None from clients that do not."""
+    text = request.headers.get("X-Stainless-Retry-Count", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else None
+
+
+def submit_translated(
+    parts: Parts, caller: Caller, route: str, sent: RequestBody, native: RequestBody, dialect: dict[str, Any] | None = None
+) -> Submitted:
+    """
+    Submit what a request of this interface was translated to.
+
+    Raises: as `submit_job`; errors name the fields that the client sent.
+    """
+    key = parse_key(request.headers.get("Idempotency-Key"))
+    origin = Origin(route, sent, try_number(request), g.began, dialect)
+    try:
+        return submit_job(parts, caller, native, key, origin)
+    except InvalidFieldsError as error:
+        raise InvalidFieldsError([_as_sent(field, native) for field in error.errors]) from None
+
+
+def _as_sent(field: FieldError, native: RequestBody) -> FieldError:
+    """A wrong reference image under the name and number that it was sent with."""
+    if len(field.path) < 2 or field.path[0] != "images" or not isinstance(field.path[1], int) or native.order is None:
+        return field
+    path: Path = ("images", native.order.index(field.path[1]), "image_url" if field.path[-1] == "url" else "file_id")
+    return replace(field, path=path, detail=field.detail.replace(field.param, ".".join(map(str, path)), 1))
+
+
+def _read_edit(request: Request) -> _Asked:
+    route, prefix = f"POST {EDITS}", "image_edit"
+    if request.mimetype != "multipart/form-data":
+        sent = RequestBody(read_json(request, MAX_JSON_BYTES))
+        wanted = read_asked(sent.fields, EditRequest)
+        if not wanted.images:
+            raise RequestError("invalid_request", "images: at least one image is to be edited", "images")
+        return _Asked(route, prefix, sent, wanted)
+    refuse_compression(request)
+    fields = nested_fields(list(request.form.items(multi=True)), _NUMBERS, _FLAGS)
+    check_text(fields)
+    files = list(request.files.items(multi=True))
+    for name, _ in files:
+        if name in ("mask", "markup"):
+            fields[name] = "a file"
+        elif name not in _IMAGE_PARTS:
+            raise RequestError("invalid_request", f"unknown file {name[:60]}; reference images come as image or image[]", name[:60])
+    if "image" in fields:
+        raise RequestError("invalid_request", "image: must be sent as a file, with a file name", "image")
+    if "images" in fields:
+        raise RequestError("invalid_request", "images: is for JSON bodies; in a form, send files as image or image[]", "images")
+    wanted = read_asked(fields, EditRequest)
+    uploads = tuple(Upload(f"image.{index}", _read(file)) for index, (_, file) in enumerate(files))
+    if not uploads:
+        raise RequestError("invalid_request", "image: at least one file is to be edited", "image")
+    return _Asked(route, prefix, RequestBody(without_nulls(fields), uploads), wanted, uploads)
+
+
+def _read(file: FileStorage) -> bytes:
+    return file.stream.read()
+
+
+def _answer(parts: Parts, caller: Caller, asked: _Asked) -> Response:
+    native = native_image_request(asked.wanted, parts.model.get(), asked.uploads)
+    if asked.wanted.background is True:
+        return _accepted(parts, caller, submit_translated(parts, caller, asked.route, asked.sent, native))
+    # Before anything is stored: whoever cannot wait is told so, and nothing is drawn for nobody.
+    with waiting_place(parts, caller) as place:
+        submitted = submit_translated(parts, caller, asked.route, asked.sent, native)
+        if asked.wanted.stream:
+            response = place.stream(_events(parts, caller, submitted.job_id, asked))
+        else:
+            response = jsonify(_held(parts, caller, submitted.job_id, asked.wanted))
+    if submitted.is_replay:
+        response.headers["Idempotency-Replayed"] = "true"
+    return response
+
+
+def _accepted(parts: Parts, caller: Caller, submitted: Submitted) -> Response:
+    document = public_document(parts, find_job(parts, caller, submitted.job_id))
+    note_answer(parts.db, submitted.job_id)
+    answer = {"created": unix(document["created_at"]), "id": submitted.job_id, "data": None}
+    response = jsonify({**answer, "status": document["status"], "urls": document["urls"]})
+    response.status_code = 200 if submitted.is_replay else 202
+    response.headers["Location"] = f"/v1/jobs/{submitted.job_id}"
+    response.headers["Retry-After"] = str(_POLL_S)
+    if submitted.is_replay:
+        response.headers["Idempotency-Replayed"] = "true"
+    return response
+
+
+def _held(parts: Parts, caller: Caller, job_id: str, wanted: ImageRequest) -> dict[str, Any]:
+    document = wait_for_end(parts, caller, job_id, request)
+    note_answer(parts.db, job_id)
+    if document["status"] != JobStatus.SUCCEEDED:
+        raise end_error(document)
+    return images_answer(parts, document, wanted.quality, wanted.response_format)
+
+
+def _events(parts: Parts, caller: Caller, job_id: str, asked: _Asked) -> Iterator[bytes]:
+    """The stream of one job. Whatever goes wrong is told in the stream: its status was sent with the first byte."""
+    # At once, so that the client sees that its request was taken.
+    yield heartbeat()
+    previews = _Previews(parts, asked)
+    document: Document | None = None
+    try:
+        for document in watch_job(parts, caller, job_id, parts.settings.sync_max_s, HEARTBEAT_S):
+            if document is None:
+                yield heartbeat()
+                continue
+            # What is read from the stores is work, as it is within a request; what is sent to a slow client is not.
+            with parts.waiting.turn():
+                shown = list(previews.new_events(document))
+            yield from shown
+            if document["status"] in TERMINAL_JOB:
+                note_answer(parts.db, job_id)
+                if document["status"] != JobStatus.SUCCEEDED:
+                    raise end_error(document)
+                yield from _completed(parts, document, asked)
+                return
+        raise cut_short(parts, job_id)
+    except RequestError as error:
+        yield event(None, {"error": error_member(error), "job_id": job_id})
+    except NoPlaceError as error:
+        yield event(None, {"error": error_member(RequestError("engine_unavailable", str(error))), "job_id": job_id})
+    except (DatabaseDownError, StorageDownError, StorageMissingError) as error:
+        log.warning("stream_cut", job_id=job_id, error=type(error).__name__)
+        away = RequestError("engine_unavailable", f"a store does not answer; job {job_id} goes on")
+        yield event(None, {"error": error_member(away), "job_id": job_id})
+
+
+class _Previews:
+    """Which pictures on the way a stream has shown."""
+
+    def __init__(self, parts: Parts, asked: _Asked) -> None:
+        self._parts = parts
+        self._asked = asked
+        self._shown: dict[int, set[str]] = {}
+
+    def new_events(self, document: Document) -> Iterator[bytes]:
+        for output in document["outputs"]:
+            shown = self._shown.setdefault(output["index"], set())
+            for preview in output["previews"]:
+                key = preview["storage_key"]
+                if key in shown or len(shown) >= self._asked.wanted.partial_images:
+                    continue
+                shown.add(key)
+                name = f"{self._asked.event_prefix}.partial_image"
+                data = {
+                    "type": name,
+                    "b64_json": read_base64(self._parts, key),
+                    "background": "opaque",
+                    "created_at": unix(document["created_at"]),
+                    "output_format": key.rpartition(".")[2],
+                    "partial_image_index": len(shown) - 1,
+                    "quality": quality_name(self._asked.wanted.quality),
+                    "size": f"{preview['width']}x{preview['height']}",
+                    "image_index": output["index"],
+                    "preview": {"kind": preview["kind"], "step": preview["step"]},
+                }
+                yield event(name, data)
+
+
+def _completed(parts: Parts, document: Document, asked: _Asked) -> Iterator[bytes]:
+    name = f"{asked.event_prefix}.completed"
+    usages = split_usage(token_usage(document), len(document["outputs"]))
+    for output, usage in zip(document["outputs"], usages, strict=True):
+        data = {
+            "type": name,
+            **image_datum(parts, output, asked.wanted.response_format),
+            "background": "opaque",
+            "created_at": unix(document["completed_at"]),
+            "output_format": output["format"],
+            "quality": quality_name(asked.wanted.quality),
+            "size": f"{output['width']}x{output['height']}",
+            "usage": usage,
+            "image_index": output["index"],
+            "id": document["id"],
+        }
+        yield event(name, data)

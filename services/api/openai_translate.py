@@ -1,0 +1,216 @@
+"""
+Requests of OpenAI's interface -> the native request of the same meaning. Pure: knows the checkpoint's defaults and no network.
+
+Whatever the native request would refuse under another name is checked here first, so that errors name what the client sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, Path, from_pydantic
+from services.api.openai_schemas import Asked, EditRequest, ImageReference, ImageRequest, Picture, is_model_name, refuse_unsupported
+from services.api.request_body import RequestBody, Upload
+from shared.checkpoint import ModelInfo
+from shared.errors import RequestError
+from shared.grid import nearest_size
+from shared.states import Priority
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_STEP_SHARES = {"low": 0.4, "medium": 0.7, "high": 1.0, "hd": 1.0, "auto": 1.0, "standard": 1.0}
+"""Of the model's default steps: with GLM-Image's 50 that is 20, 35 and 50."""
+_LANES = {"priority": Priority.INTERACTIVE, "default": Priority.STANDARD, "flex": Priority.BULK}
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE | re.ASCII)
+
+
+def read_asked(sent: Mapping[str, Any], model: type[Model]) -> Model:
+    """
+    Check a request. Members that are null count as not sent: OpenAI's clients write null for "no opinion".
+
+    Raises:
+        InvalidFieldsError: names every wrong field; `unsupported_parameter` for what would change the meaning.
+    """
+    fields = without_nulls(sent)
+    refuse_unsupported(fields)
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise from_pydantic(error, model, fields) from None
+
+
+def without_nulls(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """The members that say something."""
+    return {name: value for name, value in sent.items() if value is not None}
+
+
+def native_image_request(asked: ImageRequest, info: ModelInfo, uploads: Sequence[Upload] = ()) -> RequestBody:
+    """
+    The native request that draws what was asked.
+
+    Args:
+        uploads: reference images that came as files. With any, or with images in the JSON, the request is an edit.
+    Raises:
+        InvalidFieldsError
+    """
+    errors = ErrorCollector()
+    fields = {
+        "prompt": asked.prompt,
+        "n": asked.n,
+        **lane_and_company(asked, errors),
+        **picture_fields(asked, info, errors),
+        "previews": asked.stream and asked.partial_images > 0,
+    }
+    check_model(asked.model, info, errors)
+    if asked.stream and asked.background is True:
+        detail = "a job in the background has no stream here; GET /v1/responses/{id}?stream=true shows it"
+        errors.add(("stream",), "exclusive", detail)
+    if not asked.stream and asked.partial_images:
+        errors.add(("partial_images",), "not_applicable", "only a stream shows pictures on the way")
+    errors.raise_any()
+    references = asked.images if isinstance(asked, EditRequest) else []
+    images, more, order = place_images(references, "images")
+    return RequestBody({**fields, "images": images}, (*more, *uploads), order if references else None)
+
+
+def lane_and_company(asked: Asked, errors: ErrorCollector) -> dict[str, Any]:
+    """Native fields about the job, whatever it draws."""
+    if asked.priority is not None and asked.service_tier != "auto":
+        errors.add(("priority",), "exclusive", "give either priority or service_tier, not both")
+    fields: dict[str, Any] = {"metadata": asked.metadata}
+    if asked.priority is not None or asked.service_tier != "auto":
+        # Otherwise the key decides.
+        fields["priority"] = asked.priority or _LANES[asked.service_tier]
+    if asked.deadline is not None:
+        fields["deadline"] = asked.deadline.isoformat()
+    if asked.webhook is not None:
+        # A plain URL stays one, so that an error names it as it was sent.
+        fields["webhook"] = asked.webhook.url if asked.webhook.events is None else asked.webhook.model_dump()
+    if asked.custom_id is not None:
+        fields["custom_id"] = asked.custom_id
+    return fields
+
+
+def picture_fields(asked: Picture, info: ModelInfo, errors: ErrorCollector) -> dict[str, Any]:
+    """Native fields about the picture."""
+    fields: dict[str, Any] = {
+        "size": _size(asked, info),
+        "steps": asked.num_inference_steps or max(1, round(info.steps * _STEP_SHARES[asked.quality])),
+        "format": asked.output_format,
+        "lora": [adapter.model_dump() for adapter in asked.lora],
+        "cache": asked.cache,
+    }
+    for name in ("seed", "guidance_scale", "temperature", "top_p"):
+        if (value := getattr(asked, name)) is not None:
+            fields[name] = value
+    if asked.output_compression is not None:
+        if asked.output_format != "png":
+            # OpenAI counts from 0, encoders from 1.
+            fields["format_options"] = {"quality": max(1, asked.output_compression)}
+        elif asked.output_compression != 100:
+            errors.add(("output_compression",), "not_applicable", "png is lossless; choose output_format jpeg or webp")
+    return fields
+
+
+def check_model(name: str | None, info: ModelInfo, errors: ErrorCollector) -> None:
+    """Collect a model that is not the loaded one."""
+    if not is_model_name(name, info.name):
+        errors.add(("model",), "unknown_model", f"there is no model {str(name)[:60]}; there is {info.name}", "model_not_found")
+
+
+def place_images(references: Sequence[ImageReference], field: str) -> tuple[list[dict[str, str]], tuple[Upload, ...], tuple[int, ...]]:
+    """
+    Reference images as native ones: URLs and files by name, the bytes of data URLs as uploads, and the order of all.
+
+    Raises:
+        InvalidFieldsError: names the data URL that cannot be read.
+    """
+    named: list[dict[str, str]] = []
+    uploads: list[Upload] = []
+    places: list[tuple[bool, int]] = []
+    for index, reference in enumerate(references):
+        if reference.file_id is not None:
+            named.append({"file_id": reference.file_id})
+        elif (reference.image_url or "").lower().startswith("data:"):
+            path: Path = (field, index, "image_url")
+            uploads.append(Upload(f"{field}.{index}.image_url", _data_of(reference.image_url or "", path)))
+            places.append((True, len(uploads) - 1))
+            continue
+        else:
+            named.append({"url": reference.image_url or ""})
+        places.append((False, len(named) - 1))
+    order = tuple(len(named) + index if is_upload else index for is_upload, index in places)
+    return named, tuple(uploads), order
+
+
+def nested_fields(parts: Sequence[tuple[str, str]], numbers: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:
+    """
+    The text parts of a form as the JSON that they stand for: `metadata[a]` is a member, `x[]` an item, and numbers are text.
+
+    Args:
+        numbers, flags: names whose text is a number, or true or false. What is neither stays text, for the check to refuse.
+    Raises:
+        RequestError: a name is doubled, or not of this form.
+    """
+    fields: dict[str, Any] = {}
+    for name, text in parts:
+        steps = re.fullmatch(r"([^\[\]]+)((?:\[[^\[\]]*\]){0,3})", name)
+        if steps is None:
+            raise RequestError("invalid_request", f"{name[:60]}: is not the name of a field", name[:60])
+        path = [steps[1], *re.findall(r"\[([^\[\]]*)\]", steps[2])]
+        value: Any = text
+        if path == [name] and name in numbers:
+            value = _number(text)
+        elif path == [name] and name in flags and text.lower() in ("true", "false"):
+            value = text.lower() == "true"
+        _put(fields, path, value, name)
+    return fields
+
+
+def _put(fields: dict[str, Any], path: list[str], value: Any, name: str) -> None:
+    for index, step in enumerate(path[:-1]):
+        beginning: Any = [] if path[index + 1] == "" else {}
+        inner = fields.setdefault(step, beginning)
+        if isinstance(inner, list) and index == len(path) - 2 and path[-1] == "":
+            inner.append(value)
+            return
+        if not isinstance(inner, dict):
+            raise RequestError("invalid_request", f"{name[:60]}: does not fit the part {path[0][:60]}", path[0][:60])
+        fields = inner
+    if path[-1] in fields:
+        raise RequestError("invalid_request", f"{name[:60]} was sent twice", name[:60])
+    fields[path[-1]] = value
+
+
+def _number(text: str) -> int | float | str:
+    if re.fullmatch(r"[+-]?[0-9]{1,20}", text, re.ASCII):
+        return int(text)
+    if re.fullmatch(r"[+-]?[0-9]{0,20}\.?[0-9]{1,20}([eE][+-]?[0-9]{1,2})?", text, re.ASCII):
+        return float(text)
+    return text
+
+
+def _size(asked: Picture, info: ModelInfo) -> str:
+    if asked.size is None or asked.size == "auto" or asked.size_policy == "exact":
+        return asked.size or "auto"
+    width_px, height_px = (int(side) for side in asked.size.split("x"))
+    height_px, width_px = nearest_size(height_px, width_px, info.min_px, info.max_px)
+    return f"{width_px}x{height_px}"
+
+
+def _data_of(url: str, path: Path) -> bytes:
+    name = ".".join(map(str, path))
+    found = _DATA_URL.match(url)
+    try:
+        if found is None:
+            raise binascii.Error("not base64")
+        return base64.b64decode(url[found.end() :], validate=True)
+    except (binascii.Error, ValueError):
+        detail = f"{name}: a data URL should be data:image/png;base64, and the bytes in base 64"
+        raise InvalidFieldsError([FieldError(path, "data_url", detail, "invalid_image")]) from None

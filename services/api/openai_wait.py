@@ -1,0 +1,148 @@
+"""
+Requests that are held until their job has ended, and streams that show it on its way.
+
+The job is in the ledger before the wait begins: whatever becomes of the connection, it goes on, and can be asked for by its id.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from flask import Request, Response
+
+from services.api.jobs import find_job
+from services.api.openai_answers import Document
+from services.api.parts import Parts
+from services.api.unfinished import UnfinishedError
+from services.api.waiting import NoPlaceError
+from shared.lifecycle.tenants import Caller
+from shared.states import TERMINAL_JOB
+
+HEARTBEAT_S = 10.0
+"""Below every proxy's patience with a silent connection."""
+_LOOK_UP_S = 2.0
+"""How often a request that waits looks whether its client is still there."""
+
+log = structlog.get_logger()
+
+_STREAM_HEADERS = {"X-Accel-Buffering": "no"}
+
+
+def watch_job(parts: Parts, caller: Caller, job_id: str, timeout_s: float, pause_s: float) -> Iterator[Document | None]:
+    """
+    The job now and after each of its changes, until it has ended, the time is up or the process ends; None when nothing came for `pause_s`.
+
+    Raises:
+        RequestError: `not_found`, it was erased meanwhile.
+        DatabaseDownError
+    """
+    give_up_at = time.monotonic() + timeout_s
+    seen = 0
+    with parts.waiting.watch(job_id) as watch:
+        goes_on = True
+        while True:
+            with parts.waiting.turn():
+                document = find_job(parts, caller, job_id)
+            left_s = give_up_at - time.monotonic()
+            yield document if document["version"] > seen else None
+            seen = document["version"]
+            if document["status"] in TERMINAL_JOB or left_s <= 0 or not goes_on:
+                return
+            goes_on = watch.wait(min(pause_s, left_s))
+
+
+def wait_for_end(parts: Parts, caller: Caller, job_id: str, request: Request) -> Document:
+    """
+    The job once it has ended.
+
+    Raises: as `watch_job`; and
+        UnfinishedError: the time was up first, or the client went away.
+        NoPlaceError: the process ends; the request may be repeated.
+    """
+    last: Document | None = None
+    for document in watch_job(parts, caller, job_id, parts.settings.sync_max_s, _LOOK_UP_S):
+        last = document or last
+        if document is None and _is_gone(request):
+            log.info("client_gone", job_id=job_id)
+            break
+    if last is not None and last["status"] in TERMINAL_JOB:
+        return last
+    raise cut_short(parts, job_id)
+
+
+def cut_short(parts: Parts, job_id: str) -> UnfinishedError | NoPlaceError:
+    """Why a wait has ended before its job."""
+    if parts.waiting.is_closed:
+        return NoPlaceError(f"the server is being restarted; job {job_id} goes on")
+    return UnfinishedError("deadline", f"the images are not ready after {parts.settings.sync_max_s:g} s; job {job_id} goes on", job_id)
+
+
+class Place:
+    """A place to wait in, of one request; a stream keeps it until it is over."""
+
+    def __init__(self, parts: Parts, caller: Caller) -> None:
+        self._parts = parts
+        self._caller = caller
+        self.is_kept = False
+
+    def leave(self) -> None:
+        """Give it back."""
+        self._parts.waiting.leave_place(self._caller.tenant_id)
+
+    def stream(self, chunks: Iterator[bytes]) -> Response:
+        """Server-sent events as they come."""
+        response = Response(chunks, mimetype="text/event-stream", headers=_STREAM_HEADERS)
+        response.call_on_close(self.leave)
+        self.is_kept = True
+        return response
+
+
+@contextmanager
+def waiting_place(parts: Parts, caller: Caller) -> Iterator[Place]:
+    """
+    A place to wait in. To be taken before anything is stored.
+
+    Raises:
+        NoPlaceError
+    """
+    parts.waiting.take_place(caller.tenant_id)
+    place = Place(parts, caller)
+    try:
+        yield place
+    finally:
+        if not place.is_kept:
+            place.leave()
+
+
+def event(name: str | None, data: dict[str, Any]) -> bytes:
+    """
+    One server-sent event.
+
+    Without `id:` and `retry:`, ever: openai-python takes a frame that has those and no data for an event, and fails on it.
+    """
+    named = f"event: {name}\n" if name else ""
+    return f"{named}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+def heartbeat() -> bytes:
+    """A comment, which every client skips."""
+    return b": hb\n\n"
+
+
+def _is_gone(request: Request) -> bool:
+    """Has the client closed its connection? Only where the server hands us the socket; otherwise we do not know."""
+    connection = request.environ.get("gunicorn.socket")
+    if not isinstance(connection, socket.socket):
+        return False
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -1,0 +1,144 @@
+"""
+Files that customers upload as they are, and those that batches make. Reference images of jobs are not among them.
+
+The object comes before the row, and the row goes before the object: a row that is not deleted always has its object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, or_, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from shared.db import Database
+from shared.errors import RequestError
+from shared.tables import File
+
+_now = func.clock_timestamp
+
+
+@dataclass(frozen=True)
+class PlainFile:
+    """A file of a tenant."""
+
+    id: str
+    purpose: str
+    filename: str
+    storage_key: str
+    size_bytes: int
+    content_type: str
+    created_at: datetime
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file whose object is stored already."""
+
+    id: str
+    tenant_id: str
+    purpose: str
+    filename: str
+    storage_key: str
+    sha256: str
+    size_bytes: int
+    content_type: str
+    expires_s: int | None = None
+
+
+def add_file(db: Database, new: NewFile) -> PlainFile:
+    """Record a file."""
+    return db.run(lambda session: _plain(add_file_in(session, new)))
+
+
+def add_file_in(session: Session, new: NewFile) -> File:
+    """`add_file` within a transaction of the caller's."""
+    now = session.scalar(select(_now()))
+    row = File(
+        id=new.id,
+        tenant_id=new.tenant_id,
+        purpose=new.purpose,
+        filename=new.filename,
+        storage_key=new.storage_key,
+        sha256=new.sha256,
+        size_bytes=new.size_bytes,
+        content_type=new.content_type,
+        created_at=now,
+        expires_at=None if new.expires_s is None or now is None else now + timedelta(seconds=new.expires_s),
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def get_file(db: Database, tenant_id: str, file_id: str) -> PlainFile | None:
+    """A file of this tenant, or None."""
+
+    def work(session: Session) -> PlainFile | None:
+        row = session.scalars(select(File).where(*_is_there(tenant_id), File.id == file_id)).one_or_none()
+        return None if row is None else _plain(row)
+
+    return db.run(work)
+
+
+def list_files(
+    db: Database, tenant_id: str, purpose: str | None, limit: int, after: str | None, newest_first: bool
+) -> tuple[list[PlainFile], bool]:
+    """
+    One page of files by time of creation, and whether more follow.
+
+    Raises:
+        RequestError: `after` is not a file of this tenant.
+    """
+
+    def work(session: Session) -> tuple[list[PlainFile], bool]:
+        query = select(File).where(*_is_there(tenant_id))
+        position = tuple_(File.created_at, File.id)
+        if purpose is not None:
+            query = query.where(File.purpose == purpose)
+        if after is not None:
+            # Deleted ones too: a client may delete what it pages through.
+            cursor = session.execute(select(File.created_at, File.id).where(File.id == after, File.tenant_id == tenant_id)).one_or_none()
+            if cursor is None:
+                raise RequestError("invalid_request", "after: names no file of yours", "after")
+            query = query.where(position < tuple(cursor) if newest_first else position > tuple(cursor))
+        order = (File.created_at.desc(), File.id.desc()) if newest_first else (File.created_at, File.id)
+        rows = session.scalars(query.order_by(*order).limit(limit + 1)).all()
+        return [_plain(row) for row in rows[:limit]], len(rows) > limit
+
+    return db.run(work)
+
+
+def delete_file(db: Database, tenant_id: str, file_id: str) -> str | None:
+    """Take a file away; the key of its object, which is to be removed next, or None if there is no such file."""
+    gone = update(File).where(*_is_there(tenant_id), File.id == file_id).values(deleted_at=_now()).returning(File.storage_key)
+    return db.run(lambda session: session.scalar(gone))
+
+
+def expired_files(db: Database, limit: int) -> list[str]:
+    """Take away files whose time is up; the keys of their objects, which are to be removed next."""
+
+    def work(session: Session) -> list[str]:
+        late = select(File.id).where(File.expires_at < _now(), File.deleted_at.is_(None)).limit(limit).with_for_update(skip_locked=True)
+        gone: Any = update(File).where(File.id.in_(late)).values(deleted_at=_now()).returning(File.storage_key)
+        return list(session.scalars(gone))
+
+    return db.run(work)
+
+
+def _is_there(tenant_id: str) -> tuple[ColumnElement[bool], ...]:
+    return (
+        File.tenant_id == tenant_id,
+        File.purpose != "source",
+        File.deleted_at.is_(None),
+        or_(File.expires_at.is_(None), File.expires_at > _now()),
+    )
+
+
+def _plain(row: File) -> PlainFile:
+    return PlainFile(
+        row.id, row.purpose, row.filename or row.id, row.storage_key, row.size_bytes, row.content_type, row.created_at, row.expires_at
+    )
