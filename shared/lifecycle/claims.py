@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 from sqlalchemy import Interval, bindparam, func, select, update
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.dml import ReturningUpdate
 
 from shared.db import Database
 from shared.lifecycle.ending import database_now, live_jobs
@@ -18,6 +18,8 @@ from shared.lora import Lora, lora_from_json
 from shared.rendition import Rendition
 from shared.states import JobStatus, WorkState
 from shared.tables import File, Grid, Image, Job
+
+Unit = TypeVar("Unit", Grid, Image)
 
 _now = func.clock_timestamp
 
@@ -103,14 +105,13 @@ def claim_grid(db: Database, worker_id: str, lease_s: float, grid_id: str | None
     """Claim this released grid, or any; None if it is not released (canceled, claimed, a doubled message)."""
 
     def work(session: Session) -> ClaimedGrid | None:
-        unit_id = _claim(session, Grid, worker_id, lease_s, grid_id)
-        if unit_id is None:
+        grid = _claim(session, Grid, worker_id, lease_s, grid_id)
+        if grid is None:
             return None
-        grid = session.get_one(Grid, unit_id, populate_existing=True)
         jobs = session.scalars(live_jobs(grid)).all()
         # A draft is what the customer decides by whether the job is to start.
         if not grid.needs_approval:
-            start(session, jobs)
+            start(session, jobs, grid.started_at)
         return ClaimedGrid(
             id=grid.id,
             attempt=grid.attempt,
@@ -137,13 +138,12 @@ def claim_image(db: Database, worker_id: str, lease_s: float, image_id: str | No
     """Claim this released image, or any; None if it is not released."""
 
     def work(session: Session) -> ClaimedImage | None:
-        unit_id = _claim(session, Image, worker_id, lease_s, image_id)
-        if unit_id is None:
+        image = _claim(session, Image, worker_id, lease_s, image_id)
+        if image is None:
             return None
-        image = session.get_one(Image, unit_id, populate_existing=True)
         grid = session.get_one(Grid, image.grid_id)
         jobs = session.scalars(live_jobs(image)).all()
-        start(session, jobs)
+        start(session, jobs, image.started_at)
         artifact = finished_artifact(grid)
         return ClaimedImage(
             id=image.id,
@@ -179,16 +179,17 @@ def given_texts(grid: Grid) -> tuple[str, ...] | None:
     return None if grid.glyph_texts is None else tuple(grid.glyph_texts)
 
 
-def _claim(session: Session, row: type[Grid] | type[Image], worker_id: str, lease_s: float, unit_id: str | None) -> str | None:
-    told = {"holder": worker_id, "lease": timedelta(seconds=lease_s)}
-    if unit_id is None:
-        return session.scalar(_claim_statement(row, is_any=True), told)
-    return session.scalar(_claim_statement(row, is_any=False), {**told, "unit_id": unit_id})
+def _claim(session: Session, row: type[Unit], worker_id: str, lease_s: float, unit_id: str | None) -> Unit | None:
+    told: dict[str, Any] = {"holder": worker_id, "lease": timedelta(seconds=lease_s)}
+    if unit_id is not None:
+        told["unit_id"] = unit_id
+    claimed: Unit | None = session.scalar(_claim_statement(row, is_any=unit_id is None), told)
+    return claimed
 
 
 @functools.cache
-def _claim_statement(row: type[Grid] | type[Image], is_any: bool) -> ReturningUpdate[str]:
-    """Built once for each table: building it costs as much as running it."""
+def _claim_statement(row: Any, is_any: bool) -> Any:
+    """Built once for each table: building it costs as much as running it. Any: the type of what it returns is that of the table's rows."""
     candidates = select(row.id).where(row.state == WorkState.RELEASED).with_for_update(skip_locked=True).limit(1)
     if is_any:
         candidates = candidates.order_by(row.lane, row.released_at, row.created_at, row.id)
@@ -206,20 +207,24 @@ def _claim_statement(row: type[Grid] | type[Image], is_any: bool) -> ReturningUp
             released_at=None,
             started_at=_now(),
         )
-        .returning(row.id)
-        # The session has no copy of the row yet.
-        .execution_options(synchronize_session=False)
+        .returning(row)
+        .execution_options(synchronize_session=False, populate_existing=True)
     )
 
 
-def start(session: Session, jobs: Sequence[Job]) -> None:
-    """The first work of these jobs has begun, unless some had begun before."""
+def start(session: Session, jobs: Sequence[Job], at: datetime | None = None) -> None:
+    """
+    The first work of these jobs has begun, unless some had begun before.
+
+    Args:
+        at: when, by the database's clock, if the caller knows it.
+    """
     new = [job for job in jobs if job.status == JobStatus.QUEUED]
     if new:
-        now = database_now(session)
+        at = at or database_now(session)
         for job in new:
             job.status = JobStatus.RUNNING
-            job.started_at = now
+            job.started_at = at
         record_changes(session, new, "job.started")
 
 

@@ -41,10 +41,15 @@ def end_work(session: Session, unit: Grid | Image, error: dict[str, Any]) -> lis
     return end_jobs(session, session.scalars(live_jobs(unit)).all(), JobStatus.FAILED, error)
 
 
-def succeed(session: Session, jobs: Sequence[Job]) -> None:
-    """End jobs that this transaction has locked and that have all their images: they leave nothing to be dropped."""
+def succeed(session: Session, jobs: Sequence[Job], at: datetime | None = None) -> None:
+    """
+    End jobs that this transaction has locked and that have all their images: they leave nothing to be dropped.
+
+    Args:
+        at: when their last image was done, by the database's clock; None for now.
+    """
     if jobs:
-        now = database_now(session)
+        now = at or database_now(session)
         for job in jobs:
             job.status = JobStatus.SUCCEEDED
             _complete(job, now)
