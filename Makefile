@@ -46,9 +46,9 @@ types: $(INSTALLED) ## Check types
 imports: $(INSTALLED) ## Check who imports whom
 	$(BIN)/lint-imports
 
-# By file: tests of one file share their stack.
+# By group: tests of one file share their servers, and folders their stack (tests/conftest.py).
 unit: $(INSTALLED) ## Run the tests alone; ARGS="tests/unit -k grid" chooses some
-	$(BIN)/pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
 
 format: $(INSTALLED) ## Mend style and formatting
 	$(BIN)/ruff check --fix .

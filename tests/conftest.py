@@ -30,6 +30,18 @@ _ROOM_BYTES = 2 << 30
 """A server fills a gigabyte in a long run; containers often have a memory disk of 64 MiB."""
 
 
+_SHARED_STACK = {"e2e": "stack", "conformance": "stack", "faults": "faults"}
+"""Folders whose files share a running stack, which takes half a minute to start: all of them run in one xdist worker."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one xdist worker, and those of files that share a stack."""
+    for item in items:
+        group = _SHARED_STACK.get(item.path.parent.name) or "/".join(item.path.parts[-2:])
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def throwaway() -> Iterator[Path]:
     """A folder for servers, in memory where there is room, deleted at the end. One per xdist worker."""

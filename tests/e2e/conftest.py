@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig
 
 from cli.checkpoint import TRAINED_MINIATURE
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
+from tests.adapter_files import write_adapter
 from tests.stack import Stack, stack_environment
 
 
@@ -19,8 +22,14 @@ from tests.stack import Stack, stack_environment
 def stack(
     postgres_server: PostgresServer, redis_url: str, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """Every role running, with random weights."""
-    with running_stack(postgres_server, redis_url, s3, miniature, tmp_path_factory.mktemp("stack")) as running:
+    """Every role running, with random weights. The workers know the adapter `ink`, for both halves, and `torn`, which is broken."""
+    adapters = tmp_path_factory.mktemp("adapters")
+    torch.manual_seed(0)
+    write_adapter(miniature, "ar", adapters / "ink", LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+    write_adapter(miniature, "decoder", adapters / "ink", LoraConfig(r=4, lora_alpha=16, target_modules=["to_q", "to_v"]))
+    (adapters / "torn" / "ar").mkdir(parents=True)
+    folder = tmp_path_factory.mktemp("stack")
+    with running_stack(postgres_server, redis_url, s3, miniature, folder, GLMQ_LORA_DIR=str(adapters)) as running:
         yield running
 
 

@@ -1,35 +1,10 @@
-"""Adapters and fast drawing, asked for over HTTP from workers that were started with a folder of adapters."""
+"""Adapters and fast drawing, asked for over HTTP from workers that have a folder of adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-import torch
-from peft import LoraConfig
-
-from infra.embedded.postgres import PostgresServer
-from infra.embedded.s3 import S3Server
-from tests.adapter_files import write_adapter
-from tests.e2e.conftest import running_stack
 from tests.stack import Stack
 
 REQUEST = {"prompt": 'a "B" in ink', "size": "96x64", "steps": 12, "seed": 6}
-
-
-@pytest.fixture(scope="module")
-def stack(
-    postgres_server: PostgresServer, redis_url: str, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stack]:
-    """Workers that know the adapter `ink`, for both halves, and `torn`, which is broken."""
-    folder = tmp_path_factory.mktemp("adapters")
-    torch.manual_seed(0)
-    write_adapter(miniature, "ar", folder / "ink", LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
-    write_adapter(miniature, "decoder", folder / "ink", LoraConfig(r=4, lora_alpha=16, target_modules=["to_q", "to_v"]))
-    (folder / "torn" / "ar").mkdir(parents=True)
-    with running_stack(postgres_server, redis_url, s3, miniature, folder, GLMQ_LORA_DIR=str(folder)) as running:
-        yield running
 
 
 def sha256(stack: Stack, **changes: object) -> str:

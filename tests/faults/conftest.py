@@ -15,7 +15,7 @@ from tests.stack import Stack, stack_environment
 SHORT = {"GLMQ_LEASE_S": "3", "GLMQ_HEARTBEAT_S": "0.5", "GLMQ_POLL_S": "0.5", "GLMQ_RESCUE_S": "0.5"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stack(
     postgres_server: PostgresServer, redis_url: str, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
