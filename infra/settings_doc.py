@@ -22,7 +22,7 @@ from services.ar_worker.settings import ArWorkerSettings
 from services.decoder_worker.settings import DecoderWorkerSettings
 from services.dispatcher.settings import DispatcherSettings
 from services.webhook_sender.settings import WebhookSenderSettings
-from shared.settings import CoreSettings, WorkerSettings
+from shared.settings import CoreSettings, QuotaSettings, WorkerSettings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 
@@ -43,6 +43,7 @@ _SECTIONS: tuple[tuple[str, type[CoreSettings]], ...] = (
     ("GPU workers", WorkerSettings),
     ("AR worker", ArWorkerSettings),
     ("Decoder worker", DecoderWorkerSettings),
+    ("Limits of a tenant", QuotaSettings),
     ("API", ApiSettings),
     ("Dispatcher", DispatcherSettings),
     ("Webhook sender", WebhookSenderSettings),

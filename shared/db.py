@@ -108,6 +108,25 @@ class Database:
 
         return self._repeat(attempt, lambda: True)
 
+    def run_alone(self, work: Callable[[Connection], Result], changed: Iterable[str]) -> Result:
+        """
+        Run one writing statement without a transaction around it, and tell of the ids that it changed.
+
+        If its connection dies it is run again, and so may find that it was done before.
+
+        Raises:
+            DatabaseDownError
+        """
+
+        def attempt() -> Result:
+            with self._alone.connect() as connection:
+                return work(connection)
+
+        result = self._repeat(attempt, lambda: True)
+        if self._on_changes is not None:
+            self._on_changes(set(changed))
+        return result
+
     def _repeat(self, attempt: Callable[[], Result], may_repeat: Callable[[], bool]) -> Result:
         """
         Args:

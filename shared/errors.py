@@ -3,6 +3,8 @@ Every error glmq raises on purpose. The type says who is told and whether trying
 
 GlmqError
 ├── RequestError              the caller's input is wrong: 4xx, nothing stored, never retried
+│   ├── QuotaError            the tenant has used up what it may use, for now
+│   │   └── QueueFullError    so many of its jobs are queued that another one may not be
 │   ├── SourceImageError      an upload, a fetched URL or an earlier result is not a usable picture
 │   └── ForbiddenAddressError a URL leads to an address that glmq must not talk to
 ├── WorkError                 one stage of one job failed
@@ -37,6 +39,29 @@ class RequestError(GlmqError):
         self.code = code
         self.detail = detail
         self.param = param
+
+
+class QuotaError(RequestError):
+    """
+    The tenant has used up what it may use.
+
+    Args:
+        policy: the limit, as `RateLimit-Policy` names it.
+        retry_after_s: when there may be room again.
+    """
+
+    def __init__(self, code: str, detail: str, policy: str, retry_after_s: float) -> None:
+        super().__init__(code, detail)
+        self.policy = policy
+        self.retry_after_s = retry_after_s
+
+
+class QueueFullError(QuotaError):
+    """So many jobs of the tenant are queued that another one may not be."""
+
+    def __init__(self, max_queued: int) -> None:
+        # When a place gets free depends on what is queued and on the workers; a guess, long enough to matter and short enough to obey.
+        super().__init__("queue_full", f"{max_queued} jobs of this tenant are queued, and no more may be", "queued", 10)
 
 
 class SourceImageError(RequestError):

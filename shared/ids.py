@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import time
 
 # Crockford's base 32 in lower case: no i, l, o, u, so an id survives being read aloud.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_FROM_BASE32HEX = bytes.maketrans(b"0123456789ABCDEFGHIJKLMNOPQRSTUV", _ALPHABET.encode())
 _ID_PATTERN = re.compile(rf"[a-z]+[_-][{_ALPHABET}]{{26}}")
 _HYPHENATED = ("file",)
 """Prefixes that OpenAI's tools know by their hyphen."""
@@ -22,7 +24,8 @@ def new_id(prefix: str) -> str:
     milliseconds = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10))
     value = milliseconds << 80 | 0x7 << 76 | (random >> 6 & 0xFFF) << 64 | 0b10 << 62 | (random & (1 << 62) - 1)
-    return prefix + _separator(prefix) + "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
+    # 26 characters are 130 bits; the encoder wants whole bytes, which 136 are.
+    return prefix + _separator(prefix) + base64.b32hexencode((value << 6).to_bytes(17))[:26].translate(_FROM_BASE32HEX).decode()
 
 
 def is_id(text: str, prefix: str) -> bool:

@@ -46,6 +46,21 @@ class CoreSettings(BaseSettings):
     log_format: Literal["json", "console"] = Field(default="json", description="`json` for machines, `console` for people.")
 
 
+class QuotaSettings(CoreSettings):
+    """What a tenant may use that has no limits of its own (`glmq tenants limit`)."""
+
+    quota_max_queued: int = Field(
+        default=1_000_000, ge=0, description="Jobs of a tenant that were accepted and have not begun. 0: no limit, here and below."
+    )
+    quota_max_running: int = Field(
+        default=0, ge=0, description="Layouts and images of a tenant that workers may have in hand at once; more of them wait."
+    )
+    quota_requests_per_minute: int = Field(default=0, ge=0, description="Requests of a tenant that make jobs, accepted or not.")
+    quota_gpu_seconds_per_day: float = Field(
+        default=0, ge=0, description="Seconds of workers, of either kind, that a tenant may use from midnight to midnight UTC."
+    )
+
+
 class WorkerSettings(CoreSettings):
     """What both GPU workers need."""
 

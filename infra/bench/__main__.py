@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from infra.bench.figures import Figure, show
 
-NAMES = ("ar", "decoder", "service", "queue")
+NAMES = ("ar", "decoder", "service", "queue", "submit")
 """Modules of this folder with a `measure()`, in the order in which they run."""
 
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from apiflask import APIFlask
 
-from services.api import envelope, openapi, problems
+from services.api import envelope, openapi, problems, quotas
 from services.api.api_keys import api_keys_blueprint
 from services.api.approval import approval_blueprint
 from services.api.estimate import estimate_blueprint
@@ -22,6 +22,7 @@ from services.api.redecode import redecode_blueprint
 from services.api.request_body import MAX_JSON_BYTES
 from services.api.settings import ApiSettings
 from services.api.tenants import tenants_blueprint
+from services.api.usage import usage_blueprint
 from services.api.webhook_deliveries import webhook_deliveries_blueprint
 from services.api.webhook_endpoints import webhook_endpoints_blueprint
 from services.api.webhook_secrets import webhook_secrets_blueprint
@@ -51,6 +52,7 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
     app.wsgi_app = parts.waiting.wrap(app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation tells to
     openapi.install(app)
     envelope.install(app)
+    quotas.install(app)
     problems.install(app, parts)
     for make in (
         jobs_blueprint,
@@ -65,6 +67,7 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
         tenants_blueprint,
         webhook_endpoints_blueprint,
         webhook_deliveries_blueprint,
+        usage_blueprint,
         health_blueprint,
     ):
         app.register_blueprint(make(parts))

@@ -34,11 +34,11 @@ from services.api.route_docs import describe
 from services.api.schemas import JobQuery, JobRequest, ListQuery
 from services.api.sources import SourceReader
 from services.api.waiting import NoPlaceError, has_ended
-from shared.errors import RequestError
+from shared.errors import QueueFullError, RequestError
 from shared.ids import is_id
 from shared.lifecycle.idempotency import Idempotency, find_replay
 from shared.lifecycle.jobs import JobFilter, cancel, get_job, list_jobs
-from shared.lifecycle.submit import NewJob, SourceFile, submit
+from shared.lifecycle.submit import NewJob, SourceFile, store
 from shared.lifecycle.tenants import Caller
 from shared.lifecycle.tries import Try, find_earlier
 from shared.storage import PRESIGN_S
@@ -68,10 +68,15 @@ NEW_JOB: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that is in the ledger; a replay if the same Idempotency-Key brought it there before."""
+    """
+    A job that is in the ledger; a replay if the same Idempotency-Key brought it there before.
+
+    `document` is there if the job was written just now, and need not be read again.
+    """
 
     job_id: str
     is_replay: bool
+    document: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,10 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
 
     Raises:
         RequestError: names every wrong field; or `idempotency_mismatch`.
+        QuotaError: the tenant may not ask for more now.
         NoModelError, BusyError, DatabaseDownError, StorageDownError
     """
+    parts.quotas.admit(caller)
     origin = origin or Origin(SUBMIT_ROUTE, body)
     once = client_try = None
     # Before anything is judged: a deadline may have passed since, a source URL may have died.
@@ -119,9 +126,7 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
     job = replace(read.job, sources=read.store(), dialect=origin.dialect)
     if client_try is not None:
         client_try = replace(client_try, elapsed_s=time.monotonic() - origin.arrived_at)
-    job_id, is_replay = submit(parts.db, job, once, client_try)
-    parts.ring_for_work()
-    return Submitted(job_id, is_replay)
+    return store_job(parts, caller, job, once, client_try)
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,26 @@ def cancel_job(parts: Parts, caller: Caller, job_id: str) -> None:
     parts.live.flag_stop(stopped or [])
 
 
+def store_job(parts: Parts, caller: Caller, job: NewJob, once: Idempotency | None, client_try: Try | None = None) -> Submitted:
+    """
+    Store a checked job within the caller's limits, and have its work begin.
+
+    Raises:
+        RequestError: `idempotency_mismatch`.
+        QuotaError: `queue_full` or `budget_exhausted`.
+    """
+    parts.quotas.check_room(caller)
+    limits = parts.quotas.limits_of(caller)
+    try:
+        stored = store(parts.db, job, limits, once, client_try)
+    except QueueFullError:
+        parts.quotas.note_queued(limits.max_queued)
+        raise
+    parts.quotas.note_queued(stored.num_queued)
+    parts.ring_for_work()
+    return Submitted(stored.job_id, stored.is_replay, stored.document)
+
+
 def find_job(parts: Parts, caller: Caller, job_id: str) -> dict[str, Any]:
     """
     The job's document, with storage keys instead of URLs.
@@ -211,10 +236,12 @@ def submitted_response(parts: Parts, caller: Caller, submitted: Submitted, prefe
     Where nobody else may wait, the answer comes at once and says so.
     """
     applied = prefer.applied
-    try:
-        document = wait_for_job(parts, caller, submitted.job_id, prefer.wait_s)
-    except NoPlaceError:
-        document, applied = find_job(parts, caller, submitted.job_id), "respond-async"
+    document = submitted.document
+    if document is None or prefer.wait_s:
+        try:
+            document = wait_for_job(parts, caller, submitted.job_id, prefer.wait_s)
+        except NoPlaceError:
+            document, applied = find_job(parts, caller, submitted.job_id), "respond-async"
     response = job_response(parts, document)
     is_awaited = prefer.wait_s > 0 and has_ended(document)
     response.status_code = 200 if submitted.is_replay or is_awaited else 202

@@ -9,6 +9,7 @@ from flask import request
 
 from services.api.fleet import FleetReader
 from services.api.loaded_model import LoadedModel
+from services.api.quotas import Quotas
 from services.api.settings import ApiSettings
 from services.api.waiting import Waiting
 from shared.db import Database
@@ -34,6 +35,7 @@ class Parts:
     fetch_slots: threading.Semaphore
     """Requests that may wait for foreign servers at once; the other threads stay free for everybody else."""
     waiting: Waiting
+    quotas: Quotas
 
     def close(self) -> None:
         """End every wait, and close the connections to the ledger."""
@@ -65,4 +67,5 @@ def make_parts(settings: ApiSettings, resolver: Resolver = system_resolver) -> P
         fleet=FleetReader(db),
         fetch_slots=threading.Semaphore(settings.api_threads // 2),
         waiting=Waiting(live, settings.api_threads, settings.api_max_waiting),
+        quotas=Quotas(db, settings.redis_url.get_secret_value(), settings),
     )

@@ -6,6 +6,7 @@ The catalogue is the one list of what can go wrong at the door; a code that is n
 
 from __future__ import annotations
 
+import math
 import re
 import traceback
 from enum import Enum
@@ -25,11 +26,13 @@ from services.api.sources import BusyError
 from services.api.unfinished import UnfinishedError
 from services.api.waiting import NoPlaceError
 from shared.db import DatabaseDownError
-from shared.errors import RequestError
+from shared.errors import QuotaError, RequestError
 from shared.storage import StorageDownError
 
 MEDIA_TYPE = "application/problem+json"
 _OPENAI_PATHS = ("/v1/images/", "/v1/files", "/v1/batches", "/v1/responses", "/v1/models")
+_QUOTA_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+"""What draft-ietf-httpapi-ratelimit-headers calls a request that broke a policy of `RateLimit-Policy`; `code` still says which."""
 _RETRY_AFTER_S = 5
 _AWAY = (DatabaseDownError, StorageDownError, NoModelError, BusyError, NoPlaceError)
 
@@ -65,6 +68,9 @@ class Problem(Enum):
     INPUT_FETCH_FAILED = 422, "An input could not be fetched", True
     JOB_CANCELED = 422, "The job was canceled", False
     JOB_FAILED = 500, "The job failed", False
+    BUDGET_EXHAUSTED = 402, "The day's seconds of workers are used up", True
+    TOO_MANY_REQUESTS = 429, "Too many requests", True
+    QUEUE_FULL = 429, "Too many jobs are queued", True
     INTERNAL = 500, "Something went wrong here", False
     ENGINE_UNAVAILABLE = 503, "The service is not available now", True
     DEADLINE = 504, "The images are not ready in time", False
@@ -142,6 +148,8 @@ def problem_response(error: Exception, base_url: str) -> Response:
         problem, detail = Problem.INTERNAL, "an unexpected error; it was logged under the request_id"
         # Frames only: the text of an error may quote a row, and so a prompt or a secret.
         log.error("unexpected_error", error=type(error).__name__, frames=traceback.format_tb(error.__traceback__))
+    if isinstance(error, QuotaError):
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if problem is Problem.ENGINE_UNAVAILABLE:
         headers["Retry-After"] = str(_RETRY_AFTER_S)
     if isinstance(error, UnfinishedError):
@@ -192,8 +200,10 @@ def _away_detail(error: Exception) -> str:
 def _body(problem: Problem, detail: str, error: Exception, base_url: str) -> dict[str, Any]:
     param = error.param if isinstance(error, RequestError) and problem is not Problem.INTERNAL else None
     job = {"job": f"{base_url}/v1/jobs/{error.job_id}"} if isinstance(error, UnfinishedError) else {}
+    quota = {"type": _QUOTA_TYPE, "violated-policies": [error.policy]} if isinstance(error, QuotaError) else {}
     return {
         **problem.describe(base_url),
+        **quota,
         **job,
         "detail": detail,
         "instance": f"{quote(request.path)}#{g.request_id}",
@@ -230,5 +240,7 @@ def _openai_type(status: int) -> str:
             return "authentication_error"
         case 403:
             return "permission_error"
+        case 429:
+            return "rate_limit_error"
         case _:
             return "invalid_request_error" if status < 500 else "server_error"

@@ -13,7 +13,7 @@ from services.api.auth import authenticate
 from services.api.callbacks import collect_webhook
 from services.api.field_errors import ErrorCollector, from_pydantic
 from services.api.idempotency import fingerprint, parse_key
-from services.api.jobs import NEW_JOB, Submitted, find_job, submitted_response
+from services.api.jobs import NEW_JOB, Submitted, find_job, store_job, submitted_response
 from services.api.new_job import check_format, check_renditions, check_sides, chosen_lora, new_rendition
 from services.api.parts import Parts
 from services.api.prefer import parse_prefer
@@ -26,7 +26,7 @@ from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
 from shared.grid import TOKEN_PX, TokenGrid
 from shared.lifecycle.idempotency import Idempotency, find_replay
-from shared.lifecycle.submit import NewJob, SourceFile, submit
+from shared.lifecycle.submit import NewJob, SourceFile
 from shared.lifecycle.tenants import Caller, StoredFile, get_source
 from shared.lora import lora_from_json
 
@@ -39,8 +39,10 @@ def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dic
         source: document of the job whose layouts are drawn.
     Raises:
         RequestError: `layout_unavailable`, `idempotency_mismatch`, or names every wrong field.
+        QuotaError: the tenant may not ask for more now.
         NoModelError, DatabaseDownError
     """
+    parts.quotas.admit(caller)
     route = f"POST /v1/jobs/{source['id']}/redecode"
     once = None if idempotency_key is None else Idempotency(route, idempotency_key, fingerprint(route, RequestBody(sent)))
     if once is not None and (earlier := find_replay(parts.db, caller.tenant_id, once)) is not None:
@@ -61,9 +63,7 @@ def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dic
     files = tuple(SourceFile(file.id, file.sha256) for file in stored)
     sizes = [(file.height_px, file.width_px) for file in stored]
     job = parts.fleet.get().priced(redecoded_job(asked, source, caller.tenant_id, sent, files, webhook), sizes)
-    job_id, is_replay = submit(parts.db, job, once)
-    parts.ring_for_work()
-    return Submitted(job_id, is_replay)
+    return store_job(parts, caller, job, once)
 
 
 def check_redecode(asked: RedecodeRequest, info: ModelInfo, params: dict[str, Any], errors: ErrorCollector) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from shared.settings import CoreSettings
+from shared.settings import QuotaSettings
 
 
-class ApiSettings(CoreSettings):
+class ApiSettings(QuotaSettings):
     """Where the API listens, how much it does at once, and what it refuses for size or slowness."""
 
     api_host: str = Field(default="127.0.0.1", description="Address the API listens on.")

@@ -1,4 +1,7 @@
-"""Release: keep a small window of work in Celery, chosen at the last moment. Knows no order of its own yet: lane, then age."""
+"""
+Release: keep a small window of work in Celery, chosen at the last moment. Knows no order of its own yet: lane, then age, within what each
+tenant may have in hand.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from services.dispatcher.publisher import Publisher
 from services.dispatcher.settings import DispatcherSettings
 from shared.db import Database
 from shared.lifecycle import work, workers
+from shared.lifecycle.quotas import is_running_limited
 from shared.progress import LiveState
 from shared.states import Stage
 from shared.wakeup import RELEASED
@@ -31,6 +35,8 @@ class Releaser:
         self._live = live
         self._publisher = publisher
         self._window_per_slot = settings.window_per_slot
+        self._max_running = settings.quota_max_running or None
+        self._is_any_limited = False
         self._slots: dict[Stage, int] = {}
         self._counted_at = float("-inf")
 
@@ -43,6 +49,7 @@ class Releaser:
         """
         if time.monotonic() - self._counted_at > _SLOTS_FOR_S:
             self._slots = {stage: workers.count_slots(self._db, stage) for stage in Stage}
+            self._is_any_limited = is_running_limited(self._db)
             self._counted_at = time.monotonic()
         self.release(self._slots)
 
@@ -55,7 +62,8 @@ class Releaser:
         """
         for stage in stages:
             slots = self._slots.get(stage, 0)
-            if slots and (ids := work.release(self._db, stage, slots * self._window_per_slot)):
+            window = slots * self._window_per_slot
+            if slots and (ids := work.release(self._db, stage, window, self._max_running, is_any_limited=self._is_any_limited)):
                 # After commit, or a worker may look for the row before it is visible.
                 if slots <= _RING_UP_TO_SLOTS:
                     self._live.ring(RELEASED[stage])

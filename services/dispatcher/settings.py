@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from shared.settings import CoreSettings
+from shared.settings import QuotaSettings
 
 
-class DispatcherSettings(CoreSettings):
+class DispatcherSettings(QuotaSettings):
     """How often the dispatcher looks, and how far ahead it releases."""
 
     tick_s: float = Field(

@@ -57,10 +57,10 @@ _DELIVERIES, _ENDPOINTS = cast(Table, WebhookDelivery.__table__), cast(Table, We
 _TAKE_SEQS = (
     _TENANTS.update()
     .where(_TENANTS.c.id == bindparam("of_tenant"))
-    .values(event_seq=_TENANTS.c.event_seq + bindparam("count"))
+    .values(event_seq=_TENANTS.c.event_seq + bindparam("count"), num_queued=_TENANTS.c.num_queued + bindparam("more_queued"))
     # Of the row as it is once it is locked: whoever adds an endpoint counts it there, so none is overlooked, and tenants without
     # endpoints cost no look-up.
-    .returning(_TENANTS.c.event_seq, _TENANTS.c.num_endpoints)
+    .returning(_TENANTS.c.event_seq, _TENANTS.c.num_endpoints, _TENANTS.c.num_queued)
 )
 _ADD_EVENTS = _EVENTS.insert()
 _ADD_DELIVERIES = _DELIVERIES.insert()
@@ -91,7 +91,7 @@ def record_changes(session: Session, jobs: Sequence[Job], event_type: str) -> No
     record_events(session, jobs, event_type)
 
 
-def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> None:
+def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> int:
     """
     Append an event for each job, as it now is, and a delivery for each webhook and each endpoint that wants it.
 
@@ -99,14 +99,16 @@ def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> Non
 
     Args:
         jobs: of one tenant.
+    Returns:
+        How many jobs of the tenant are queued now.
     """
     if not jobs:
-        return
+        return 0
     session.flush()
     note_changes(session, (jobs[0].tenant_id, *(job.id for job in jobs)))
     images, grids = images_and_grids(session, [job.id for job in jobs])
     tenant_id = jobs[0].tenant_id
-    last_seq, num_endpoints = _take_seqs(session, tenant_id, len(jobs))
+    last_seq, num_endpoints, num_queued = _take_seqs(session, tenant_id, len(jobs), _more_queued(jobs, event_type))
     events: list[dict[str, Any]] = []
     deliveries: list[dict[str, Any]] = []
     for seq, job in enumerate(jobs, last_seq - len(jobs) + 1):
@@ -120,6 +122,17 @@ def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> Non
     session.execute(_ADD_EVENTS, events)
     if deliveries:
         session.execute(_ADD_DELIVERIES, deliveries)
+    return num_queued
+
+
+def _more_queued(jobs: Sequence[Job], event_type: str) -> int:
+    """By how many the jobs with the status `queued` become more with this event."""
+    if event_type == "job.queued":
+        return len(jobs)
+    if event_type == "job.started":
+        return -len(jobs)
+    # A job that ends without ever having started was queued until now.
+    return -sum(job.status in TERMINAL_JOB and job.started_at is None for job in jobs)
 
 
 def record_event(session: Session, tenant_id: str, event_type: str, data: dict[str, Any]) -> str:
@@ -132,7 +145,7 @@ def record_event(session: Session, tenant_id: str, event_type: str, data: dict[s
         The event's id.
     """
     session.flush()
-    seq, num_endpoints = _take_seqs(session, tenant_id, 1)
+    seq, num_endpoints, _ = _take_seqs(session, tenant_id, 1)
     event_id = new_id("evt")
     deliveries = _for_listeners(session, tenant_id, event_type, [event_id]) if num_endpoints else []
     session.execute(_ADD_EVENTS, [{"id": event_id, "tenant_id": tenant_id, "seq": seq, "job_id": None, "type": event_type, "data": data}])
@@ -143,7 +156,7 @@ def record_event(session: Session, tenant_id: str, event_type: str, data: dict[s
 
 def record_test(session: Session, endpoint: WebhookEndpoint, data: dict[str, Any]) -> str:
     """Append an `endpoint.test` for this endpoint alone, whatever it listens to. Returns the delivery's id."""
-    seq, _ = _take_seqs(session, endpoint.tenant_id, 1)
+    seq, _, _ = _take_seqs(session, endpoint.tenant_id, 1)
     event_id = new_id("evt")
     event = {"id": event_id, "tenant_id": endpoint.tenant_id, "seq": seq, "job_id": None, "type": "endpoint.test", "data": data}
     session.execute(_ADD_EVENTS, [event])
@@ -157,11 +170,12 @@ def inline_lane(tenant_id: str, url: str) -> str:
     return f"{tenant_id}/{urlsplit(url).netloc.lower()}"
 
 
-def _take_seqs(session: Session, tenant_id: str, count: int) -> tuple[int, int]:
-    """The last of the tenant's next sequence numbers, and how many endpoints it has."""
+def _take_seqs(session: Session, tenant_id: str, count: int, more_queued: int = 0) -> tuple[int, int, int]:
+    """The last of the tenant's next sequence numbers, how many endpoints it has, and how many queued jobs with these."""
     # Locked until the transaction ends: all of a tenant's changes pass here one by one, which is what makes `seq` gap-free.
-    last_seq, num_endpoints = session.execute(_TAKE_SEQS, {"of_tenant": tenant_id, "count": count}).one()
-    return last_seq, num_endpoints
+    taken = {"of_tenant": tenant_id, "count": count, "more_queued": more_queued}
+    last_seq, num_endpoints, num_queued = session.execute(_TAKE_SEQS, taken).one()
+    return last_seq, num_endpoints, num_queued
 
 
 def _for_listeners(session: Session, tenant_id: str, event_type: str, event_ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def claim_key(session: Session, job: Job, idempotency: Idempotency) -> str | Non
     """Take the key for this job; the id of the job that already has it otherwise."""
     taken = session.execute(
         insert(IdempotencyKey)
-        .values(tenant_id=job.tenant_id, route=idempotency.route, key=idempotency.key, fingerprint=idempotency.fingerprint, job_id=job.id)
+        .values(key_columns(job.tenant_id, job.id, idempotency))
         .on_conflict_do_nothing()
         .returning(IdempotencyKey.key)
     )
@@ -49,6 +49,17 @@ def claim_key(session: Session, job: Job, idempotency: Idempotency) -> str | Non
     # The insert above waited for a concurrent one with this key, so its row is committed and visible now.
     holder = session.get_one(IdempotencyKey, (job.tenant_id, idempotency.route, idempotency.key))
     return _same_request(holder, idempotency)
+
+
+def key_columns(tenant_id: str, job_id: str, idempotency: Idempotency) -> dict[str, str]:
+    """The row of a key that a job has."""
+    return {
+        "tenant_id": tenant_id,
+        "route": idempotency.route,
+        "key": idempotency.key,
+        "fingerprint": idempotency.fingerprint,
+        "job_id": job_id,
+    }
 
 
 def _same_request(holder: IdempotencyKey, idempotency: Idempotency) -> str:

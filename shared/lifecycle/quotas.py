@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, exists, func, select
 from sqlalchemy.orm import Session
 
 from shared.db import Database
+from shared.settings import QuotaSettings
 from shared.states import LIVE_WORK, TERMINAL_JOB, JobStatus
 from shared.tables import Grid, Image, Job, Output, Tenant, Usage
 
@@ -29,6 +30,16 @@ class Limits:
     max_running: int | None = None
     requests_per_minute: int | None = None
     gpu_seconds_per_day: float | None = None
+
+
+def default_limits(settings: QuotaSettings) -> Limits:
+    """What holds for tenants without limits of their own."""
+    return Limits(
+        max_queued=settings.quota_max_queued or None,
+        max_running=settings.quota_max_running or None,
+        requests_per_minute=settings.quota_requests_per_minute or None,
+        gpu_seconds_per_day=settings.quota_gpu_seconds_per_day or None,
+    )
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,12 @@ _USED = select(
     _TO_COME.label("predicted_s"),
     _DAY.label("day_began_at"),
 ).where(Tenant.id == bindparam("tenant"))
+
+
+def is_running_limited(db: Database) -> bool:
+    """Does any tenant have a limit of its own for what runs at once?"""
+    row = db.fetch_one(select(exists().where(Tenant.max_running > 0)), {})
+    return row is not None and bool(row[0])
 
 
 def tenant_usage(db: Database, tenant_id: str) -> TenantUsage:

@@ -10,13 +10,15 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
-from shared.errors import RequestError
+from shared.errors import QueueFullError, RequestError
 from shared.grid import TokenGrid
 from shared.ids import new_id
 from shared.lifecycle.claims import start
 from shared.lifecycle.ending import succeed
 from shared.lifecycle.events import record_events
-from shared.lifecycle.idempotency import Idempotency, claim_key
+from shared.lifecycle.fast_submit import NewRows, insert_new
+from shared.lifecycle.idempotency import Idempotency, claim_key, key_columns
+from shared.lifecycle.quotas import Limits
 from shared.lifecycle.reuse import Cache, Found, find_image, find_or_add, grid_key, image_key, lock_alive
 from shared.lifecycle.tries import Try, claim_try
 from shared.lora import Lora, lora_to_json
@@ -132,43 +134,78 @@ def _rendition_params(rendition: Rendition) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Stored:
+    """
+    A job that is in the ledger.
+
+    Attributes:
+        is_replay: it was there before: the same idempotency key, or an earlier try of the request, brought it.
+        document: as it was written; None where it has to be read.
+        num_queued: jobs of its tenant that are queued; None where that is not known.
+    """
+
+    job_id: str
+    is_replay: bool = False
+    document: dict[str, Any] | None = None
+    num_queued: int | None = None
+
+
 def submit(db: Database, new: NewJob, idempotency: Idempotency | None = None, client_try: Try | None = None) -> tuple[str, bool]:
+    """
+    `store` for a tenant without limits.
+
+    Args:
+        client_try: for clients that number their tries; an idempotency key says more, and then it does not count.
+    Returns:
+        The job's id, and whether it was already there.
+    """
+    stored = store(db, new, Limits(), idempotency, client_try)
+    return stored.job_id, stored.is_replay
+
+
+def store(db: Database, new: NewJob, limits: Limits, idempotency: Idempotency | None = None, client_try: Try | None = None) -> Stored:
     """
     Store a job.
 
     Args:
         client_try: for clients that number their tries; an idempotency key says more, and then it does not count.
-    Returns:
-        The job's id, and whether it was already there (the same idempotency key, or an earlier try of the request, came before).
     Raises:
-        RequestError: `idempotency_mismatch`, the key came before with another request.
+        RequestError: `idempotency_mismatch`, the key came before with another request; `queue_full`.
     """
-    return db.run(lambda session: submit_in(session, new, idempotency, client_try))
+    job_id = new_id("job")
+    if client_try is None and _may_be_all_new(new):
+        inserted = insert_new(db, _new_rows(new, job_id, idempotency), limits.max_queued)
+        if inserted is not None:
+            return Stored(job_id, document=inserted.document, num_queued=inserted.num_queued)
+    return db.run(lambda session: store_in(session, new, limits, idempotency, client_try, job_id))
+
+
+def _may_be_all_new(new: NewJob) -> bool:
+    """Not of jobs that take or put aside what is there, nor of those whose webhook is to hear of the first event."""
+    hears_at_once = new.webhook is not None and "job.queued" in new.webhook["events"]
+    return new.redecode_of is None and new.cache is not Cache.REFRESH and not hears_at_once
 
 
 def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None, client_try: Try | None = None) -> tuple[str, bool]:
     """`submit` within a transaction of the caller's."""
-    job = Job(
-        id=new_id("job"),
-        tenant_id=new.tenant_id,
-        status=JobStatus.QUEUED,
-        priority=new.priority,
-        input=new.input,
-        params=new.params(),
-        model={"name": new.model_name, "revision": new.model_revision},
-        num_images=new.num_images,
-        webhook=new.webhook,
-        request_metadata=new.metadata,
-        custom_id=new.custom_id,
-        warnings=new.warnings,
-        deadline=new.deadline,
-        expires_in_s=new.expires_in_s,
-        wants_previews=new.wants_previews,
-        approval_s=new.approval_s,
-        redecode_of=new.redecode_of,
-        batch_id=new.batch_id,
-        dialect=new.dialect,
-    )
+    stored = store_in(session, new, Limits(), idempotency, client_try)
+    return stored.job_id, stored.is_replay
+
+
+def store_in(
+    session: Session,
+    new: NewJob,
+    limits: Limits,
+    idempotency: Idempotency | None,
+    client_try: Try | None = None,
+    job_id: str | None = None,
+) -> Stored:
+    """`store` within a transaction of the caller's. With a `job_id`, the job may have been written under it already."""
+    if job_id is not None and session.get(Job, job_id) is not None:
+        # A connection died after its statement had been done; the repetition met the first one's rows.
+        return Stored(job_id)
+    job = Job(**_job_columns(new, job_id or new_id("job")))
     session.add(job)
     session.flush()
     earlier = None
@@ -180,16 +217,59 @@ def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None, cl
         # Only the claim stays: the job that was not needed goes.
         session.delete(job)
         session.flush()
-        return earlier, True
+        return Stored(earlier, is_replay=True)
     outputs = _Outputs(session, new, job)
     for index in range(new.num_images):
         outputs.add(index)
-    record_events(session, [job], "job.queued")
+    num_queued = record_events(session, [job], "job.queued")
     if outputs.are_all_done:
         succeed(session, [job])
     elif outputs.is_any_running:
         start(session, [job])
-    return job.id, False
+    elif limits.max_queued is not None and num_queued > limits.max_queued:
+        # Judged under the lock of the tenant's row: of many submits at once exactly as many get in as there is room for.
+        raise QueueFullError(limits.max_queued)
+    return Stored(job.id)
+
+
+def _new_rows(new: NewJob, job_id: str, idempotency: Idempotency | None) -> NewRows:
+    """The rows of a job that shares nothing with another one."""
+    # A grid that waits for one customer's word must not hold up another job.
+    layouts = new_layouts(new, job_id if new.approval_s is not None else "")
+    grids = {layout.seed: {"id": new_id("tok"), **_new_grid(new, layout)} for layout in layouts}
+    images = [
+        {"id": new_id("img"), **_new_image(new, layout, index), "grid_id": grids[layout.seed]["id"], "state": WorkState.WAITING}
+        for index, layout in enumerate(layouts)
+    ]
+    outputs = [{"job_id": job_id, "index": index, "image_id": image["id"], "is_cached": False} for index, image in enumerate(images)]
+    once = None if idempotency is None else key_columns(new.tenant_id, job_id, idempotency)
+    columns = _job_columns(new, job_id)
+    columns["metadata"] = columns.pop("request_metadata")
+    return NewRows(columns, list(grids.values()), images, outputs, once)
+
+
+def _job_columns(new: NewJob, job_id: str) -> dict[str, Any]:
+    return {
+        "id": job_id,
+        "tenant_id": new.tenant_id,
+        "status": JobStatus.QUEUED,
+        "priority": new.priority,
+        "input": new.input,
+        "params": new.params(),
+        "model": {"name": new.model_name, "revision": new.model_revision},
+        "num_images": new.num_images,
+        "webhook": new.webhook,
+        "request_metadata": new.metadata,
+        "custom_id": new.custom_id,
+        "warnings": new.warnings,
+        "deadline": new.deadline,
+        "expires_in_s": new.expires_in_s,
+        "wants_previews": new.wants_previews,
+        "approval_s": new.approval_s,
+        "redecode_of": new.redecode_of,
+        "batch_id": new.batch_id,
+        "dialect": new.dialect,
+    }
 
 
 @dataclass(frozen=True)
@@ -254,7 +334,7 @@ class _Outputs:
         self._session = session
         self._new = new
         self._job_id = job.id
-        self._lane = list(Priority).index(new.priority)
+        self._lane = _lane(new)
         # A grid that waits for one customer's word must not hold up another job.
         salt = job.id if new.approval_s is not None else ""
         self._layouts = new_layouts(new, salt) if new.redecode_of is None else self._finished_layouts(new.redecode_of)
@@ -262,7 +342,7 @@ class _Outputs:
     def add(self, index: int) -> None:
         """Write image `index`."""
         layout = self._layouts[index]
-        columns = image_columns(self._new, layout, index) | {"lane": self._lane, "cost_s": self._new.image_cost_s}
+        columns = _new_image(self._new, layout, index)
         key = columns["key"]
         there = find_image(self._session, self._new.tenant_id, key) if key is not None and self._new.cache is Cache.USE else None
         if there is not None and there.state == WorkState.DONE:
@@ -307,26 +387,7 @@ class _Outputs:
         return layouts
 
     def _find_grid(self, layout: Layout) -> Found:
-        new = self._new
-        columns = {
-            "tenant_id": new.tenant_id,
-            "key": layout.key,
-            "state": WorkState.READY,
-            "lane": self._lane,
-            "cost_s": new.grid_cost_s,
-            "prompt": new.prompt,
-            "token_h": new.grid.token_h,
-            "token_w": new.grid.token_w,
-            "seed": layout.seed,
-            "temperature": new.temperature,
-            "top_p": new.top_p,
-            "source_file_ids": [source.id for source in new.sources],
-            "lora": lora_to_json(new.lora),
-            "glyph_texts": None if new.glyph_texts is None else list(new.glyph_texts),
-            "model_revision": new.model_revision,
-            "needs_approval": new.approval_s is not None,
-        }
-        found = find_or_add(self._session, Grid, columns, new.cache)
+        found = find_or_add(self._session, Grid, _new_grid(self._new, layout), self._new.cache)
         # Images of one layout share its grid, also where no other job may.
         self._layouts = [replace(other, found=found) if other.seed == layout.seed else other for other in self._layouts]
         return found
@@ -335,3 +396,32 @@ class _Outputs:
         """Its draft may have been written for jobs that wanted no picture of it."""
         undrawn = (Grid.draft_token_ids.is_not(None), Grid.preview.is_(None), Grid.state.in_(LIVE_WORK))
         self._session.execute(update(Grid).where(Grid.id == grid.id, *undrawn).values(wants_preview=True))
+
+
+def _new_grid(new: NewJob, layout: Layout) -> dict[str, Any]:
+    return {
+        "tenant_id": new.tenant_id,
+        "key": layout.key,
+        "state": WorkState.READY,
+        "lane": _lane(new),
+        "cost_s": new.grid_cost_s,
+        "prompt": new.prompt,
+        "token_h": new.grid.token_h,
+        "token_w": new.grid.token_w,
+        "seed": layout.seed,
+        "temperature": new.temperature,
+        "top_p": new.top_p,
+        "source_file_ids": [source.id for source in new.sources],
+        "lora": lora_to_json(new.lora),
+        "glyph_texts": None if new.glyph_texts is None else list(new.glyph_texts),
+        "model_revision": new.model_revision,
+        "needs_approval": new.approval_s is not None,
+    }
+
+
+def _new_image(new: NewJob, layout: Layout, index: int) -> dict[str, Any]:
+    return image_columns(new, layout, index) | {"lane": _lane(new), "cost_s": new.image_cost_s}
+
+
+def _lane(new: NewJob) -> int:
+    return list(Priority).index(new.priority)

@@ -7,14 +7,14 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Integer, bindparam, func, select, tuple_, update
+from sqlalchemy import Integer, bindparam, case, func, select, true, tuple_, union_all, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.lifecycle.ending import database_now, end_work, live_jobs
 from shared.lifecycle.events import record_changes
 from shared.states import Stage, WorkState
-from shared.tables import Grid, Image
+from shared.tables import Grid, Image, Tenant
 
 WORK: dict[Stage, Any] = {Stage.AR: Grid, Stage.DECODER: Image}
 """The table of each stage. Any: mypy joins the two row types to their bare base, which has no columns."""
@@ -29,17 +29,22 @@ _BATCH = 100
 _now = func.clock_timestamp
 
 
-def release(db: Database, stage: Stage, window: int) -> list[str]:
+def release(db: Database, stage: Stage, window: int, max_running: int | None = None, *, is_any_limited: bool = False) -> list[str]:
     """
     Mark the next units as released, most urgent lane first, oldest first within it, until `window` are released or running.
 
+    Args:
+        max_running: units of both stages that a tenant without a limit of its own may have released or running; None: any number.
+        is_any_limited: does any tenant have a limit? Looking costs a little for every tenant there is.
     Returns:
         Their ids, to be sent to Celery after this transaction: a message must never be ahead of its row.
     """
-    statement = _release_statement(stage)
+    is_limited = is_any_limited or max_running is not None
+    statement = _limited_release_statement(stage) if is_limited else _release_statement(stage)
+    values = {"window": window, **({"max_running": max_running or 0} if is_limited else {})}
 
     def work(session: Session) -> list[str]:
-        released = session.execute(statement, {"window": window}).all()
+        released = session.execute(statement, values).all()
         # An UPDATE returns its rows in no order.
         return [work_id for _, _, work_id in sorted(tuple(row) for row in released)]
 
@@ -68,6 +73,48 @@ def _release_statement(stage: Stage) -> Any:
         update(row)
         .where(row.id.in_(select(picked.c.id)))
         # One time for all: among them the claim goes by age, as the choice did, and not by the order in which rows were touched.
+        .values(state=WorkState.RELEASED, released_at=func.statement_timestamp())
+        .returning(row.lane, row.created_at, row.id)
+        .execution_options(synchronize_session=False)
+    )
+
+
+@functools.cache
+def _limited_release_statement(stage: Stage) -> Any:
+    """
+    As `_release_statement`, and no tenant gets more units than it may have in hand; it counts those of both stages.
+
+    One dispatcher releases, so what is counted does not grow meanwhile. Each tenant's next units are found by an index of their own: what a
+    tenant at its limit has waiting is not passed by.
+    """
+    row = WORK[stage]
+    in_hand = [select(unit.tenant_id).where(unit.state.in_([WorkState.RELEASED, WorkState.RUNNING])) for unit in (Grid, Image)]
+    by_tenant = union_all(*in_hand).cte("in_hand")
+    held = select(func.count()).select_from(by_tenant).where(by_tenant.c.tenant_id == Tenant.id).scalar_subquery()
+    limit = func.coalesce(Tenant.max_running, bindparam("max_running", type_=Integer))
+    # Of all tenants together no more than the window; of each one no more than its own room.
+    window = bindparam("window", type_=Integer)
+    room = case((limit > 0, func.least(window, func.greatest(0, limit - held))), else_=window)
+    next_of_tenant = (
+        select(row.id, row.lane, row.created_at)
+        .where(row.tenant_id == Tenant.id, row.state == WorkState.READY, row.not_before <= _now())
+        .order_by(row.lane, row.created_at, row.id)
+        .limit(room)
+        .lateral("next_of_tenant")
+    )
+    outstanding = select(func.count()).where(row.state.in_([WorkState.RELEASED, WorkState.RUNNING])).scalar_subquery()
+    chosen = (
+        select(next_of_tenant.c.id)
+        .select_from(Tenant)
+        .join(next_of_tenant, true())
+        .order_by(next_of_tenant.c.lane, next_of_tenant.c.created_at, next_of_tenant.c.id)
+        .limit(func.greatest(0, window - outstanding))
+        .cte("chosen")
+    )
+    picked = select(row.id).where(row.id.in_(select(chosen.c.id)), row.state == WorkState.READY).with_for_update(skip_locked=True)
+    return (
+        update(row)
+        .where(row.id.in_(select(picked.cte("picked").c.id)))
         .values(state=WorkState.RELEASED, released_at=func.statement_timestamp())
         .returning(row.lane, row.created_at, row.id)
         .execution_options(synchronize_session=False)

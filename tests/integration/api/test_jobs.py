@@ -183,3 +183,22 @@ def test_list_filters(client: FlaskClient) -> None:
     assert ids(created_before="2000-01-01T00:00:00Z") == []
     empty = client.get("/v1/jobs?custom_id=none").get_json()
     assert empty == {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None}
+
+
+def test_answer_to_a_submit_is_what_is_read_afterwards(client: FlaskClient) -> None:
+    """The 202 is made from what was written, the GET and the event from what is read: byte by byte the same job."""
+    request = {
+        "prompt": 'a fox that says "hé"',
+        "n": 3,
+        "same_layout": False,
+        "metadata": {"zz": "1", "é": "2", "a": "3", "long name": ""},
+        "guidance_scale": 2.0,
+        "lora": [{"name": "neon", "scale": 0.5}],
+        "webhook": {"url": "https://hooks.example/x", "events": ["job.*"]},
+        "deadline": "2100-01-01T00:00:00.123456+02:00",
+    }
+    for more in ({}, {"same_layout": True}, {"cache": "off"}, {"approve": True, "n": 1}):
+        submitted = client.post("/v1/jobs", json={**request, **more})
+        assert submitted.status_code == 202, submitted.get_json(force=True)
+        read = client.get(f"/v1/jobs/{submitted.get_json()['id']}")
+        assert submitted.get_data() == read.get_data()

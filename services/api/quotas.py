@@ -1,0 +1,167 @@
+"""
+What a tenant may ask for now: requests per minute, jobs in the queue, seconds of workers per day; and the headers that tell it.
+
+The queue is bounded by the statement that writes the job (`shared/lifecycle/submit.py`), exactly; here it is only refused early. Requests
+are counted in Redis by `limits`, and while that is away by each process for itself: bounded then, too, and nobody is shut out.
+Headers: draft-ietf-httpapi-ratelimit-headers, and those that OpenAI's clients know.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import structlog
+from apiflask import APIFlask
+from flask import Response, g
+from limits import RateLimitItemPerMinute
+from limits.errors import StorageError
+from limits.storage import MemoryStorage, RedisStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from shared.db import Database
+from shared.errors import QueueFullError, QuotaError
+from shared.lifecycle.quotas import Limits, default_limits, tenant_usage
+from shared.lifecycle.tenants import Caller
+from shared.settings import QuotaSettings
+
+Result = TypeVar("Result")
+
+_AWAY_S = 1.0
+"""How long Redis is not asked after it failed."""
+_MINUTE_S = 60
+_DAY_S = 86_400
+
+log = structlog.get_logger()
+
+
+@dataclass
+class QuotaState:
+    """What this request has learned of its tenant's limits; `remaining` and seconds until more, where known."""
+
+    limits: Limits
+    num_queued: int
+    requests: tuple[int, int] | None = None
+    gpu_seconds: tuple[float, int] | None = None
+
+    def policies(self) -> list[str]:
+        """Items of `RateLimit-Policy`."""
+        limits = self.limits
+        found = []
+        if limits.requests_per_minute is not None:
+            found.append(f'"create";q={limits.requests_per_minute};w={_MINUTE_S}')
+        if limits.max_queued is not None:
+            found.append(f'"queued";q={limits.max_queued};qu="jobs"')
+        if limits.max_running is not None:
+            found.append(f'"running";q={limits.max_running};qu="images"')
+        if limits.gpu_seconds_per_day is not None:
+            found.append(f'"gpu-seconds";q={math.floor(limits.gpu_seconds_per_day)};qu="gpu-seconds";w={_DAY_S}')
+        return found
+
+    def remaining(self) -> list[str]:
+        """Items of `RateLimit`."""
+        found = []
+        if self.requests is not None:
+            found.append(f'"create";r={self.requests[0]};t={self.requests[1]}')
+        if self.limits.max_queued is not None:
+            found.append(f'"queued";r={max(0, self.limits.max_queued - self.num_queued)}')
+        if self.gpu_seconds is not None:
+            found.append(f'"gpu-seconds";r={math.floor(self.gpu_seconds[0])};t={self.gpu_seconds[1]}')
+        return found
+
+
+class Quotas:
+    """The limits of all tenants. Thread-safe."""
+
+    def __init__(self, db: Database, redis_url: str, defaults: QuotaSettings) -> None:
+        self._db = db
+        self._defaults = default_limits(defaults)
+        shared_count = RedisStorage(
+            redis_url, key_prefix="glmq:rate", wrap_exceptions=True, socket_timeout=1, socket_connect_timeout=1, health_check_interval=10
+        )
+        self._shared = SlidingWindowCounterRateLimiter(shared_count)
+        self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._down_until = 0.0
+
+    def limits_of(self, caller: Caller) -> Limits:
+        """What holds for the caller's tenant."""
+        return caller.own_limits.over(self._defaults)
+
+    def admit(self, caller: Caller) -> None:
+        """
+        Count a request that may make a job, and refuse it before anything else is done for it.
+
+        Raises:
+            QuotaError: `too_many_requests`.
+        """
+        state = g.quota = QuotaState(self.limits_of(caller), caller.num_queued)
+        per_minute = state.limits.requests_per_minute
+        if per_minute is not None:
+            item = RateLimitItemPerMinute(per_minute)
+            is_admitted, stats = self._count(
+                lambda limiter: (limiter.hit(item, caller.tenant_id), limiter.get_window_stats(item, caller.tenant_id))
+            )
+            reset_s = max(1, math.ceil(stats.reset_time - time.time()))
+            state.requests = (stats.remaining, reset_s)
+            if not is_admitted:
+                raise QuotaError("too_many_requests", f"{per_minute} requests a minute that make jobs are allowed", "create", reset_s)
+
+    def check_room(self, caller: Caller) -> None:
+        """
+        Is there room in the queue, as far as can be told before the job is written, and anything left of the day's seconds? What is under
+        way counts as far as it is known how long it will take.
+
+        Raises:
+            QuotaError: `queue_full` or `budget_exhausted`.
+        """
+        limits = self.limits_of(caller)
+        if limits.max_queued is not None and caller.num_queued >= limits.max_queued:
+            raise QueueFullError(limits.max_queued)
+        most = limits.gpu_seconds_per_day
+        if most is None:
+            return
+        used = tenant_usage(self._db, caller.tenant_id)
+        left = most - used.gpu_seconds - used.predicted_s
+        midnight_s = max(1, math.ceil((used.day_ends_at - datetime.now(UTC)).total_seconds()))
+        if "quota" in g:
+            g.quota.gpu_seconds = (max(0.0, left), midnight_s)
+        if left <= 0:
+            detail = f"the {most:g} seconds of workers that this tenant has a day are used up until midnight UTC"
+            raise QuotaError("budget_exhausted", detail, "gpu-seconds", midnight_s)
+
+    def note_queued(self, num_queued: int | None) -> None:
+        """A job was stored; so many of the tenant's are queued now."""
+        if num_queued is not None and "quota" in g:
+            g.quota.num_queued = num_queued
+
+    def _count(self, ask: Callable[[SlidingWindowCounterRateLimiter], Result]) -> Result:
+        if time.monotonic() >= self._down_until:
+            try:
+                return ask(self._shared)
+            except StorageError as error:
+                self._down_until = time.monotonic() + _AWAY_S
+                log.warning("rate_limits_away", error=type(error.storage_error).__name__)
+        return ask(self._own)
+
+
+def install(app: APIFlask) -> None:
+    """Tell what is left on every answer to a request that was counted."""
+
+    @app.after_request
+    def tell(response: Response) -> Response:
+        state: QuotaState | None = g.get("quota")
+        if state is None:
+            return response
+        for name, items in (("RateLimit-Policy", state.policies()), ("RateLimit", state.remaining())):
+            if items:
+                response.headers[name] = ", ".join(items)
+        if state.requests is not None:
+            remaining, reset_s = state.requests
+            response.headers["X-RateLimit-Limit-Requests"] = str(state.limits.requests_per_minute)
+            response.headers["X-RateLimit-Remaining-Requests"] = str(remaining)
+            response.headers["X-RateLimit-Reset-Requests"] = f"{reset_s}s"
+        return response

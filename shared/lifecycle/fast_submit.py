@@ -1,0 +1,143 @@
+"""
+A job whose work is all new, written by one statement outside of a transaction: one trip to Postgres instead of a dozen.
+
+Knows rows and tables; `submit.py` makes the rows. Plain INSERTs: where a key is taken (an equal grid or image is there, or the
+idempotency key), the tenant has no room for another job, or an endpoint wants to hear of it, the statement fails and leaves nothing, and
+the job goes the slow way, which finds out why.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+
+from shared.db import Database
+from shared.ids import new_id
+from shared.job_document import JobImage, job_document, timestamp
+from shared.tables import Grid, Image, Job
+
+Columns = Mapping[str, Any]
+"""Values by the names of a table's columns."""
+_ATTRIBUTES = {"metadata": "request_metadata"}
+"""Of rows, where they differ from the columns."""
+
+_TAKEN_OR_FULL = ("23505", "23502")
+"""A unique key is taken; or `seq` is NULL, because no tenant was updated."""
+_QUEUED = "job.queued"
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """All rows of a new job but the event. Every image is drawn from one of the grids."""
+
+    job: Columns
+    grids: Sequence[Columns]
+    images: Sequence[Columns]
+    outputs: Sequence[Columns]
+    idempotency: Columns | None = None
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """A job that was written: its document, and how many jobs of its tenant are queued now."""
+
+    document: dict[str, Any]
+    num_queued: int
+
+
+def insert_new(db: Database, rows: NewRows, max_queued: int | None) -> Inserted | None:
+    """
+    Write the rows and the event of a new job; None, and nothing written, if something of it is there or the tenant's queue is full.
+
+    Args:
+        max_queued: jobs of the tenant that may be queued, this one among them; None: any number.
+    Raises:
+        DatabaseDownError
+    """
+    job_id, tenant_id = rows.job["id"], rows.job["tenant_id"]
+    document = _document(rows)
+    written = {
+        "grid": rows.grids,
+        "image": rows.images,
+        "job": [rows.job],
+        "output": rows.outputs,
+        "idempotency_key": [] if rows.idempotency is None else [rows.idempotency],
+    }
+    statement = _statement(tuple((table, tuple(entries[0])) for table, entries in written.items() if entries))
+    given = {**written, "event": new_id("evt"), "document": document}
+    # One value for everything: of fifty and more psycopg would parse the statement anew each time.
+    values = {"given": json.dumps(given, default=_as_json), "tenant": tenant_id, "max_queued": max_queued}
+    try:
+        created_at, num_queued = db.run_alone(lambda connection: connection.exec_driver_sql(statement, values).one(), (tenant_id, job_id))
+    except IntegrityError as error:
+        if getattr(error.orig, "sqlstate", None) in _TAKEN_OR_FULL:
+            return None
+        raise
+    return Inserted({**document, "created_at": timestamp(created_at)}, num_queued)
+
+
+def _as_json(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} in a row")
+
+
+def _document(rows: NewRows) -> dict[str, Any]:
+    """The job as it will be read, but for the time at which Postgres writes it."""
+    columns = {_ATTRIBUTES.get(name, name): _as_read(value) for name, value in rows.job.items()}
+    job = Job(**columns, version=1, created_at=datetime.now(UTC))
+    grids = {grid["id"]: Grid(**grid, attempt=0, num_rejected=0) for grid in rows.grids}
+    images = [JobImage(Image(**image, attempt=0, previews=[], rendition_files={}), is_cached=False) for image in rows.images]
+    return job_document(job, images, grids)
+
+
+def _as_read(value: Any) -> Any:
+    """JSON as Postgres gives it back: its keys in another order. Whoever reads the job gets the same bytes as whoever submitted it."""
+    if isinstance(value, dict):
+        return {key: _as_read(value[key]) for key in sorted(value, key=lambda key: (len(key.encode()), key.encode()))}
+    return [_as_read(item) for item in value] if isinstance(value, list) else value
+
+
+@functools.lru_cache(maxsize=256)
+def _statement(written: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
+    """The SQL for rows of these tables with these columns. One shape or two occur, and each is prepared once per connection."""
+    inserts = ", ".join(_insert(table, names) for table, names in written)
+    # After all of them: a tenant's row comes last in the order of locks, and is held for the shortest time.
+    after = " + ".join(f"(SELECT count(*) FROM new_{table})" for table, _ in written)  # noqa: S608 - our own names, here and below
+    return f"""
+        WITH given AS (SELECT %(given)s::jsonb AS rows),
+        {inserts},
+        numbered AS (
+            UPDATE tenant SET event_seq = event_seq + 1, num_queued = num_queued + 1
+            FROM (SELECT {after} AS num_written) AS written
+            WHERE id = %(tenant)s AND num_written > 0 AND (%(max_queued)s::bigint IS NULL OR num_queued < %(max_queued)s::bigint)
+                -- Endpoints are counted in the tenant's row as it is once it is locked, and looked at as they were when the statement
+                -- began: one that was added meanwhile makes the two differ.
+                AND num_endpoints = (
+                    SELECT count(*) FROM webhook_endpoint
+                    WHERE tenant_id = %(tenant)s AND status = 'enabled' AND NOT events && ARRAY['*', 'job.*', '{_QUEUED}']
+                )
+            RETURNING event_seq, num_queued
+        )
+        INSERT INTO event (id, tenant_id, seq, job_id, type, data)
+        SELECT
+            rows->>'event', %(tenant)s, (SELECT event_seq FROM numbered), new_job.id, '{_QUEUED}',
+            rows->'document' || jsonb_build_object(
+                'created_at', to_char(new_job.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
+            )
+        FROM given, new_job
+        RETURNING (SELECT created_at FROM new_job), (SELECT num_queued FROM numbered)
+    """  # noqa: S608
+
+
+def _insert(table: str, names: tuple[str, ...]) -> str:
+    columns = ", ".join(f'"{name}"' for name in names)
+    returned = "id, created_at" if table == "job" else "1 AS one"
+    entries = f"jsonb_populate_recordset(NULL::{table}, rows->'{table}')"
+    return f"new_{table} AS (INSERT INTO {table} ({columns}) SELECT {columns} FROM given, {entries} RETURNING {returned})"  # noqa: S608
