@@ -8,6 +8,7 @@ to an address it got from `EgressPolicy.resolve`, never to the name: a second lo
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import socket
@@ -182,6 +183,7 @@ def _literal(host: str) -> Address | None:
         return None
 
 
+@functools.lru_cache(maxsize=1024)  # a receiver's URL is read anew for every delivery
 def _parse(url: str) -> ParsedUrl:
     """Raises ValueError with a text for the customer."""
     if len(url) > _MAX_URL_CHARS:

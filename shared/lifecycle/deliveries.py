@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from sqlalchemy import text, update
+from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -50,11 +52,11 @@ class Delivery:
     body: bytes | None
     """What is posted, at every attempt. None: it could not be made."""
 
-    @property
+    @cached_property
     def host(self) -> str:
         return urlsplit(self.url).netloc.lower()
 
-    @property
+    @cached_property
     def queue(self) -> str:
         """Whom it waits behind."""
         return queue_name(self.lane, self.kind)
@@ -173,15 +175,35 @@ FROM unnest(CAST(:ids AS text[]), CAST(:bodies AS bytea[])) AS claimed (id, body
 WHERE webhook_delivery.id = claimed.id
 """)
 
+# All that an attempt which succeeds has to leave, in one statement. An endpoint's row is written only if it had failed before.
 _FINISH = text("""
-UPDATE webhook_delivery
-SET state = result.state, lease_until = NULL, next_at = clock_timestamp() + CAST(result.retry_in_s || ' s' AS interval),
-    last_status = result.status, last_error = result.error,
-    delivered_at = CASE result.state WHEN 'delivered' THEN clock_timestamp() ELSE delivered_at END
-FROM unnest(CAST(:ids AS text[]), CAST(:attempts AS bigint[]), CAST(:states AS text[]), CAST(:retries_in_s AS double precision[]),
-            CAST(:statuses AS bigint[]), CAST(:errors AS text[])) AS result (id, attempt, state, retry_in_s, status, error)
-WHERE webhook_delivery.id = result.id AND webhook_delivery.attempt = result.attempt AND webhook_delivery.state = 'pending'
-RETURNING webhook_delivery.id
+WITH result AS (
+    SELECT * FROM unnest(
+        CAST(:ids AS text[]), CAST(:attempts AS bigint[]), CAST(:states AS text[]), CAST(:retries_in_s AS double precision[]),
+        CAST(:urls AS text[]), CAST(:headers AS jsonb[]), CAST(:statuses AS bigint[]), CAST(:errors AS text[]), CAST(:replies AS bytea[]),
+        CAST(:latencies_ms AS bigint[])
+    ) AS given (id, attempt, state, retry_in_s, url, headers, status, error, reply, latency_ms)
+),
+written AS (
+    UPDATE webhook_delivery AS delivery
+    SET state = result.state, lease_until = NULL, next_at = clock_timestamp() + result.retry_in_s * interval '1 second',
+        last_status = result.status, last_error = result.error,
+        delivered_at = CASE result.state WHEN 'delivered' THEN clock_timestamp() ELSE delivered_at END
+    FROM result
+    WHERE delivery.id = result.id AND delivery.attempt = result.attempt AND delivery.state = 'pending'
+    RETURNING delivery.id
+),
+logged AS (
+    INSERT INTO webhook_attempt (delivery_id, attempt, url, headers, status, error, reply, latency_ms)
+    SELECT id, attempt, url, headers, status, error, reply, latency_ms FROM result JOIN written USING (id)
+    -- One that was taken for lost may yet be finished, if the attempt after it was given back.
+    ON CONFLICT DO NOTHING
+),
+recovered AS (
+    UPDATE webhook_endpoint SET consecutive_failures = 0, failing_since = NULL, breaker_openings = 0, breaker_until = NULL
+    WHERE id = ANY(CAST(:well AS text[])) AND consecutive_failures > 0
+)
+SELECT id FROM written
 """)
 
 _RELEASE = text("""
@@ -228,7 +250,8 @@ def claim_deliveries(db: Database, room: Room, lease_s: float, write: Callable[[
         bodies = [delivery.body for delivery in claimed]
         session.execute(_HOLD, {"ids": [delivery.id for delivery in claimed], "bodies": bodies, "lease": lease})
         ids = {delivery.id for delivery in claimed}
-        _log_attempts(session, [_lost_attempt(row) for row in rows if row.was_held and row.id in ids])
+        if lost := [_lost_attempt(row) for row in rows if row.was_held and row.id in ids]:
+            session.execute(insert(WebhookAttempt).on_conflict_do_nothing(), lost)
         return claimed
 
     return db.run(work)
@@ -242,25 +265,29 @@ def finish_deliveries(db: Database, results: Sequence[tuple[Delivery, Outcome]])
         The ids that were written. The others took longer than their lease, and newer attempts hold them.
     """
 
+    of_endpoints = _of_endpoints(results)
+    failed = {name for name, found in of_endpoints.items() if any(outcome.state != "delivered" for _, outcome in found)}
+    outcomes = [outcome for _, outcome in results]
+    values = {
+        "ids": [delivery.id for delivery, _ in results],
+        "attempts": [delivery.attempt for delivery, _ in results],
+        "urls": [delivery.url for delivery, _ in results],
+        "states": [outcome.state for outcome in outcomes],
+        "retries_in_s": [outcome.retry_in_s for outcome in outcomes],
+        "headers": [json.dumps(dict(outcome.headers)) for outcome in outcomes],
+        "statuses": [outcome.status for outcome in outcomes],
+        "errors": [outcome.error for outcome in outcomes],
+        "replies": [outcome.reply for outcome in outcomes],
+        "latencies_ms": [outcome.latency_ms for outcome in outcomes],
+        "well": sorted(set(of_endpoints) - failed),
+    }
+
     def work(session: Session) -> set[str]:
-        outcomes = [outcome for _, outcome in results]
-        written = set(
-            session.scalars(
-                _FINISH,
-                {
-                    "ids": [delivery.id for delivery, _ in results],
-                    "attempts": [delivery.attempt for delivery, _ in results],
-                    "states": [outcome.state for outcome in outcomes],
-                    "retries_in_s": [outcome.retry_in_s for outcome in outcomes],
-                    "statuses": [outcome.status for outcome in outcomes],
-                    "errors": [outcome.error for outcome in outcomes],
-                },
-            )
-        )
-        mine = [(delivery, outcome) for delivery, outcome in results if delivery.id in written]
-        if mine:
-            _log_attempts(session, [_attempt(delivery, outcome) for delivery, outcome in mine])
-            _judge_endpoints(session, mine)
+        written = set(session.scalars(_FINISH, values))
+        if failed:
+            now = database_now(session)
+            for endpoint in lock_endpoints(session, sorted(failed)):
+                _judge(session, endpoint, [pair for pair in of_endpoints[endpoint.id] if pair[0].id in written], now)
         return written
 
     return db.run(work)
@@ -312,56 +339,29 @@ def _as_claimed(row: Any) -> Delivery:
     )
 
 
-def _log_attempts(session: Session, attempts: Sequence[dict[str, Any]]) -> None:
-    if attempts:
-        # One that was taken for lost may yet be finished, if the attempt after it was given back.
-        session.execute(insert(WebhookAttempt).on_conflict_do_nothing(), attempts)
-
-
 def _lost_attempt(row: Any) -> dict[str, Any]:
     error = "the sender ended before it could write down an answer"
     return {"delivery_id": row.id, "attempt": row.attempt, "url": row.url, "headers": {}, "error": error}
 
 
-def _attempt(delivery: Delivery, outcome: Outcome) -> dict[str, Any]:
-    return {
-        "delivery_id": delivery.id,
-        "attempt": delivery.attempt,
-        "url": delivery.url,
-        "headers": dict(outcome.headers),
-        "status": outcome.status,
-        "error": outcome.error,
-        "reply": outcome.reply,
-        "latency_ms": outcome.latency_ms,
-    }
-
-
-def _judge_endpoints(session: Session, results: Sequence[tuple[Delivery, Outcome]]) -> None:
-    """Open and close circuit breakers, and disable the endpoints that are gone or hopeless."""
+def _of_endpoints(results: Sequence[tuple[Delivery, Outcome]]) -> dict[str, list[tuple[Delivery, Outcome]]]:
+    """What counts for the health of each endpoint."""
     of_endpoints: dict[str, list[tuple[Delivery, Outcome]]] = {}
     for delivery, outcome in results:
         # A test tells its sender how it went; it counts for nothing unless it arrives.
         counts = outcome.state == "delivered" or outcome.is_gone or (delivery.kind != "test" and not outcome.is_own_fault)
         if delivery.endpoint_id is not None and counts:
             of_endpoints.setdefault(delivery.endpoint_id, []).append((delivery, outcome))
-    well = [name for name, found in of_endpoints.items() if all(outcome.state == "delivered" for _, outcome in found)]
-    if well:
-        # Nothing to lock where nothing had failed, which is nearly always.
-        session.execute(
-            update(WebhookEndpoint)
-            .where(WebhookEndpoint.id.in_(sorted(well)), WebhookEndpoint.consecutive_failures > 0)
-            .values(consecutive_failures=0, failing_since=None, breaker_openings=0, breaker_until=None)
-        )
-    failed = sorted(set(of_endpoints) - set(well))
-    if not failed:
-        return
-    now = database_now(session)
-    for endpoint in lock_endpoints(session, failed):
-        health = health_of(endpoint)
-        for delivery, outcome in of_endpoints[endpoint.id]:
-            health = Health() if outcome.state == "delivered" else after_failure(health, now, delivery.is_probe)
-        set_health(endpoint, health)
-        if any(outcome.is_gone for _, outcome in of_endpoints[endpoint.id]):
-            give_up(session, endpoint, "gone")
-        elif is_given_up(health, now):
-            give_up(session, endpoint, "failing")
+    return of_endpoints
+
+
+def _judge(session: Session, endpoint: WebhookEndpoint, results: Sequence[tuple[Delivery, Outcome]], now: datetime) -> None:
+    """Open or close the breaker of an endpoint that is locked, and disable it if it is gone or hopeless."""
+    health = health_of(endpoint)
+    for delivery, outcome in results:
+        health = Health() if outcome.state == "delivered" else after_failure(health, now, delivery.is_probe)
+    set_health(endpoint, health)
+    if any(outcome.is_gone for _, outcome in results):
+        give_up(session, endpoint, "gone")
+    elif is_given_up(health, now):
+        give_up(session, endpoint, "failing")

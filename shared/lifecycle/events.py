@@ -145,6 +145,7 @@ def record_event(session: Session, tenant_id: str, event_type: str, data: dict[s
         The event's id.
     """
     session.flush()
+    note_changes(session, (tenant_id,))
     seq, num_endpoints, _ = _take_seqs(session, tenant_id, 1)
     event_id = new_id("evt")
     deliveries = _for_listeners(session, tenant_id, event_type, [event_id]) if num_endpoints else []
@@ -156,6 +157,7 @@ def record_event(session: Session, tenant_id: str, event_type: str, data: dict[s
 
 def record_test(session: Session, endpoint: WebhookEndpoint, data: dict[str, Any]) -> str:
     """Append an `endpoint.test` for this endpoint alone, whatever it listens to. Returns the delivery's id."""
+    note_changes(session, (endpoint.tenant_id,))
     seq, _, _ = _take_seqs(session, endpoint.tenant_id, 1)
     event_id = new_id("evt")
     event = {"id": event_id, "tenant_id": endpoint.tenant_id, "seq": seq, "job_id": None, "type": "endpoint.test", "data": data}
