@@ -17,13 +17,13 @@ from shared.lifecycle.claims import start
 from shared.lifecycle.ending import succeed
 from shared.lifecycle.events import record_events
 from shared.lifecycle.idempotency import Idempotency, claim_key
-from shared.lifecycle.reuse import Cache, Found, find_image, find_or_add, grid_key, image_key, lock_alive
+from shared.lifecycle.reuse import Cache, Found, find_image, find_or_add, grid_key, image_key, is_kept, lock_alive
 from shared.lifecycle.tries import Try, claim_try
 from shared.lora import Lora, lora_to_json
 from shared.quoting.reference import glyph_texts
 from shared.rendition import Rendition
 from shared.states import LIVE_WORK, JobStatus, Priority, WorkState
-from shared.tables import Grid, Image, Job, Output
+from shared.tables import File, Grid, Image, Job, Output
 
 NUM_SEEDS = 2**63
 """Seeds are 0 … 2^63-1: what Postgres and both engines can hold."""
@@ -181,6 +181,8 @@ def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None, cl
         session.delete(job)
         session.flush()
         return earlier, True
+    if new.sources:
+        _hold_sources(session, new)
     outputs = _Outputs(session, new, job)
     for index in range(new.num_images):
         outputs.add(index)
@@ -190,6 +192,19 @@ def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None, cl
     elif outputs.is_any_running:
         start(session, [job])
     return job.id, False
+
+
+def _hold_sources(session: Session, new: NewJob) -> None:
+    """
+    Keep the source images from being erased with another job before this one is written.
+
+    Raises:
+        RequestError: one of them just was.
+    """
+    ids = {source.id for source in new.sources}
+    held = session.scalars(select(File.id).where(File.id.in_(ids)).order_by(File.id).with_for_update(read=True, key_share=True)).all()
+    if len(held) < len(ids):
+        raise RequestError("invalid_request", "images: one of them was erased meanwhile; send it once more", "images")
 
 
 @dataclass(frozen=True)
@@ -265,7 +280,7 @@ class _Outputs:
         columns = image_columns(self._new, layout, index) | {"lane": self._lane, "cost_s": self._new.image_cost_s}
         key = columns["key"]
         there = find_image(self._session, self._new.tenant_id, key) if key is not None and self._new.cache is Cache.USE else None
-        if there is not None and there.state == WorkState.DONE:
+        if there is not None and there.state == WorkState.DONE and is_kept(self._session, there.id):
             image: Found = there
         else:
             # The grid of an image that is there comes before the one of its key, which may be another one by now.
