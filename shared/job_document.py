@@ -89,8 +89,12 @@ def job_document(
 
 
 def finish_document(document: dict[str, Any], base_url: str, presign: Callable[[str], str]) -> dict[str, Any]:
-    """Make absolute links, and a presigned URL for every stored result and preview. What is no job has neither, and stays as it is."""
-    if document["object"] != "job":
+    """
+    Make absolute links, and a presigned URL for every stored result and preview.
+
+    What is no job has neither, nor has a job that was erased: they stay as they are.
+    """
+    if document["object"] != "job" or "outputs" not in document:
         return document
 
     def with_url(item: dict[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,18 @@ class LiveState:
         values: list[bytes | None] = self._try(lambda: self._redis.mget([f"glmq:stop:{work_id}" for work_id in work_ids]), [])
         return {work_id for work_id, value in zip(work_ids, values, strict=False) if value}
 
+    def clear_stops(self, work_ids: Collection[str]) -> None:
+        """Take flags back: this work is wanted again."""
+        if work_ids:
+            self._try(lambda: self._redis.delete(*(f"glmq:stop:{work_id}" for work_id in work_ids)), None)
+
+    def forget(self, work_ids: Collection[str], grid_hashes: Collection[str]) -> None:
+        """Drop what is kept of work that was erased."""
+        keys = [f"glmq:{kind}:{work_id}" for work_id in work_ids for kind in ("progress", "checkpoint")]
+        keys += [f"glmq:grid:{sha256}" for sha256 in grid_hashes]
+        if keys:
+            self._try(lambda: self._redis.delete(*keys), None)
+
     def put_grid(self, sha256: str, data: bytes) -> None:
         """Keep a token grid at hand, under the hash of its bytes."""
         self._try(lambda: self._redis.set(f"glmq:grid:{sha256}", data, ex=_HOT_GRID_S), None)

@@ -39,10 +39,10 @@ class WorkState(StrEnum):
     """The artifact is stored and its key, hash and size stand in the row. Final, unless a grid's artifact is lost."""
 
     FAILED = "failed"
-    """`error` says why. Final."""
+    """`error` says why. Final, unless its job is retried."""
 
     CANCELED = "canceled"
-    """Nobody wants it any more. Final."""
+    """Nobody wants it any more. Final, unless its job is retried."""
 
 
 class JobStatus(StrEnum):
@@ -58,13 +58,13 @@ class JobStatus(StrEnum):
     """Every image is stored. Final."""
 
     FAILED = "failed"
-    """An image failed for good; `error` says why. Final."""
+    """An image failed for good; `error` says why. Final, unless the customer retries it."""
 
     CANCELED = "canceled"
-    """The customer canceled it before its last image was stored. Final."""
+    """The customer canceled it before its last image was stored. Final, unless the customer retries it."""
 
     EXPIRED = "expired"
-    """Its deadline passed first. Final."""
+    """Its deadline passed first. Final, unless the customer retries it."""
 
 
 class BatchStatus(StrEnum):
@@ -111,8 +111,9 @@ GRID_MOVES: dict[WorkState, frozenset[WorkState]] = {
     WorkState.HELD: frozenset({WorkState.READY, WorkState.CANCELED}),
     # A finished grid whose artifact is gone from every store is drawn again.
     WorkState.DONE: frozenset({WorkState.READY}),
-    WorkState.FAILED: frozenset(),
-    WorkState.CANCELED: frozenset(),
+    # Only by a retry of its job, here and below.
+    WorkState.FAILED: frozenset({WorkState.READY}),
+    WorkState.CANCELED: frozenset({WorkState.READY}),
 }
 
 IMAGE_MOVES: dict[WorkState, frozenset[WorkState]] = {
@@ -122,8 +123,8 @@ IMAGE_MOVES: dict[WorkState, frozenset[WorkState]] = {
     WorkState.RELEASED: frozenset({WorkState.RUNNING, WorkState.READY, WorkState.WAITING, WorkState.CANCELED}),
     WorkState.RUNNING: frozenset({WorkState.DONE, WorkState.READY, WorkState.WAITING, WorkState.FAILED, WorkState.CANCELED}),
     WorkState.DONE: frozenset(),
-    WorkState.FAILED: frozenset(),
-    WorkState.CANCELED: frozenset(),
+    WorkState.FAILED: frozenset({WorkState.WAITING, WorkState.READY}),
+    WorkState.CANCELED: frozenset({WorkState.WAITING, WorkState.READY}),
 }
 
 JOB_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
@@ -131,9 +132,10 @@ JOB_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED, JobStatus.EXPIRED}),
     JobStatus.RUNNING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED, JobStatus.EXPIRED}),
     JobStatus.SUCCEEDED: frozenset(),
-    JobStatus.FAILED: frozenset(),
-    JobStatus.CANCELED: frozenset(),
-    JobStatus.EXPIRED: frozenset(),
+    # A retry, and nothing else: it begins another run of the job.
+    JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
+    JobStatus.CANCELED: frozenset({JobStatus.QUEUED}),
+    JobStatus.EXPIRED: frozenset({JobStatus.QUEUED}),
 }
 
 NEW_GRID = frozenset({WorkState.READY})
@@ -141,7 +143,10 @@ NEW_IMAGE = frozenset({WorkState.WAITING, WorkState.READY})
 """How work may begin: an image whose grid is already done is ready at once."""
 
 LIVE_WORK = frozenset({WorkState.WAITING, WorkState.READY, WorkState.RELEASED, WorkState.RUNNING, WorkState.HELD})
-"""Work that may still change; the rest is final, but for a grid that was lost."""
+"""Work that may still change by itself; the rest is final, but for a grid that was lost and for a retry."""
 
-TERMINAL_JOB = frozenset(status for status, moves in JOB_MOVES.items() if not moves)
-"""Statuses that never change again."""
+TERMINAL_JOB = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED, JobStatus.EXPIRED})
+"""Statuses that never change again, unless the customer retries the job."""
+
+RETRYABLE_JOB = TERMINAL_JOB - {JobStatus.SUCCEEDED}
+"""Statuses from which a job may begin another run."""

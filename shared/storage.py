@@ -17,6 +17,7 @@ from shared.settings import CoreSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
 PRESIGN_S = 3600
 """Seconds that a customer's link to a result works; every read of the job signs a new one."""
@@ -77,6 +78,22 @@ class Storage:
             self._client.delete_object(Bucket=self._bucket, Key=key)
         except (BotoCoreError, ClientError) as error:
             raise StorageDownError(f"delete {key}: {_reason(error)}") from error
+
+    def delete_all(self, prefix: str) -> None:
+        """
+        Remove every object whose key begins so; none may be there.
+
+        Raises:
+            StorageDownError
+        """
+        try:
+            while found := self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix).get("Contents"):
+                objects: list[ObjectIdentifierTypeDef] = [{"Key": one["Key"]} for one in found]
+                answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})
+                if errors := answer.get("Errors"):
+                    raise StorageDownError(f"delete {prefix}: {errors[0].get('Code')}")
+        except (BotoCoreError, ClientError) as error:
+            raise StorageDownError(f"delete {prefix}: {_reason(error)}") from error
 
     def presign(self, key: str, expires_s: int = PRESIGN_S, download_name: str | None = None) -> str:
         """A URL that anyone may GET for `expires_s` seconds; `download_name` makes browsers save instead of show."""

@@ -235,6 +235,7 @@ class Job(Base):
         CheckConstraint("(completed_at IS NULL) = (status IN ('queued', 'running'))", name="completed_iff_final"),
         CheckConstraint("status <> 'failed' OR error IS NOT NULL", name="failure_has_reason"),
         CheckConstraint("approval_deadline IS NULL OR approval_s IS NOT NULL", name="approval_deadline_if_approval"),
+        CheckConstraint("erased_at IS NULL OR completed_at IS NOT NULL", name="erased_is_over"),
         Index("ix_job_tenant", "tenant_id", "created_at", "id"),
         Index("ix_job_tenant_status", "tenant_id", "status", "created_at", "id"),
         Index("ix_job_deadline", "deadline", postgresql_where=text("deadline IS NOT NULL AND status IN ('queued', 'running')")),
@@ -282,6 +283,10 @@ class Job(Base):
     redecode_of: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
     """The job whose layouts it draws once more."""
     error: Mapped[dict[str, Any] | None]
+    run: Mapped[int] = mapped_column(server_default="1")
+    """1, and one more with every retry. Each run ends once."""
+    erased_at: Mapped[datetime | None]
+    """Its owner had it erased: nothing is left of what was asked and drawn, and nobody may read it."""
     created_at: Mapped[datetime] = _created_at()
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
@@ -344,6 +349,7 @@ class Grid(WorkColumns, Base):
         CheckConstraint("state <> 'held' OR (needs_approval AND draft_token_ids IS NOT NULL)", name="held_has_draft"),
         CheckConstraint("state <> 'done' OR NOT needs_approval", name="done_is_approved"),
         CheckConstraint("NOT wants_preview OR (draft_token_ids IS NOT NULL AND preview IS NULL)", name="preview_needs_draft"),
+        Index("ix_grid_sources", "source_file_ids", postgresql_using="gin", postgresql_where=text("source_file_ids <> '{}'")),
         Index("ix_grid_preview", "lane", "created_at", postgresql_where=text("wants_preview")),
         Index("uq_grid_key", "tenant_id", "key", unique=True, postgresql_where=text("state NOT IN ('failed', 'canceled')")),
     )
@@ -442,10 +448,11 @@ class Event(Base):
     __table_args__ = (
         UniqueConstraint("tenant_id", "seq"),
         Index("ix_event_job", "job_id", "seq"),
-        # Exactly one end per job is a constraint, not a hope.
+        # Exactly one end per run of a job is a constraint, not a hope.
         Index(
             "uq_event_end",
             "job_id",
+            "run",
             unique=True,
             postgresql_where=text("type IN ('job.succeeded', 'job.failed', 'job.canceled', 'job.expired')"),
         ),
@@ -457,6 +464,8 @@ class Event(Base):
     job_id: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
     """NULL: the event is not about a job."""
     type: Mapped[str]
+    run: Mapped[int] = mapped_column(server_default="1")
+    """Of the job."""
     data: Mapped[dict[str, Any]]
     """What the event is about as it was at that moment, without presigned URLs."""
     created_at: Mapped[datetime] = _created_at()
@@ -603,6 +612,19 @@ class ClientTry(Base):
     answered_at: Mapped[datetime | None]
     """When an answer was made; whether it arrived is not known."""
     created_at: Mapped[datetime] = _created_at()
+
+
+class DoomedObject(Base):
+    """Objects in S3 that belong to nobody any more, and are to be deleted."""
+
+    __tablename__ = "doomed_object"
+    __table_args__ = (Index("ix_doomed_object_due", "due_at"),)
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    prefix: Mapped[str]
+    """Every object whose key begins so."""
+    due_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    """Not before: a worker that has not heard yet may still write there."""
 
 
 class Worker(Base):

@@ -20,6 +20,7 @@ from services.api.openai_images import openai_images_blueprint
 from services.api.parts import make_parts
 from services.api.redecode import redecode_blueprint
 from services.api.request_body import MAX_JSON_BYTES
+from services.api.reruns import reruns_blueprint
 from services.api.settings import ApiSettings
 from services.api.tenants import tenants_blueprint
 from services.api.usage import usage_blueprint
@@ -59,6 +60,7 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
         images_blueprint,
         estimate_blueprint,
         events_blueprint,
+        reruns_blueprint,
         redecode_blueprint,
         approval_blueprint,
         models_blueprint,

@@ -19,9 +19,10 @@ from services.api.request_body import read_query
 from services.api.route_docs import describe
 from services.api.sse import MEDIA_TYPE, EventStream, Pace, stream_response
 from shared.errors import RequestError
-from shared.lifecycle.events import JOB_EVENTS
+from shared.lifecycle.events import EVENT_TYPES
 from shared.lifecycle.feed import EventPage, kept_events, last_event, read_events
 from shared.states import TERMINAL_JOB
+from shared.webhooks import is_wanted
 
 _DOCS: dict[str, Any] = {
     "query": EventsQuery,
@@ -122,9 +123,7 @@ def _checked(after: int, newest: int, oldest: int) -> int:
 
 
 def _types(query: EventsQuery) -> tuple[str, ...]:
-    if "job.*" in query.types:
-        return JOB_EVENTS
-    return tuple(query.types)
+    return tuple(name for name in EVENT_TYPES if is_wanted(name, query.types))
 
 
 def _list_response(parts: Parts, page: EventPage) -> Response:

@@ -24,8 +24,7 @@ _PAGE = 50
 
 def public_event(parts: Parts, base_url: str, event: StoredEvent) -> dict[str, Any]:
     """An event as customers see it, with URLs made now."""
-    # Not all events are of jobs, and erased jobs have no outputs.
-    data = finish_document(event.data, base_url, parts.storage.presign) if "outputs" in event.data else event.data
+    data = finish_document(event.data, base_url, parts.storage.presign)
     return event_object(event.id, event.type, event.created_at, event.seq, data)
 
 

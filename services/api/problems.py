@@ -56,6 +56,7 @@ class Problem(Enum):
     NAME_TAKEN = 409, "The name is taken", False
     NOT_AWAITING_APPROVAL = 409, "No draft of the job waits for approval", True
     TOO_MANY_DRAFTS = 409, "The job has had all its drafts", False
+    NOT_RETRYABLE = 409, "The job cannot be retried", False
     LAYOUT_UNAVAILABLE = 409, "The layouts of the job cannot be used now", True
     GONE = 410, "It is not there any more", False
     PAYLOAD_TOO_LARGE = 413, "Too large", False

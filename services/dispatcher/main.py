@@ -20,12 +20,14 @@ from services.dispatcher.publisher import Publisher
 from services.dispatcher.release import Releaser
 from services.dispatcher.rescue import rescue_all
 from services.dispatcher.settings import DispatcherSettings
+from services.dispatcher.sweeper import Sweeper
 from shared.db import Database, DatabaseDownError, LeaderLock
 from shared.errors import StartupError
 from shared.logs import configure_logs
 from shared.progress import LiveState
 from shared.queue import make_celery
 from shared.settings import read_settings
+from shared.storage import Storage
 from shared.wakeup import READY
 
 _LOCK = 0x676C6D71_64697370
@@ -53,13 +55,14 @@ def main() -> None:
 def run(settings: DispatcherSettings, stopping: threading.Event) -> None:
     """Dispatch while we are the leader, until `stopping` is set. Nothing is held in memory: a crash loses nothing."""
     live = LiveState(settings.redis_url.get_secret_value())
-    db = Database(settings.database_url.get_secret_value(), pool_size=2, on_changes=live.tell_changes)
+    db = Database(settings.database_url.get_secret_value(), pool_size=3, on_changes=live.tell_changes)
     lock = LeaderLock(db, _LOCK)
     doorbell = Doorbell()
     listener = live.listen({topic: partial(doorbell.ring, stage) for stage, topic in READY.items()})
     publisher = Publisher(make_celery(settings.redis_url.get_secret_value()))
     publisher.start()
     releaser = Releaser(db, live, publisher, settings)
+    Sweeper(db, Storage(settings), stopping).start()
     rescued_at = ticked_at = float("-inf")
     is_leader = was_leader = False
     while not stopping.is_set():

@@ -82,6 +82,8 @@ def _lock_waiting(session: Session, tenant_id: str, job_id: str) -> tuple[Job, l
     job = session.scalars(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id).with_for_update()).one_or_none()
     if job is None:
         return None
+    if job.erased_at is not None:
+        raise RequestError("gone", "the job was erased")
     if job.status in TERMINAL_JOB:
         raise RequestError("already_terminal", f"the job is {job.status} and cannot change any more")
     if job.approval_deadline is None or any(grid.state != WorkState.HELD for grid in grids):

@@ -113,7 +113,7 @@ def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> int
     deliveries: list[dict[str, Any]] = []
     for seq, job in enumerate(jobs, last_seq - len(jobs) + 1):
         event_id = new_id("evt")
-        values = {"id": event_id, "tenant_id": tenant_id, "seq": seq, "job_id": job.id, "type": event_type}
+        values = {"id": event_id, "tenant_id": tenant_id, "seq": seq, "job_id": job.id, "type": event_type, "run": job.run}
         events.append({**values, "data": job_document(job, images[job.id], grids)})
         if job.webhook and event_type in job.webhook["events"]:
             deliveries.append(_delivery(tenant_id, event_id, job.webhook["url"], inline_lane(tenant_id, job.webhook["url"]), None))

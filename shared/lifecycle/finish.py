@@ -88,8 +88,9 @@ def hold_grid(db: Database, grid_id: str, attempt: int, draft_token_ids: Sequenc
     def work(session: Session) -> None:
         grid = held_unit(session, Stage.AR, grid_id, attempt)
         if not isinstance(grid, Grid):
-            held = session.get_one(Grid, grid_id)
-            if held.state == WorkState.HELD and held.attempt == attempt and held.draft_token_ids == list(draft_token_ids):
+            held = session.get(Grid, grid_id)
+            is_same = held is not None and held.attempt == attempt and held.draft_token_ids == list(draft_token_ids)
+            if held is not None and held.state == WorkState.HELD and is_same:
                 return  # an unknown commit is being repeated
             raise StaleAttemptError(f"{grid_id}: attempt {attempt} is over")
         _keep_draft(session, grid, draft_token_ids)
@@ -230,7 +231,9 @@ def _finish(session: Session, row: type[Unit], unit_id: str, attempt: int, artif
     )
     if finished is not None:
         return finished
-    unit = session.get_one(row, unit_id, populate_existing=True)
+    unit = session.get(row, unit_id, populate_existing=True)
+    if unit is None:
+        raise StaleAttemptError(f"{unit_id}: its job was erased")
     if unit.state == WorkState.DONE and unit.storage_key == artifact.storage_key:
         return None
     raise StaleAttemptError(f"{unit_id}: attempt {attempt} is over, it is {unit.state} at attempt {unit.attempt}")

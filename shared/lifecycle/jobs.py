@@ -47,10 +47,17 @@ class StoredResult:
 
 
 def get_job(db: Database, tenant_id: str, job_id: str, read_progress: ReadProgress) -> dict[str, Any] | None:
-    """The job's document, or None if this tenant has no such job."""
+    """
+    The job's document, or None if this tenant has no such job.
+
+    Raises:
+        RequestError: `gone`, it was erased.
+    """
 
     def work(session: Session) -> dict[str, Any] | None:
         job = session.scalars(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)).one_or_none()
+        if job is not None and job.erased_at is not None:
+            raise RequestError("gone", "the job was erased")
         return None if job is None else _documents(session, [job], read_progress)[0]
 
     return db.run(work)
@@ -78,7 +85,7 @@ def list_jobs(
     """
 
     def work(session: Session) -> tuple[list[dict[str, Any]], bool]:
-        query = select(Job).where(Job.tenant_id == tenant_id)
+        query = select(Job).where(Job.tenant_id == tenant_id, Job.erased_at.is_(None))
         position = tuple_(Job.created_at, Job.id)
         if after is not None:
             cursor = session.execute(select(Job.created_at, Job.id).where(Job.id == after, Job.tenant_id == tenant_id)).one_or_none()
@@ -116,6 +123,8 @@ def cancel(db: Database, tenant_id: str, job_id: str) -> list[str] | None:
         job = session.scalars(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id).with_for_update()).one_or_none()
         if job is None:
             return None
+        if job.erased_at is not None:
+            raise RequestError("gone", "the job was erased")
         if job.status in TERMINAL_JOB:
             raise RequestError("already_terminal", f"the job is {job.status} and cannot change any more")
         return end_jobs(session, [job], JobStatus.CANCELED)

@@ -124,9 +124,27 @@ def find_image(session: Session, tenant_id: str, key: str) -> FoundImage | None:
     return FoundImage(found.id, found.state, grid_id=found.grid_id)
 
 
+def is_kept(session: Session, image_id: str) -> bool:
+    """Is the image still there? Then it stays until the transaction ends, whoever erases jobs."""
+    kept = select(Image.id).where(Image.id == image_id).with_for_update(read=True, key_share=True)
+    return session.scalar(kept) is not None
+
+
 def lock_alive(session: Session, row: type[Grid] | type[Image], unit_id: str, lane: int) -> Found | None:
     """A unit that has neither failed nor been canceled, locked; an urgent lane holds for it."""
     return _lock(session, row, lane, row.id == unit_id)
+
+
+def find_alive(session: Session, row: type[Grid] | type[Image], tenant_id: str, key: str | None, lane: int) -> Found | None:
+    """The unit with this key that is done, or has room for one more job; locked, and an urgent lane holds for it."""
+    if key is None:
+        return None
+    found = _lock(session, row, lane, row.tenant_id == tenant_id, row.key == key)
+    if found is not None and found.state in LIVE_WORK and _num_waiting(session, row, found.id) >= MAX_SHARING:
+        # It is not found any more, and whoever asked may have the key.
+        session.execute(update(row).where(row.id == found.id).values(key=None))
+        return None
+    return found
 
 
 def find_or_add(session: Session, row: type[Grid] | type[Image], values: dict[str, Any], cache: Cache) -> Found:

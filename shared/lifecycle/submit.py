@@ -19,13 +19,13 @@ from shared.lifecycle.events import record_events
 from shared.lifecycle.fast_submit import NewRows, insert_new
 from shared.lifecycle.idempotency import Idempotency, claim_key, key_columns
 from shared.lifecycle.quotas import Limits
-from shared.lifecycle.reuse import Cache, Found, find_image, find_or_add, grid_key, image_key, lock_alive
+from shared.lifecycle.reuse import Cache, Found, find_image, find_or_add, grid_key, image_key, is_kept, lock_alive
 from shared.lifecycle.tries import Try, claim_try
 from shared.lora import Lora, lora_to_json
 from shared.quoting.reference import glyph_texts
 from shared.rendition import Rendition
 from shared.states import LIVE_WORK, JobStatus, Priority, WorkState
-from shared.tables import Grid, Image, Job, Output
+from shared.tables import File, Grid, Image, Job, Output
 
 NUM_SEEDS = 2**63
 """Seeds are 0 … 2^63-1: what Postgres and both engines can hold."""
@@ -182,9 +182,9 @@ def store(db: Database, new: NewJob, limits: Limits, idempotency: Idempotency | 
 
 
 def _may_be_all_new(new: NewJob) -> bool:
-    """Not of jobs that take or put aside what is there, nor of those whose webhook is to hear of the first event."""
+    """Not of jobs that take, put aside or have to hold what is there, nor of those whose webhook is to hear of the first event."""
     hears_at_once = new.webhook is not None and "job.queued" in new.webhook["events"]
-    return new.redecode_of is None and new.cache is not Cache.REFRESH and not hears_at_once
+    return new.redecode_of is None and new.cache is not Cache.REFRESH and not new.sources and not hears_at_once
 
 
 def submit_in(session: Session, new: NewJob, idempotency: Idempotency | None, client_try: Try | None = None) -> tuple[str, bool]:
@@ -218,6 +218,8 @@ def store_in(
         session.delete(job)
         session.flush()
         return Stored(earlier, is_replay=True)
+    if new.sources:
+        _hold_sources(session, new)
     outputs = _Outputs(session, new, job)
     for index in range(new.num_images):
         outputs.add(index)
@@ -270,6 +272,19 @@ def _job_columns(new: NewJob, job_id: str) -> dict[str, Any]:
         "batch_id": new.batch_id,
         "dialect": new.dialect,
     }
+
+
+def _hold_sources(session: Session, new: NewJob) -> None:
+    """
+    Keep the source images from being erased with another job before this one is written.
+
+    Raises:
+        RequestError: one of them just was.
+    """
+    ids = {source.id for source in new.sources}
+    held = session.scalars(select(File.id).where(File.id.in_(ids)).order_by(File.id).with_for_update(read=True, key_share=True)).all()
+    if len(held) < len(ids):
+        raise RequestError("invalid_request", "images: one of them was erased meanwhile; send it once more", "images")
 
 
 @dataclass(frozen=True)
@@ -345,7 +360,7 @@ class _Outputs:
         columns = _new_image(self._new, layout, index)
         key = columns["key"]
         there = find_image(self._session, self._new.tenant_id, key) if key is not None and self._new.cache is Cache.USE else None
-        if there is not None and there.state == WorkState.DONE:
+        if there is not None and there.state == WorkState.DONE and is_kept(self._session, there.id):
             image: Found = there
         else:
             # The grid of an image that is there comes before the one of its key, which may be another one by now.

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from shared.states import GRID_MOVES, IMAGE_MOVES, JOB_MOVES, LIVE_WORK, NEW_GRID, NEW_IMAGE, TERMINAL_JOB, JobStatus, WorkState
+from shared.states import (
+    GRID_MOVES,
+    IMAGE_MOVES,
+    JOB_MOVES,
+    LIVE_WORK,
+    NEW_GRID,
+    NEW_IMAGE,
+    RETRYABLE_JOB,
+    TERMINAL_JOB,
+    JobStatus,
+    WorkState,
+)
 
 
 def test_every_state_has_its_moves() -> None:
@@ -23,5 +34,8 @@ def test_every_state_can_be_reached_and_left() -> None:
 
 
 def test_ends_are_final() -> None:
-    """A job that ended never changes again."""
+    """A job that ended never changes again, but for a retry: it begins another run, and only of what did not succeed."""
     assert {"succeeded", "failed", "canceled", "expired"} == TERMINAL_JOB
+    assert {"failed", "canceled", "expired"} == RETRYABLE_JOB
+    for status in TERMINAL_JOB:
+        assert JOB_MOVES[status] == ({"queued"} if status in RETRYABLE_JOB else set())

@@ -1,0 +1,74 @@
+"""A job's second life and its last: retry what did not succeed, erase what nobody shall see any more."""
+
+from __future__ import annotations
+
+from apiflask import APIBlueprint
+from flask import Response, jsonify, request
+from pydantic import ValidationError
+
+from services.api.answers import JobAnswer
+from services.api.auth import authenticate
+from services.api.field_errors import from_pydantic
+from services.api.job_answers import job_response
+from services.api.jobs import find_job
+from services.api.parts import Parts
+from services.api.request_body import read_optional_json
+from services.api.rerun_schemas import ErasedAnswer, RetryRequest
+from services.api.route_docs import describe
+from shared.errors import RequestError
+from shared.ids import is_id
+from shared.lifecycle.erasing import erase
+from shared.lifecycle.retry import retry
+
+
+def reruns_blueprint(parts: Parts) -> APIBlueprint:
+    """`POST /v1/jobs/{id}/retry` and `DELETE /v1/jobs/{id}`."""
+    reruns = APIBlueprint("reruns", __name__)
+
+    @reruns.post("/v1/jobs/<job_id>/retry")
+    @reruns.output(JobAnswer, status_code=202, description="The job begins anew; what it has is kept.")
+    @reruns.doc(
+        summary="Retry a job that did not succeed",
+        operation_id="retry_job",
+        security="ApiKey",
+        responses=[400, 401, 403, 404, 409, 410, 413, 415, 503],
+        extensions=describe(body=RetryRequest, is_body_optional=True, headers={"202": ("Location", "Retry-After")}),
+    )
+    def retry_one(job_id: str) -> Response:
+        caller = authenticate(parts.db, request, "submit")
+        sent = read_optional_json(request)
+        try:
+            asked = RetryRequest.model_validate(sent)
+        except ValidationError as error:
+            raise from_pydantic(error, RetryRequest, sent) from None
+        retried = retry(parts.db, caller.tenant_id, job_id, asked.deadline) if is_id(job_id, "job") else None
+        if retried is None:
+            raise RequestError("not_found", "there is no such job")
+        # Before anybody is told that there is work: a worker would take the old flag for a new one.
+        parts.live.clear_stops(retried.work_ids)
+        parts.ring_for_work()
+        response = job_response(parts, find_job(parts, caller, job_id))
+        response.status_code = 202
+        response.headers["Location"] = f"/v1/jobs/{job_id}"
+        return response
+
+    @reruns.delete("/v1/jobs/<job_id>")
+    @reruns.output(ErasedAnswer, description="Nothing is left of the job but its id.")
+    @reruns.doc(
+        summary="Erase a job",
+        description="Cancels it first if it is not over. What other jobs of yours share with it stays with them.",
+        operation_id="delete_job",
+        security="ApiKey",
+        responses=[401, 403, 404, 503],
+    )
+    def delete_one(job_id: str) -> Response:
+        caller = authenticate(parts.db, request, "submit")
+        erased = erase(parts.db, caller.tenant_id, job_id) if is_id(job_id, "job") else None
+        if erased is None:
+            raise RequestError("not_found", "there is no such job")
+        # After commit, as a cancel does. Without Redis workers hear at their next heartbeat, and what is cached ends by itself.
+        parts.live.flag_stop(erased.stopped)
+        parts.live.forget(erased.work_ids, erased.grid_hashes)
+        return jsonify({"id": job_id, "object": "job", "deleted": True})
+
+    return reruns
