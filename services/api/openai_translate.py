@@ -10,6 +10,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -147,6 +148,18 @@ def place_images(references: Sequence[ImageReference], field: str) -> tuple[list
         places.append((False, len(named) - 1))
     order = tuple(len(named) + index if is_upload else index for is_upload, index in places)
     return named, tuple(uploads), order
+
+
+def in_sent_words(error: InvalidFieldsError, native: RequestBody) -> InvalidFieldsError:
+    """The native request's errors; reference images under the names and numbers that they were sent with."""
+
+    def as_sent(field: FieldError) -> FieldError:
+        if len(field.path) < 2 or field.path[0] != "images" or not isinstance(field.path[1], int) or native.order is None:
+            return field
+        path: Path = ("images", native.order.index(field.path[1]), "image_url" if field.path[-1] == "url" else "file_id")
+        return replace(field, path=path, detail=field.detail.replace(field.param, ".".join(map(str, path)), 1))
+
+    return InvalidFieldsError([as_sent(field) for field in error.errors])
 
 
 def nested_fields(parts: Sequence[tuple[str, str]], numbers: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     finish.py      finish_grid, finish_image, fail: how an attempt ends; record_draft, hold_grid: how it stops half-way
     previews.py    pictures on the way, which may be lost
     jobs.py        get, list, cancel, expire: what customers and deadlines do
+    batches.py     many jobs submitted as one: their lines, their jobs, their end
     approval.py    approve, reject: what customers say to drafts
     events.py      the event of a change and its webhook deliveries, inside the change's transaction
     endpoints.py   webhook endpoints and their secrets

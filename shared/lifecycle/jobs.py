@@ -51,7 +51,7 @@ def get_job(db: Database, tenant_id: str, job_id: str, read_progress: ReadProgre
 
     def work(session: Session) -> dict[str, Any] | None:
         job = session.scalars(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)).one_or_none()
-        return None if job is None else _documents(session, [job], read_progress)[0]
+        return None if job is None else job_documents(session, [job], read_progress)[0]
 
     return db.run(work)
 
@@ -97,7 +97,7 @@ def list_jobs(
             query = query.where(Job.created_at < wanted.created_before)
         order = (Job.created_at.desc(), Job.id.desc()) if newest_first else (Job.created_at, Job.id)
         jobs = session.scalars(query.order_by(*order).limit(limit + 1)).all()
-        return _documents(session, jobs[:limit], read_progress), len(jobs) > limit
+        return job_documents(session, jobs[:limit], read_progress), len(jobs) > limit
 
     return db.run(work)
 
@@ -163,7 +163,8 @@ def _lateness(job: Job) -> dict[str, Any]:
     return {"code": "deadline_exceeded", "message": "the deadline passed before the last image was stored"}
 
 
-def _documents(session: Session, jobs: Sequence[Job], read_progress: ReadProgress) -> list[dict[str, Any]]:
+def job_documents(session: Session, jobs: Sequence[Job], read_progress: ReadProgress) -> list[dict[str, Any]]:
+    """The documents of these jobs, within a transaction of the caller's."""
     images, grids = images_and_grids(session, [job.id for job in jobs])
     units: list[Grid | Image] = [*(image.row for of_job in images.values() for image in of_job), *grids.values()]
     watched = sorted({unit.id for unit in units if unit.state in WATCHED_WORK})
