@@ -6,7 +6,7 @@ The rules of the translation are in `openai_translate.py`, and those of waiting 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from flask import Request, Response, g, jsonify, request
 from werkzeug.datastructures import FileStorage
 
 from services.api.auth import authenticate
-from services.api.field_errors import InvalidFieldsError
+from services.api.field_errors import InvalidFieldsError, Path
 from services.api.idempotency import parse_key
 from services.api.job_answers import public_document
 from services.api.jobs import Origin, Submitted, find_job, submit_job
@@ -134,7 +134,13 @@ def try_number(request: Request) -> int | None:
 
 
 def submit_translated(
-    parts: Parts, caller: Caller, route: str, sent: RequestBody, native: RequestBody, dialect: dict[str, Any] | None = None
+    parts: Parts,
+    caller: Caller,
+    route: str,
+    sent: RequestBody,
+    native: RequestBody,
+    dialect: dict[str, Any] | None = None,
+    places: Sequence[Path] | None = None,
 ) -> Submitted:
     """
     Submit what a request of this interface was translated to.
@@ -146,7 +152,7 @@ def submit_translated(
     try:
         return submit_job(parts, caller, native, key, origin)
     except InvalidFieldsError as error:
-        raise in_sent_words(error, native) from None
+        raise in_sent_words(error, native, places) from None
 
 
 def _read_edit(request: Request) -> _Asked:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select, tuple_
+from sqlalchemy import func, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -61,10 +61,10 @@ def get_dialect(db: Database, tenant_id: str, job_id: str) -> dict[str, Any] | N
     return db.run(lambda session: session.scalar(select(Job.dialect).where(Job.id == job_id, Job.tenant_id == tenant_id)))
 
 
-def job_versions(db: Database, job_ids: Collection[str]) -> dict[str, int]:
-    """How often each of these jobs has changed. Cheap: for whoever waits for a change."""
-    query = select(Job.id, Job.version).where(Job.id.in_(job_ids))
-    return db.run(lambda session: {row.id: row.version for row in session.execute(query)})
+def forget_dialect(db: Database, tenant_id: str, job_id: str) -> None:
+    """The job is not to be found any more by the interface that it came by. It stays what it is for all others."""
+    mine = update(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    db.run(lambda session: session.execute(mine.values(dialect={"deleted": True}, version=Job.version + 1)))
 
 
 def list_jobs(
