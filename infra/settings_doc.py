@@ -31,6 +31,7 @@ PREFIX = "GLMQ_"
 SETTINGS_OF: dict[str, type[CoreSettings]] = {
     "migrate": MigrateSettings,
     "api": ApiSettings,
+    "batch_clerk": ApiSettings,
     "dispatcher": DispatcherSettings,
     "ar_worker": ArWorkerSettings,
     "decoder_worker": DecoderWorkerSettings,

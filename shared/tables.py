@@ -167,6 +167,7 @@ class Batch(Base):
         CheckConstraint(f"(completed_at IS NULL) = ({_BATCH_IS_LIVE})", name="completed_iff_final"),
         Index("ix_batch_tenant", "tenant_id", "created_at", "id"),
         Index("ix_batch_live", "created_at", postgresql_where=text(_BATCH_IS_LIVE)),
+        UniqueConstraint("tenant_id", "idempotency_key"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -174,6 +175,11 @@ class Batch(Base):
     status: Mapped[str]
     input_file_id: Mapped[str | None] = mapped_column(ForeignKey("file.id"))
     request_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", server_default="{}")
+    idempotency_key: Mapped[str | None]
+    fingerprint: Mapped[str | None]
+    """Of the request that made it."""
+    num_retries: Mapped[int] = mapped_column(server_default="0")
+    """The number of the last try of that request, as clients count that send no key."""
     endpoint: Mapped[str | None]
     """The route whose bodies its lines hold."""
     completion_window: Mapped[str | None]

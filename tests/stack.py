@@ -19,6 +19,7 @@ from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
 
 ROLES = ("api", "dispatcher", "ar_worker", "decoder_worker", "webhook_sender")
+"""What most stories need; `batch_clerk` is started by those with batches."""
 API_KEY = "glmq_testtesttest_" + "t" * 43
 _READY_S = 240
 """A worker imports and loads for 10 s on a quiet machine, and for minutes on one that is full."""

@@ -209,6 +209,7 @@ class ModelAnswer(BaseModel):
 
     id: str
     object: Literal["model"]
+    created: int = Field(description="Not known: 0.")
     owned_by: str
     revision: str
     defaults: dict[str, Any]

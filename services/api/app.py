@@ -15,8 +15,10 @@ from services.api.health import health_blueprint
 from services.api.images import images_blueprint
 from services.api.jobs import jobs_blueprint
 from services.api.model_list import models_blueprint
+from services.api.openai_batches import batches_blueprint
 from services.api.openai_files import files_blueprint
 from services.api.openai_images import openai_images_blueprint
+from services.api.openai_responses import responses_blueprint
 from services.api.parts import make_parts
 from services.api.redecode import redecode_blueprint
 from services.api.request_body import MAX_JSON_BYTES
@@ -74,6 +76,6 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
     ):
         app.register_blueprint(make(parts))
     # The dialects, each over the functions of jobs.py.
-    for make in (openai_images_blueprint, files_blueprint):
+    for make in (openai_images_blueprint, files_blueprint, batches_blueprint, responses_blueprint):
         app.register_blueprint(make(parts))
     return app

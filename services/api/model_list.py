@@ -5,10 +5,12 @@ from __future__ import annotations
 from apiflask import APIBlueprint
 from flask import Response, jsonify, request
 
-from services.api.answers import ModelListAnswer
+from services.api.answers import ModelAnswer, ModelListAnswer
 from services.api.auth import authenticate
+from services.api.openai_schemas import is_model_name
 from services.api.parts import Parts
 from shared.checkpoint import ModelInfo
+from shared.errors import RequestError
 
 
 def models_blueprint(parts: Parts) -> APIBlueprint:
@@ -23,6 +25,16 @@ def models_blueprint(parts: Parts) -> APIBlueprint:
         info = parts.model.find()
         return jsonify({"object": "list", "data": [] if info is None else [describe(info)]})
 
+    @models.get("/v1/models/<path:model_id>")
+    @models.output(ModelAnswer, description="The model.")
+    @models.doc(summary="Get a loaded model", operation_id="get_model", security="ApiKey", responses=[401, 403, 404, 503])
+    def get_model(model_id: str) -> Response:
+        authenticate(parts.db, request, "read")
+        info = parts.model.find()
+        if info is None or not is_model_name(model_id, info.name):
+            raise RequestError("model_not_found", f"there is no model {model_id[:60]}", "model")
+        return jsonify(describe(info))
+
     return models
 
 
@@ -31,6 +43,8 @@ def describe(info: ModelInfo) -> dict[str, object]:
     return {
         "id": info.name,
         "object": "model",
+        # OpenAI's clients expect it, and a checkpoint does not tell.
+        "created": 0,
         "owned_by": "glmq",
         "revision": info.revision,
         "defaults": {

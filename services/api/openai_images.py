@@ -6,8 +6,8 @@ The rules of the translation are in `openai_translate.py`, and those of waiting 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -16,7 +16,7 @@ from flask import Request, Response, g, jsonify, request
 from werkzeug.datastructures import FileStorage
 
 from services.api.auth import authenticate
-from services.api.field_errors import FieldError, InvalidFieldsError, Path
+from services.api.field_errors import InvalidFieldsError, Path
 from services.api.idempotency import parse_key
 from services.api.job_answers import public_document
 from services.api.jobs import Origin, Submitted, find_job, submit_job
@@ -34,7 +34,7 @@ from services.api.openai_answers import (
     unix,
 )
 from services.api.openai_schemas import EditRequest, ImageRequest
-from services.api.openai_translate import native_image_request, nested_fields, read_asked, without_nulls
+from services.api.openai_translate import in_sent_words, native_image_request, nested_fields, read_asked, without_nulls
 from services.api.openai_wait import HEARTBEAT_S, cut_short, event, heartbeat, wait_for_end, waiting_place, watch_job
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, Upload, read_json, refuse_compression
@@ -134,7 +134,13 @@ def try_number(request: Request) -> int | None:
 
 
 def submit_translated(
-    parts: Parts, caller: Caller, route: str, sent: RequestBody, native: RequestBody, dialect: dict[str, Any] | None = None
+    parts: Parts,
+    caller: Caller,
+    route: str,
+    sent: RequestBody,
+    native: RequestBody,
+    dialect: dict[str, Any] | None = None,
+    places: Sequence[Path] | None = None,
 ) -> Submitted:
     """
     Submit what a request of this interface was translated to.
@@ -146,15 +152,7 @@ def submit_translated(
     try:
         return submit_job(parts, caller, native, key, origin)
     except InvalidFieldsError as error:
-        raise InvalidFieldsError([_as_sent(field, native) for field in error.errors]) from None
-
-
-def _as_sent(field: FieldError, native: RequestBody) -> FieldError:
-    """A wrong reference image under the name and number that it was sent with."""
-    if len(field.path) < 2 or field.path[0] != "images" or not isinstance(field.path[1], int) or native.order is None:
-        return field
-    path: Path = ("images", native.order.index(field.path[1]), "image_url" if field.path[-1] == "url" else "file_id")
-    return replace(field, path=path, detail=field.detail.replace(field.param, ".".join(map(str, path)), 1))
+        raise in_sent_words(error, native, places) from None
 
 
 def _read_edit(request: Request) -> _Asked:

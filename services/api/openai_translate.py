@@ -10,6 +10,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -75,7 +76,7 @@ def native_image_request(asked: ImageRequest, info: ModelInfo, uploads: Sequence
         errors.add(("partial_images",), "not_applicable", "only a stream shows pictures on the way")
     errors.raise_any()
     references = asked.images if isinstance(asked, EditRequest) else []
-    images, more, order = place_images(references, "images")
+    images, more, order = place_images(references, image_places(len(references)))
     return RequestBody({**fields, "images": images}, (*more, *uploads), order if references else None)
 
 
@@ -124,22 +125,31 @@ def check_model(name: str | None, info: ModelInfo, errors: ErrorCollector) -> No
         errors.add(("model",), "unknown_model", f"there is no model {str(name)[:60]}; there is {info.name}", "model_not_found")
 
 
-def place_images(references: Sequence[ImageReference], field: str) -> tuple[list[dict[str, str]], tuple[Upload, ...], tuple[int, ...]]:
+def image_places(count: int) -> list[Path]:
+    """Where reference images stand in a body that has a list of them."""
+    return [("images", index) for index in range(count)]
+
+
+def place_images(
+    references: Sequence[ImageReference], paths: Sequence[Path]
+) -> tuple[list[dict[str, str]], tuple[Upload, ...], tuple[int, ...]]:
     """
     Reference images as native ones: URLs and files by name, the bytes of data URLs as uploads, and the order of all.
 
+    Args:
+        paths: where each stands in the request.
     Raises:
         InvalidFieldsError: names the data URL that cannot be read.
     """
     named: list[dict[str, str]] = []
     uploads: list[Upload] = []
     places: list[tuple[bool, int]] = []
-    for index, reference in enumerate(references):
+    for reference, place in zip(references, paths, strict=True):
         if reference.file_id is not None:
             named.append({"file_id": reference.file_id})
         elif (reference.image_url or "").lower().startswith("data:"):
-            path: Path = (field, index, "image_url")
-            uploads.append(Upload(f"{field}.{index}.image_url", _data_of(reference.image_url or "", path)))
+            path = (*place, "image_url")
+            uploads.append(Upload(".".join(map(str, path)), _data_of(reference.image_url or "", path)))
             places.append((True, len(uploads) - 1))
             continue
         else:
@@ -147,6 +157,24 @@ def place_images(references: Sequence[ImageReference], field: str) -> tuple[list
         places.append((False, len(named) - 1))
     order = tuple(len(named) + index if is_upload else index for is_upload, index in places)
     return named, tuple(uploads), order
+
+
+def in_sent_words(error: InvalidFieldsError, native: RequestBody, places: Sequence[Path] | None = None) -> InvalidFieldsError:
+    """
+    The native request's errors; reference images under the names and numbers that they were sent with.
+
+    Args:
+        places: where each reference image stood in the request.
+    """
+    paths = image_places(len(native.order or ())) if places is None else places
+
+    def as_sent(field: FieldError) -> FieldError:
+        if len(field.path) < 2 or field.path[0] != "images" or not isinstance(field.path[1], int) or native.order is None:
+            return field
+        path = (*paths[native.order.index(field.path[1])], "image_url" if field.path[-1] == "url" else "file_id")
+        return replace(field, path=path, detail=field.detail.replace(field.param, ".".join(map(str, path)), 1))
+
+    return InvalidFieldsError([as_sent(field) for field in error.errors])
 
 
 def nested_fields(parts: Sequence[tuple[str, str]], numbers: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     jobs.py        get, list, cancel, expire: what customers and deadlines do
     retry.py       retry: another run of a job that did not succeed
     erasing.py     erase: a job, and what no other job has of what was drawn for it
+    batches.py     many jobs submitted as one: their lines, their jobs, their end
     approval.py    approve, reject: what customers say to drafts
     events.py      the event of a change and its webhook deliveries, inside the change's transaction
     endpoints.py   webhook endpoints and their secrets

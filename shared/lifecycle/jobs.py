@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select, tuple_
+from sqlalchemy import func, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -58,7 +58,7 @@ def get_job(db: Database, tenant_id: str, job_id: str, read_progress: ReadProgre
         job = session.scalars(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)).one_or_none()
         if job is not None and job.erased_at is not None:
             raise RequestError("gone", "the job was erased")
-        return None if job is None else _documents(session, [job], read_progress)[0]
+        return None if job is None else job_documents(session, [job], read_progress)[0]
 
     return db.run(work)
 
@@ -68,10 +68,10 @@ def get_dialect(db: Database, tenant_id: str, job_id: str) -> dict[str, Any] | N
     return db.run(lambda session: session.scalar(select(Job.dialect).where(Job.id == job_id, Job.tenant_id == tenant_id)))
 
 
-def job_versions(db: Database, job_ids: Collection[str]) -> dict[str, int]:
-    """How often each of these jobs has changed. Cheap: for whoever waits for a change."""
-    query = select(Job.id, Job.version).where(Job.id.in_(job_ids))
-    return db.run(lambda session: {row.id: row.version for row in session.execute(query)})
+def forget_dialect(db: Database, tenant_id: str, job_id: str) -> None:
+    """The job is not to be found any more by the interface that it came by. It stays what it is for all others."""
+    mine = update(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    db.run(lambda session: session.execute(mine.values(dialect={"deleted": True}, version=Job.version + 1)))
 
 
 def list_jobs(
@@ -104,7 +104,7 @@ def list_jobs(
             query = query.where(Job.created_at < wanted.created_before)
         order = (Job.created_at.desc(), Job.id.desc()) if newest_first else (Job.created_at, Job.id)
         jobs = session.scalars(query.order_by(*order).limit(limit + 1)).all()
-        return _documents(session, jobs[:limit], read_progress), len(jobs) > limit
+        return job_documents(session, jobs[:limit], read_progress), len(jobs) > limit
 
     return db.run(work)
 
@@ -172,7 +172,8 @@ def _lateness(job: Job) -> dict[str, Any]:
     return {"code": "deadline_exceeded", "message": "the deadline passed before the last image was stored"}
 
 
-def _documents(session: Session, jobs: Sequence[Job], read_progress: ReadProgress) -> list[dict[str, Any]]:
+def job_documents(session: Session, jobs: Sequence[Job], read_progress: ReadProgress) -> list[dict[str, Any]]:
+    """The documents of these jobs, within a transaction of the caller's."""
     images, grids = images_and_grids(session, [job.id for job in jobs])
     units: list[Grid | Image] = [*(image.row for of_job in images.values() for image in of_job), *grids.values()]
     watched = sorted({unit.id for unit in units if unit.state in WATCHED_WORK})

@@ -17,6 +17,8 @@ depends_on = None
 
 _LIVE = "status IN ('validating', 'running', 'finalizing', 'canceling')"
 _BATCH_COLUMNS = (
+    ("idempotency_key", sa.Text()),
+    ("fingerprint", sa.Text()),
     ("endpoint", sa.Text()),
     ("completion_window", sa.Text()),
     ("output_expires_s", sa.BigInteger()),
@@ -95,7 +97,9 @@ def _upgrade_batches() -> None:
     op.create_check_constraint(op.f("ck_batch_completed_iff_final"), "batch", f"(completed_at IS NULL) = ({_LIVE})")
     for name, kind in _BATCH_COLUMNS:
         op.add_column("batch", sa.Column(name, kind, nullable=True))
-    op.add_column("batch", sa.Column("num_items", sa.BigInteger(), server_default="0", nullable=False))
+    for name in ("num_retries", "num_items"):
+        op.add_column("batch", sa.Column(name, sa.BigInteger(), server_default="0", nullable=False))
+    op.create_unique_constraint(op.f("uq_batch_tenant_id_idempotency_key"), "batch", ["tenant_id", "idempotency_key"])
     for name in ("output_file_id", "error_file_id"):
         op.create_foreign_key(op.f(f"fk_batch_{name}"), "batch", "file", [name], ["id"])
     op.create_index("ix_batch_live", "batch", ["created_at"], postgresql_where=sa.text(_LIVE))
@@ -124,7 +128,8 @@ def _downgrade_batches() -> None:
     op.drop_table("batch_item")
     op.drop_index("ix_batch_live", "batch")
     op.drop_constraint(op.f("ck_batch_completed_iff_final"), "batch", type_="check")
-    for name in ("num_items", *(name for name, _ in reversed(_BATCH_COLUMNS))):
+    op.drop_constraint(op.f("uq_batch_tenant_id_idempotency_key"), "batch", type_="unique")
+    for name in ("num_items", "num_retries", *(name for name, _ in reversed(_BATCH_COLUMNS))):
         op.drop_column("batch", name)
     op.execute("UPDATE batch SET status = 'running' WHERE status IN ('validating', 'canceling', 'finalizing')")
     op.drop_constraint(op.f("ck_batch_status_known"), "batch", type_="check")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from shared.db import Database
+from shared.errors import PermanentWorkError
 from shared.lifecycle import claims, finish, previews, work
 from shared.states import Stage
 from shared.storage import Storage
@@ -38,12 +39,15 @@ def drawing(step: Callable[[], object]) -> Iterator[None]:
 
 
 def draw(db: Database, storage: Storage, picture: bytes, num_previews: int = 0) -> None:
-    """Do all that waits, as the workers would, with a draft and pictures between the steps for who wants them."""
+    """Do all that waits, as the workers would, with pictures on the way for who wants them. Prompts with "doomed" fail."""
     artifact = claims.StoredArtifact("t/preview.webp", "ab" * 32, 100)
     if num_previews:
         storage.put(artifact.storage_key, b"preview", "image/webp")
     work.release(db, Stage.AR, 100)
     while grid := claims.claim_grid(db, "w", 30):
+        if "doomed" in grid.prompt:
+            finish.fail(db, Stage.AR, grid.id, grid.attempt, PermanentWorkError("unprocessable_prompt", "too long"), retryable=False)
+            continue
         if num_previews and grid.wants_preview:
             finish.record_draft(db, grid.id, grid.attempt, [1, 2, 3])
             if claim := previews.claim_preview(db, "w", 30, grid.model_revision):

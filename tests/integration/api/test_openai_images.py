@@ -19,8 +19,6 @@ from services.api.openai_images import EDITS, GENERATIONS
 from services.api.parts import Parts
 from services.api.settings import ApiSettings
 from shared.db import Database
-from shared.lifecycle import claims, finish, work
-from shared.states import Stage
 from tests.integration.api.conftest import Account, assert_problem, client_of, count_rows, open_app, png
 from tests.integration.api.openai import draw, drawing, events_of
 from tests.stack import wait_until
@@ -133,24 +131,18 @@ def test_a_stream_of_several_images(client: FlaskClient) -> None:
     assert sum(event["usage"]["output_tokens"] for event in found) == job["usage"]["ar_tokens"]
 
 
-def fail_all(db: Database) -> None:
-    work.release(db, Stage.AR, 100)
-    while grid := claims.claim_grid(db, "w", 30):
-        finish.fail(db, Stage.AR, grid.id, grid.attempt, finish.WorkError("unprocessable_prompt", "too long"), retryable=False)
-
-
-def test_a_failure_in_a_stream(client: FlaskClient, db: Database) -> None:
+@pytest.mark.usefixtures("workers")
+def test_a_failure_in_a_stream(client: FlaskClient) -> None:
     """A job that fails mid-stream is an event with `error`, which the clients raise."""
-    with drawing(lambda: fail_all(db)):
-        [event] = events_of(generate(client, stream=True).get_data())
+    [event] = events_of(generate(client, stream=True, prompt="doomed").get_data())
     assert event["error"]["code"] == "job_failed"
     assert "too long" in event["error"]["message"]
 
 
-def test_a_failed_job(client: FlaskClient, db: Database) -> None:
+@pytest.mark.usefixtures("workers")
+def test_a_failed_job(client: FlaskClient) -> None:
     """A failure is an error that the clients do not answer with the same request."""
-    with drawing(lambda: fail_all(db)):
-        answer = generate(client)
+    answer = generate(client, prompt="doomed")
     assert_problem(answer, 500, "job_failed")
     assert answer.headers["X-Should-Retry"] == "false"
     assert answer.get_json()["job"].endswith(client.get("/v1/jobs").get_json()["data"][0]["id"])

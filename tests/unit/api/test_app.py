@@ -21,7 +21,7 @@ def test_openapi_document_is_valid(app: APIFlask) -> None:
 def test_openapi_document_is_complete(app: APIFlask) -> None:
     """Every route is in it, with a summary, a key unless it is open, and problems as problems."""
     spec = app.test_client().get("/openapi.json").get_json()
-    rules = {re.sub("<([a-z_]+)>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()} - {"/openapi.json"}
+    rules = {re.sub("<(?:path:)?([a-z_]+)>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()} - {"/openapi.json"}
     assert set(spec["paths"]) == rules
     for path, item in spec["paths"].items():
         for operation in item.values():

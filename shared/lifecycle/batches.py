@@ -1,0 +1,422 @@
+"""
+Many jobs submitted as one: a batch, its lines, and how they become jobs, once each.
+
+    create ─► validating ─► running ─► finalizing ─► completed | expired
+                  │            │            ▲   └──► canceled
+                  └─► failed   └─► canceling ┘
+
+Every step may be repeated: a line has no job or exactly one, which the transaction that makes the job writes into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Select, and_, exists, func, or_, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert as insert_or_skip
+from sqlalchemy.orm import Session
+
+from shared.db import Database
+from shared.errors import RequestError
+from shared.ids import new_id
+from shared.lifecycle.ending import end_jobs
+from shared.lifecycle.files import NewFile, add_file_in
+from shared.lifecycle.jobs import job_documents
+from shared.lifecycle.submit import NewJob, submit_in
+from shared.states import TERMINAL_JOB, BatchStatus, JobStatus
+from shared.tables import Batch, BatchItem, Job
+
+_TRY_AGAIN = timedelta(minutes=10)
+"""As long as a numbered try may come after the one before: longer than a client waits for an answer."""
+_CANCEL_AT_ONCE = 25
+"""Jobs of one transaction, which holds the tenant's row."""
+_INSERT_AT_ONCE = 1000
+
+EXPIRED, CANCELED = "batch_expired", "batch_cancelled"
+"""Why a line has no job: codes of its error, as OpenAI spells them."""
+_UNDONE = {
+    EXPIRED: "the time of the batch was up before this request could be run",
+    CANCELED: "the batch was canceled before this request was run",
+}
+
+LIVE = (BatchStatus.VALIDATING, BatchStatus.RUNNING, BatchStatus.CANCELING, BatchStatus.FINALIZING)
+
+_now = func.clock_timestamp
+
+
+@dataclass(frozen=True)
+class NewBatch:
+    """A batch that somebody wants."""
+
+    tenant_id: str
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    window_s: int
+    fingerprint: str
+    metadata: dict[str, str] = field(default_factory=dict)
+    output_expires_s: int | None = None
+    idempotency_key: str | None = None
+    try_number: int | None = None
+
+
+@dataclass(frozen=True)
+class BatchDocument:
+    """A batch as it is now; times are aware, and those of what has not happened are None."""
+
+    id: str
+    tenant_id: str
+    status: BatchStatus
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    output_expires_s: int | None
+    metadata: dict[str, Any]
+    errors: list[dict[str, Any]] | None
+    output_file_id: str | None
+    error_file_id: str | None
+    num_items: int
+    num_completed: int
+    num_failed: int
+    usage: dict[str, Any] | None
+    created_at: datetime
+    expires_at: datetime
+    started_at: datetime | None
+    finalizing_at: datetime | None
+    canceling_at: datetime | None
+    completed_at: datetime | None
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """A line that was understood."""
+
+    line: int
+    custom_id: str
+    request: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PendingItem:
+    """A line that has no outcome yet."""
+
+    id: str
+    custom_id: str
+    request: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a line: a job's document, or an error."""
+
+    item_id: str
+    line: int
+    custom_id: str
+    request: dict[str, Any]
+    document: dict[str, Any] | None
+    error: dict[str, Any] | None
+
+
+def create_batch(db: Database, new: NewBatch) -> tuple[str, bool]:
+    """
+    Store a batch, whose lines are still to be read.
+
+    Returns:
+        Its id, and whether it was already there (the same idempotency key, or an earlier try of the request, came before).
+    Raises:
+        RequestError: `idempotency_mismatch`.
+    """
+
+    def work(session: Session) -> tuple[str, bool]:
+        if (earlier := _earlier(session, new)) is not None:
+            return earlier, True
+        now = session.execute(select(_now())).scalar_one()
+        made = session.scalar(
+            insert_or_skip(Batch)
+            .values(
+                id=new_id("bat"),
+                tenant_id=new.tenant_id,
+                status=BatchStatus.VALIDATING,
+                input_file_id=new.input_file_id,
+                request_metadata=new.metadata,
+                idempotency_key=new.idempotency_key,
+                fingerprint=new.fingerprint,
+                num_retries=new.try_number or 0,
+                endpoint=new.endpoint,
+                completion_window=new.completion_window,
+                output_expires_s=new.output_expires_s,
+                created_at=now,
+                expires_at=now + timedelta(seconds=new.window_s),
+            )
+            .on_conflict_do_nothing(index_elements=[Batch.tenant_id, Batch.idempotency_key])
+            .returning(Batch.id)
+        )
+        if made is not None:
+            return made, False
+        # A concurrent request with the key was quicker; it is committed by now.
+        holder = _of(new.tenant_id).with_only_columns(Batch.id).where(Batch.idempotency_key == new.idempotency_key)
+        return session.execute(holder).scalar_one(), True
+
+    return db.run(work)
+
+
+def _earlier(session: Session, new: NewBatch) -> str | None:
+    if new.idempotency_key is not None:
+        holder = session.scalars(_of(new.tenant_id).where(Batch.idempotency_key == new.idempotency_key)).one_or_none()
+        if holder is not None and holder.fingerprint != new.fingerprint:
+            raise RequestError("idempotency_mismatch", "this Idempotency-Key came before with a different request", "Idempotency-Key")
+        return None if holder is None else holder.id
+    if not new.try_number:
+        return None
+    alike = _of(new.tenant_id).where(
+        Batch.fingerprint == new.fingerprint, Batch.num_retries < new.try_number, Batch.created_at > _now() - _TRY_AGAIN
+    )
+    found = session.scalars(alike.order_by(Batch.created_at.desc()).limit(1).with_for_update()).one_or_none()
+    if found is None:
+        return None
+    found.num_retries = new.try_number
+    return found.id
+
+
+def get_batch(db: Database, tenant_id: str, batch_id: str) -> BatchDocument | None:
+    """A batch of this tenant, or None."""
+
+    def work(session: Session) -> BatchDocument | None:
+        row = session.scalars(_of(tenant_id).where(Batch.id == batch_id)).one_or_none()
+        return None if row is None else _document(session, row)
+
+    return db.run(work)
+
+
+def list_batches(db: Database, tenant_id: str, limit: int, after: str | None) -> tuple[list[BatchDocument], bool]:
+    """
+    One page of batches, newest first, and whether more follow.
+
+    Raises:
+        RequestError: `after` is not a batch of this tenant.
+    """
+
+    def work(session: Session) -> tuple[list[BatchDocument], bool]:
+        query = _of(tenant_id).where(Batch.endpoint.is_not(None))
+        if after is not None:
+            cursor = session.execute(
+                select(Batch.created_at, Batch.id).where(Batch.id == after, Batch.tenant_id == tenant_id)
+            ).one_or_none()
+            if cursor is None:
+                raise RequestError("invalid_request", "after: names no batch of yours", "after")
+            query = query.where(tuple_(Batch.created_at, Batch.id) < tuple(cursor))
+        rows = session.scalars(query.order_by(Batch.created_at.desc(), Batch.id.desc()).limit(limit + 1)).all()
+        return [_document(session, row) for row in rows[:limit]], len(rows) > limit
+
+    return db.run(work)
+
+
+def cancel_batch(db: Database, tenant_id: str, batch_id: str) -> bool:
+    """Let nothing more of a batch be run; one that has ended, or is about to, stays as it is. False: there is no such batch."""
+
+    def work(session: Session) -> bool:
+        row = session.scalars(_of(tenant_id).where(Batch.id == batch_id).with_for_update()).one_or_none()
+        if row is None:
+            return False
+        if row.status in (BatchStatus.VALIDATING, BatchStatus.RUNNING):
+            row.status = BatchStatus.CANCELING
+            row.canceling_at = session.execute(select(_now())).scalar_one()
+        return True
+
+    return db.run(work)
+
+
+def live_batches(db: Database) -> list[BatchDocument]:
+    """All batches that have not ended, oldest first. Their counts are not counted."""
+    query = select(Batch).where(Batch.status.in_(LIVE), Batch.endpoint.is_not(None)).order_by(Batch.created_at)
+    return db.run(lambda session: [_plain(row, 0, 0) for row in session.scalars(query)])
+
+
+def refuse_batch(db: Database, batch_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
+    """Some line was not understood: nothing is run."""
+    values = {"status": BatchStatus.FAILED, "errors": list(errors), "counts": {"completed": 0, "failed": 0}, "completed_at": _now()}
+    db.run(lambda session: session.execute(_move(batch_id, BatchStatus.VALIDATING).values(values)))
+
+
+def start_batch(db: Database, batch_id: str, items: Sequence[NewItem]) -> bool:
+    """
+    All lines were understood: store them, and begin. False: the batch is not being validated any more.
+
+    Lines that were stored before by a try that did not come so far are left as they are: they are the same.
+    """
+    for first in range(0, len(items), _INSERT_AT_ONCE):
+        rows = [
+            {"id": new_id("itm"), "batch_id": batch_id, "line": item.line, "custom_id": item.custom_id, "request": item.request}
+            for item in items[first : first + _INSERT_AT_ONCE]
+        ]
+        add = insert_or_skip(BatchItem).on_conflict_do_nothing()
+        db.run(partial(_execute, add, rows))
+    values = {"status": BatchStatus.RUNNING, "num_items": len(items), "started_at": _now()}
+    begun = _move(batch_id, BatchStatus.VALIDATING).values(values).returning(Batch.id)
+    return db.run(lambda session: session.scalar(begun)) is not None
+
+
+def pending_items(db: Database, batch_id: str, limit: int) -> list[PendingItem]:
+    """The next lines without an outcome."""
+
+    def work(session: Session) -> list[PendingItem]:
+        rows = session.scalars(_pending(batch_id).order_by(BatchItem.line).limit(limit))
+        return [PendingItem(row.id, row.custom_id, row.request) for row in rows]
+
+    return db.run(work)
+
+
+def submit_items(db: Database, batch_id: str, ready: Mapping[str, NewJob | dict[str, Any]]) -> int:
+    """
+    Make jobs of lines, or note why they cannot be; all of them or none. Lines that have an outcome already are left alone.
+
+    Args:
+        ready: by item id, a job or an error.
+    Returns:
+        How many jobs were made.
+    """
+
+    def work(session: Session) -> int:
+        count = 0
+        items = session.scalars(_pending(batch_id).where(BatchItem.id.in_(ready)).order_by(BatchItem.line).with_for_update()).all()
+        for item in items:
+            found = ready[item.id]
+            if isinstance(found, NewJob):
+                item.job_id, _ = submit_in(session, found, None)
+                count += 1
+            else:
+                item.error = found
+        session.flush()
+        return count
+
+    return db.run(work)
+
+
+def drop_pending(db: Database, batch_id: str, code: str) -> None:
+    """Lines that have no job yet get none."""
+    error = {"code": code, "message": _UNDONE[code]}
+    pending = update(BatchItem).where(BatchItem.batch_id == batch_id, BatchItem.job_id.is_(None), BatchItem.error.is_(None))
+    db.run(lambda session: session.execute(pending.values(error=error)))
+
+
+def cancel_jobs(db: Database, batch_id: str) -> tuple[int, list[str]]:
+    """Cancel some of a batch's jobs; how many, and the ids of running work whose workers should stop."""
+
+    def work(session: Session) -> tuple[int, list[str]]:
+        live = _live_jobs(batch_id).order_by(Job.id).limit(_CANCEL_AT_ONCE).with_for_update(skip_locked=True)
+        jobs = session.scalars(live).all()
+        return len(jobs), end_jobs(session, jobs, JobStatus.CANCELED) if jobs else []
+
+    return db.run(work)
+
+
+def is_settled(db: Database, batch_id: str) -> bool:
+    """Does every line have its outcome, and has every job ended?"""
+
+    def work(session: Session) -> bool:
+        return not session.scalar(select(exists(_pending(batch_id)))) and not session.scalar(select(exists(_live_jobs(batch_id))))
+
+    return db.run(work)
+
+
+def start_finalizing(db: Database, batch_id: str) -> None:
+    """Nothing of the batch can change any more."""
+    values = {"status": BatchStatus.FINALIZING, "finalizing_at": _now()}
+    db.run(lambda session: session.execute(_move(batch_id, BatchStatus.RUNNING, BatchStatus.CANCELING).values(values)))
+
+
+def outcomes(db: Database, batch_id: str, after_line: int, limit: int) -> list[Outcome]:
+    """What became of the lines behind `after_line`, in their order."""
+
+    def work(session: Session) -> list[Outcome]:
+        query = select(BatchItem).where(BatchItem.batch_id == batch_id, BatchItem.line > after_line)
+        items = session.scalars(query.order_by(BatchItem.line).limit(limit)).all()
+        jobs = session.scalars(select(Job).where(Job.id.in_([item.job_id for item in items if item.job_id]))).all()
+        documents = {document["id"]: document for document in job_documents(session, jobs, lambda _: {})}
+        return [Outcome(item.id, item.line, item.custom_id, item.request, documents.get(item.job_id or ""), item.error) for item in items]
+
+    return db.run(work)
+
+
+def end_batch(
+    db: Database, batch_id: str, status: BatchStatus, output: NewFile | None, error: NewFile | None, usage: Mapping[str, Any]
+) -> None:
+    """The files are stored: the batch has ended."""
+
+    def work(session: Session) -> None:
+        row = session.get_one(Batch, batch_id, with_for_update=True, populate_existing=True)
+        if row.status != BatchStatus.FINALIZING:
+            return  # another one was quicker, or an unknown commit is being repeated
+        row.output_file_id = add_file_in(session, output).id if output else None
+        row.error_file_id = add_file_in(session, error).id if error else None
+        completed, failed = _count(session, batch_id)
+        row.counts = {"completed": completed, "failed": failed}
+        row.usage = dict(usage)
+        row.status = status
+        row.completed_at = session.execute(select(_now())).scalar_one()
+
+    db.run(work)
+
+
+def _execute(statement: Any, rows: list[dict[str, Any]], session: Session) -> None:
+    session.execute(statement, rows)
+
+
+def _of(tenant_id: str) -> Select[Batch]:
+    return select(Batch).where(Batch.tenant_id == tenant_id)
+
+
+def _move(batch_id: str, *origins: BatchStatus) -> Any:
+    return update(Batch).where(Batch.id == batch_id, Batch.status.in_(origins))
+
+
+def _pending(batch_id: str) -> Select[BatchItem]:
+    return select(BatchItem).where(BatchItem.batch_id == batch_id, BatchItem.job_id.is_(None), BatchItem.error.is_(None))
+
+
+def _live_jobs(batch_id: str) -> Select[Job]:
+    return select(Job).where(Job.batch_id == batch_id, Job.status.not_in(TERMINAL_JOB))
+
+
+def _count(session: Session, batch_id: str) -> tuple[int, int]:
+    """Lines that have succeeded, and lines that never will."""
+    is_done = Job.status == JobStatus.SUCCEEDED
+    is_lost = or_(BatchItem.error.is_not(None), and_(Job.status.in_(TERMINAL_JOB), ~is_done))
+    count = select(func.count().filter(is_done), func.count().filter(is_lost)).select_from(BatchItem)
+    completed, failed = session.execute(count.outerjoin(Job, Job.id == BatchItem.job_id).where(BatchItem.batch_id == batch_id)).one()
+    return completed, failed
+
+
+def _document(session: Session, row: Batch) -> BatchDocument:
+    counts = row.counts or dict(zip(("completed", "failed"), _count(session, row.id), strict=True))
+    return _plain(row, counts["completed"], counts["failed"])
+
+
+def _plain(row: Batch, num_completed: int, num_failed: int) -> BatchDocument:
+    return BatchDocument(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        status=BatchStatus(row.status),
+        endpoint=row.endpoint or "",
+        input_file_id=row.input_file_id or "",
+        completion_window=row.completion_window or "",
+        output_expires_s=row.output_expires_s,
+        metadata=row.request_metadata,
+        errors=row.errors,
+        output_file_id=row.output_file_id,
+        error_file_id=row.error_file_id,
+        num_items=row.num_items,
+        num_completed=num_completed,
+        num_failed=num_failed,
+        usage=row.usage,
+        created_at=row.created_at,
+        expires_at=row.expires_at or row.created_at,
+        started_at=row.started_at,
+        finalizing_at=row.finalizing_at,
+        canceling_at=row.canceling_at,
+        completed_at=row.completed_at,
+    )

@@ -1,0 +1,337 @@
+"""OpenAI's batches: each line one job, whatever is killed; truthful statuses, counts and files."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from apiflask import APIFlask
+from flask.testing import FlaskClient
+
+from services.api.batch_clerk import Clerk
+from services.api.batch_lines import EDITS, GENERATIONS, MAX_LINES, read_lines
+from services.api.parts import Parts
+from shared.db import Database
+from shared.lifecycle import batches
+from tests.integration.api.conftest import MODEL, Account, assert_problem, client_of, count_rows, png
+from tests.integration.api.openai import draw
+from tests.integration.api.test_openai_files import upload
+from tests.ledger import execute, query
+
+PICTURE = png(64, 64)
+
+
+def line(custom_id: str, url: str = GENERATIONS, **body: Any) -> dict[str, Any]:
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": {"prompt": f"Cat {custom_id}", "size": "64x64", **body}}
+
+
+def make(client: FlaskClient, lines: list[Any], endpoint: str = GENERATIONS, headers: Any = None, **fields: Any) -> dict[str, Any]:
+    data = b"\n".join(text if isinstance(text, bytes) else json.dumps(text).encode() for text in lines)
+    file = upload(client, data, purpose="batch").get_json()
+    sent = {"input_file_id": file["id"], "endpoint": endpoint, "completion_window": "24h", **fields}
+    answer = client.post("/v1/batches", json=sent, headers=headers)
+    assert answer.status_code == 200, answer.get_json()
+    return dict(answer.get_json())
+
+
+def read(client: FlaskClient, batch: dict[str, Any]) -> dict[str, Any]:
+    return dict(client.get(f"/v1/batches/{batch['id']}").get_json())
+
+
+def content(client: FlaskClient, file_id: str | None) -> list[dict[str, Any]]:
+    assert file_id is not None
+    return [json.loads(text) for text in client.get(f"/v1/files/{file_id}/content").get_data().splitlines()]
+
+
+@pytest.fixture
+def clerk(parts: Parts) -> Clerk:
+    return Clerk(parts, threading.Event())
+
+
+def work_all(clerk: Clerk) -> None:
+    while clerk.work():
+        pass
+
+
+def test_a_batch_from_file_to_files(client: FlaskClient, clerk: Clerk, parts: Parts, db: Database) -> None:
+    """Lines become bulk jobs in their order, and their results lines of a file with links that work."""
+    batch = make(client, [line("b"), b"", line("a", n=2, seed=3), line("c", response_format="b64_json")], metadata={"order": "1"})
+    assert (batch["status"], batch["request_counts"]["total"], batch["metadata"]) == ("validating", 0, {"order": "1"})
+    assert batch["expires_at"] - batch["created_at"] == 86_400
+    clerk.work()
+    assert read(client, batch)["status"] == "in_progress"
+    work_all(clerk)
+    jobs = client.get("/v1/jobs?order=asc").get_json()["data"]
+    assert [(job["custom_id"], job["priority"], job["batch_id"]) for job in jobs] == [(name, "bulk", batch["id"]) for name in "bac"]
+    assert read(client, batch)["request_counts"] == {"total": 3, "completed": 0, "failed": 0}
+    draw(db, parts.storage, PICTURE)
+    assert read(client, batch)["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+    work_all(clerk)
+    done = read(client, batch)
+    assert (done["status"], done["error_file_id"], done["errors"]) == ("completed", None, None)
+    assert done["created_at"] <= done["in_progress_at"] <= done["finalizing_at"] <= done["completed_at"]
+    assert done["usage"]["output_tokens"] > 0
+    output = content(client, done["output_file_id"])
+    assert [record["custom_id"] for record in output] == ["b", "a", "c"]
+    assert {record["response"]["status_code"] for record in output} == {200}
+    first, second, third = (record["response"]["body"] for record in output)
+    assert urlopen(first["data"][0]["url"]).read() == PICTURE  # noqa: S310 - a URL that we made
+    assert [datum["seed"] for datum in second["data"]] == [3, 4]
+    assert base64.b64decode(third["data"][0]["b64_json"]) == PICTURE
+    assert first["usage"]["total_tokens"] > 0
+    assert client.get("/v1/batches").get_json()["data"] == [done]
+
+
+def test_wrong_lines_by_number(client: FlaskClient, clerk: Clerk, db: Database) -> None:
+    """Nothing is run if any line is wrong, and each wrong line is named."""
+    lines = [
+        line("a"),
+        b"",
+        b"{",
+        line("a"),
+        line("b", size="9999x64"),
+        line("c", url=EDITS),
+        {**line("d"), "method": "GET"},
+        {"custom_id": "e"},
+        line("f", stream=True),
+        line("g", background="transparent"),
+        line("h", prompt="<|image|>"),
+        b'{"custom_id": "\xff"}',
+        line("i", model="sd"),
+        line("j", n=0, quality="best"),
+    ]
+    batch = make(client, lines)
+    work_all(clerk)
+    failed = read(client, batch)
+    assert (failed["status"], failed["output_file_id"], failed["request_counts"]["total"]) == ("failed", None, 0)
+    assert failed["failed_at"] is not None
+    found = [(error["line"], error["code"], error["param"]) for error in failed["errors"]["data"]]
+    assert found == [
+        (3, "invalid_json_line", None),
+        (4, "duplicate_custom_id", "custom_id"),
+        (5, "invalid_request", "body.size"),
+        (6, "mismatched_url", "url"),
+        (7, "invalid_request", "method"),
+        (8, "invalid_request", "method"),
+        (8, "invalid_request", "url"),
+        (8, "invalid_request", "body"),
+        (9, "invalid_request", "body.stream"),
+        (10, "unsupported_parameter", "body.background"),
+        (11, "unprocessable_prompt", "body.prompt"),
+        (12, "invalid_json_line", None),
+        (13, "model_not_found", "body.model"),
+        (14, "invalid_request", "body.quality"),
+        (14, "invalid_request", "body.n"),
+    ]
+    assert count_rows(db)["job"] == 0
+
+
+def test_limits_of_a_file() -> None:
+    """No lines, too many lines, and more errors than anybody reads."""
+    empty = read_lines(b"\n \n", GENERATIONS, MODEL)
+    assert empty is not None
+    assert [error["code"] for error in empty.errors] == ["empty_file"]
+    wrong = read_lines(b"x\n" * (MAX_LINES + 1), GENERATIONS, MODEL)
+    assert wrong is not None
+    assert (len(wrong.errors), wrong.num_errors) == (100, MAX_LINES + 1)
+
+
+class _KilledError(Exception):
+    """Stands for kill -9: nothing of the transaction is there afterwards, and nobody tidies up."""
+
+
+def test_no_line_is_lost_or_doubled(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clerk that dies at any write, before or after it is committed, leaves a batch that its successor ends rightly."""
+    batch = make(client, [line(f"c{index}") for index in range(45)])
+    run = Database.run
+    left = 0
+
+    def dying(self: Database, work: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise _KilledError("before the commit")
+        result = run(self, work)
+        if left == -1:
+            raise _KilledError("after the commit")
+        return result
+
+    monkeypatch.setattr(Database, "run", dying)
+    for fuse in range(13):
+        for left in (fuse + 1, fuse):  # noqa: B007 - `dying` counts it down
+            with suppress(_KilledError):
+                Clerk(parts, threading.Event()).work()
+    monkeypatch.undo()
+    work_all(clerk)
+    assert query(db, "SELECT count(*), count(DISTINCT custom_id) FROM job") == [(45, 45)]
+    draw(db, parts.storage, PICTURE)
+    work_all(clerk)
+    done = read(client, batch)
+    assert (done["status"], done["request_counts"]) == ("completed", {"total": 45, "completed": 45, "failed": 0})
+    assert [record["custom_id"] for record in content(client, done["output_file_id"])] == [f"c{index}" for index in range(45)]
+    assert query(db, "SELECT count(*) FROM file WHERE purpose = 'batch_output'") == [(1,)]
+
+
+def test_two_clerks_at_once(client: FlaskClient, parts: Parts, db: Database) -> None:
+    """Even if two of them think that they are the one, each line has one job."""
+    make(client, [line(f"c{index}") for index in range(30)])
+    threads = [threading.Thread(target=work_all, args=(Clerk(parts, threading.Event()),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert query(db, "SELECT count(*), count(DISTINCT custom_id) FROM job") == [(30, 30)]
+
+
+def test_failures_have_a_file_of_their_own(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts) -> None:
+    """A batch whose jobs failed is completed, with an error file; what was wrong only when its turn came is in it too."""
+    picture = upload(client, png(), purpose="vision").get_json()["id"]
+    edit = {"size": "auto", "images": [{"file_id": picture}]}
+    batch = make(client, [line("good", EDITS, **edit), line("gone", EDITS, **edit), line("doomed", EDITS, **edit)], EDITS)
+    clerk.work()
+    execute(db, "UPDATE batch_item SET request = jsonb_set(request, '{images,0,file_id}', '\"file-gone\"') WHERE custom_id = 'gone'")
+    clerk.work()
+    draw(db, parts.storage, PICTURE)
+    work_all(clerk)
+    done = read(client, batch)
+    assert (done["status"], done["request_counts"]) == ("completed", {"total": 3, "completed": 1, "failed": 2})
+    assert [record["custom_id"] for record in content(client, done["output_file_id"])] == ["good"]
+    gone, failed = content(client, done["error_file_id"])
+    assert (gone["custom_id"], gone["response"]["status_code"]) == ("gone", 400)
+    assert gone["response"]["body"]["error"]["param"] == "body.images.0.file_id"
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("doomed", 500)
+    assert failed["response"]["body"]["error"]["code"] == "job_failed"
+
+
+def test_a_canceled_batch_keeps_what_there_was(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts) -> None:
+    """Jobs that are done are in the output, all others in the error file; a cancel of what has ended changes nothing."""
+    batch = make(client, [line(f"c{index}") for index in range(50)])
+    clerk.work()
+    clerk.work()
+    draw(db, parts.storage, PICTURE)
+    clerk.work()
+    canceled = client.post(f"/v1/batches/{batch['id']}/cancel")
+    assert canceled.status_code == 200
+    assert (canceled.get_json()["status"], canceled.get_json()["cancelling_at"] is None) == ("cancelling", False)
+    work_all(clerk)
+    done = read(client, batch)
+    assert (done["status"], done["request_counts"]) == ("cancelled", {"total": 50, "completed": 20, "failed": 30})
+    assert done["cancelled_at"] is not None
+    assert len(content(client, done["output_file_id"])) == 20
+    assert {record["error"]["code"] for record in content(client, done["error_file_id"])} == {"batch_cancelled"}
+    assert client.post(f"/v1/batches/{batch['id']}/cancel").get_json() == done
+    assert query(db, "SELECT DISTINCT status FROM job ORDER BY 1") == [("canceled",), ("succeeded",)]
+
+
+def test_a_cancel_before_the_lines_are_read(client: FlaskClient, clerk: Clerk, db: Database) -> None:
+    """Nothing was run, and nothing will be."""
+    batch = make(client, [line("a")])
+    client.post(f"/v1/batches/{batch['id']}/cancel")
+    work_all(clerk)
+    done = read(client, batch)
+    assert (done["status"], done["output_file_id"], count_rows(db)["job"]) == ("cancelled", None, 0)
+
+
+def test_an_expired_batch_keeps_what_there_was(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts) -> None:
+    """When its time is up, the rest is not run."""
+    batch = make(client, [line(f"c{index}") for index in range(30)])
+    clerk.work()
+    clerk.work()
+    draw(db, parts.storage, PICTURE)
+    execute(db, "UPDATE batch SET expires_at = now()")
+    work_all(clerk)
+    done = read(client, batch)
+    assert (done["status"], done["request_counts"]) == ("expired", {"total": 30, "completed": 20, "failed": 10})
+    assert done["expired_at"] is not None
+    assert {record["error"]["code"] for record in content(client, done["error_file_id"])} == {"batch_expired"}
+
+
+def test_deadlines_are_the_batchs(client: FlaskClient, clerk: Clerk) -> None:
+    """A job may be done by the end of the batch, or sooner if its line says so."""
+    batch = make(client, [line("a"), line("b", deadline="2999-01-01T00:00:00Z")])
+    work_all(clerk)
+    ends = datetime.fromtimestamp(batch["expires_at"], UTC)
+    for job in client.get("/v1/jobs").get_json()["data"]:
+        assert abs((datetime.fromisoformat(job["deadline"]) - ends).total_seconds()) <= 1
+
+
+def test_a_deleted_input(client: FlaskClient, clerk: Clerk) -> None:
+    """Before its lines were read, that is an error of the batch; afterwards the file is not needed."""
+    lost = make(client, [line("a")])
+    client.delete(f"/v1/files/{lost['input_file_id']}")
+    work_all(clerk)
+    failed = read(client, lost)
+    assert (failed["status"], failed["errors"]["data"][0]["code"]) == ("failed", "input_file_missing")
+    kept = make(client, [line("a")])
+    clerk.work()
+    client.delete(f"/v1/files/{kept['input_file_id']}")
+    assert read(client, kept)["status"] == "in_progress"
+
+
+def test_tries_and_keys(client: FlaskClient) -> None:
+    """A repeated request makes no second batch; a key with another request is refused."""
+    file_id = upload(client, b"x", purpose="batch").get_json()["id"]
+    sent = {"input_file_id": file_id, "endpoint": GENERATIONS, "completion_window": "24h"}
+
+    def post(headers: dict[str, str], **more: Any) -> Any:
+        return client.post("/v1/batches", json={**sent, **more}, headers=headers)
+
+    first = post({"X-Stainless-Retry-Count": "0"})
+    again = post({"X-Stainless-Retry-Count": "1"})
+    assert again.get_json()["id"] == first.get_json()["id"]
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert post({"X-Stainless-Retry-Count": "0"}).get_json()["id"] != first.get_json()["id"]
+    key = {"Idempotency-Key": "k"}
+    assert post(key).get_json()["id"] == post(key).get_json()["id"]
+    assert_problem(post(key, metadata={"a": "b"}), 422, "idempotency_mismatch", "Idempotency-Key")
+
+
+def test_strangers(client: FlaskClient, app: APIFlask, stranger: Account) -> None:
+    """Another tenant's batch is not there, and its file is no input."""
+    batch = make(client, [line("a")])
+    other = client_of(app, stranger.keys["admin"])
+    assert_problem(other.get(f"/v1/batches/{batch['id']}"), 404, "not_found")
+    assert_problem(other.post(f"/v1/batches/{batch['id']}/cancel"), 404, "not_found")
+    assert other.get("/v1/batches").get_json()["data"] == []
+    sent = {"input_file_id": batch["input_file_id"], "endpoint": GENERATIONS, "completion_window": "24h"}
+    assert_problem(other.post("/v1/batches", json=sent), 400, "invalid_request", "input_file_id")
+    assert read(client, batch)["status"] == "validating"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"endpoint": "/v1/chat/completions"}, "endpoint"),
+        ({"completion_window": "1h"}, "completion_window"),
+        ({"input_file_id": "file-x"}, "input_file_id"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after.seconds"),
+    ],
+)
+def test_wrong_batches(refusing: FlaskClient, fields: dict[str, Any], param: str) -> None:
+    """Refused by name."""
+    sent = {"input_file_id": "file-x", "endpoint": GENERATIONS, "completion_window": "24h", **fields}
+    assert_problem(refusing.post("/v1/batches", json=sent), 400, "invalid_request", param)
+
+
+def test_a_picture_is_no_input(client: FlaskClient) -> None:
+    """The file's purpose must be `batch`."""
+    file_id = upload(client, png(), purpose="vision").get_json()["id"]
+    sent = {"input_file_id": file_id, "endpoint": GENERATIONS, "completion_window": "24h"}
+    assert_problem(client.post("/v1/batches", json=sent), 400, "invalid_request", "input_file_id")
+
+
+def test_without_a_model_lines_wait(app: APIFlask, account: Account, db: Database) -> None:
+    """Before a worker has told of its model nothing can be judged."""
+    client = client_of(app, account.keys["admin"])
+    batch = make(client, [line("a")])
+    parts: Parts = app.extensions["glmq"]
+    assert not Clerk(parts, threading.Event()).work()
+    assert read(client, batch)["status"] == "validating"
+    assert batches.live_batches(db)
