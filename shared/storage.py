@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import boto3
-from botocore.auth import S3SigV4QueryAuth
-from botocore.awsrequest import AWSRequest
 from botocore.config import Config
-from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
 from shared.errors import GlmqError
+from shared.s3_signature import LinkSigner
 from shared.settings import CoreSettings
 
 if TYPE_CHECKING:
@@ -37,9 +35,13 @@ class Storage:
     def __init__(self, settings: CoreSettings) -> None:
         self._bucket = settings.s3_bucket
         self._client = _client(settings)
-        self._credentials = Credentials(settings.s3_access_key, settings.s3_secret_key.get_secret_value())
-        self._region = settings.s3_region
-        self._public_url = f"{(settings.s3_public_endpoint or settings.s3_endpoint).rstrip('/')}/{settings.s3_bucket}"
+        self._signer = LinkSigner(
+            settings.s3_public_endpoint or settings.s3_endpoint,
+            settings.s3_bucket,
+            settings.s3_region,
+            settings.s3_access_key,
+            settings.s3_secret_key.get_secret_value(),
+        )
 
     def put(self, key: str, data: bytes, content_type: str) -> None:
         """
@@ -97,12 +99,8 @@ class Storage:
 
     def presign(self, key: str, expires_s: int = PRESIGN_S, download_name: str | None = None) -> str:
         """A URL that anyone may GET for `expires_s` seconds; `download_name` makes browsers save instead of show."""
-        disposition = {"response-content-disposition": f'attachment; filename="{download_name}"'} if download_name else {}
-        # By the client's own signer, past the client: finding out anew where the bucket is would cost it most of its time, and every
-        # webhook and every job of a page waits for one of these for each of its pictures.
-        request = AWSRequest("GET", f"{self._public_url}/{quote(key)}", params=disposition)
-        S3SigV4QueryAuth(self._credentials, "s3", self._region, expires_s).add_auth(request)
-        return str(request.url)
+        query = {"response-content-disposition": f'attachment; filename="{download_name}"'} if download_name else {}
+        return self._signer.link(key, expires_s, query, datetime.now(UTC))
 
     def ensure_bucket(self) -> None:
         """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import socket
 import ssl
 import time
@@ -99,9 +98,10 @@ class Deliverer:
         }
         started = time.monotonic()
         answer = await self._post(url, headers, body)
+        answer.latency_ms = round((time.monotonic() - started) * 1000)
         # Whoever reads the log must not be able to repeat the post.
-        shown = {**headers, "webhook-signature": " ".join(["v1,…"] * len(secrets))}
-        return dataclasses.replace(answer, latency_ms=round((time.monotonic() - started) * 1000), headers=shown)
+        answer.headers = {**headers, "webhook-signature": " ".join(["v1,…"] * len(secrets))}
+        return answer
 
     async def _post(self, url: str, headers: dict[str, str], body: bytes) -> Answer:
         # Texts of our own: aiohttp's name addresses, which are none of the customer's business when they are inside.
@@ -151,6 +151,8 @@ class _CheckedResolver(AbstractResolver):
 
 
 async def _read_reply(response: aiohttp.ClientResponse) -> bytes:
+    if response.content.at_eof():
+        return b""
     received = bytearray()
     with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(_REPLY_S):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from shared.lifecycle.deliveries import Delivery, Room, queue_name
 
-_AHEAD = 64
+_AHEAD = 128
 """Claimed at once of a queue that answers quickly. More gains nothing: the cost of a transaction is spread thin by then."""
 
 QUICK_MS = 500

@@ -23,7 +23,7 @@ OVERLOADED = frozenset({429, 502, 503, 504})
 """Whoever answers so is left in peace for a while, and not only by this delivery."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
     """What one post brought: a status and the beginning of the reply, or the error that came instead."""
 

@@ -16,7 +16,7 @@ class WebhookSenderSettings(CoreSettings):
     """How many deliveries at once, and how patiently."""
 
     webhook_concurrency: int = Field(
-        default=256, ge=1, le=4096, description="Webhook deliveries that a sender process holds; half of them may be one tenant's."
+        default=512, ge=1, le=4096, description="Webhook deliveries that a sender process holds; half of them may be one tenant's."
     )
     webhook_per_endpoint: int = Field(
         default=4,

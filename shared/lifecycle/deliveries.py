@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -168,21 +169,22 @@ WHERE id = ANY(CAST(:ids AS text[])) AND breaker_until <= statement_timestamp()
 RETURNING id
 """)
 
+# Rows are given as one JSON text: psycopg spells arrays in Python, byte by byte.
 _HOLD = text("""
 UPDATE webhook_delivery
-SET attempt = attempt + 1, tries = tries + 1, lease_until = clock_timestamp() + CAST(:lease AS interval), body = claimed.body
-FROM unnest(CAST(:ids AS text[]), CAST(:bodies AS bytea[])) AS claimed (id, body)
+SET attempt = attempt + 1, tries = tries + 1, lease_until = clock_timestamp() + CAST(:lease AS interval),
+    body = coalesce(webhook_delivery.body, convert_to(claimed.body, 'UTF8'))
+FROM json_to_recordset(CAST(:claimed AS json)) AS claimed (id text, body text)
 WHERE webhook_delivery.id = claimed.id
 """)
 
 # All that an attempt which succeeds has to leave, in one statement. An endpoint's row is written only if it had failed before.
 _FINISH = text("""
 WITH result AS (
-    SELECT * FROM unnest(
-        CAST(:ids AS text[]), CAST(:attempts AS bigint[]), CAST(:states AS text[]), CAST(:retries_in_s AS double precision[]),
-        CAST(:urls AS text[]), CAST(:headers AS jsonb[]), CAST(:statuses AS bigint[]), CAST(:errors AS text[]), CAST(:replies AS bytea[]),
-        CAST(:latencies_ms AS bigint[])
-    ) AS given (id, attempt, state, retry_in_s, url, headers, status, error, reply, latency_ms)
+    SELECT * FROM json_to_recordset(CAST(:results AS json)) AS given (
+        id text, attempt bigint, state text, retry_in_s double precision, url text, headers jsonb, status bigint, error text, reply text,
+        latency_ms bigint
+    )
 ),
 written AS (
     UPDATE webhook_delivery AS delivery
@@ -195,7 +197,7 @@ written AS (
 ),
 logged AS (
     INSERT INTO webhook_attempt (delivery_id, attempt, url, headers, status, error, reply, latency_ms)
-    SELECT id, attempt, url, headers, status, error, reply, latency_ms FROM result JOIN written USING (id)
+    SELECT id, attempt, url, headers, status, error, decode(reply, 'base64'), latency_ms FROM result JOIN written USING (id)
     -- One that was taken for lost may yet be finished, if the attempt after it was given back.
     ON CONFLICT DO NOTHING
 ),
@@ -244,15 +246,15 @@ def claim_deliveries(db: Database, room: Room, lease_s: float, write: Callable[[
         probed = sorted({row.endpoint_id for row in rows if row.is_probe})
         won = set(session.scalars(_PROBE, {"ids": probed, "lease": lease})) if probed else set()
         claimed = [_as_claimed(row) for row in rows if not row.is_probe or row.endpoint_id in won]
-        claimed = [delivery if delivery.body is not None else replace(delivery, body=write(delivery)) for delivery in claimed]
         if not claimed:
             return []
-        bodies = [delivery.body for delivery in claimed]
-        session.execute(_HOLD, {"ids": [delivery.id for delivery in claimed], "bodies": bodies, "lease": lease})
+        made = {delivery.id: write(delivery) for delivery in claimed if delivery.body is None}
+        bodies = [{"id": delivery.id, "body": body.decode() if (body := made.get(delivery.id)) else None} for delivery in claimed]
+        session.execute(_HOLD, {"claimed": json.dumps(bodies), "lease": lease})
         ids = {delivery.id for delivery in claimed}
         if lost := [_lost_attempt(row) for row in rows if row.was_held and row.id in ids]:
             session.execute(insert(WebhookAttempt).on_conflict_do_nothing(), lost)
-        return claimed
+        return [replace(delivery, body=made[delivery.id]) if delivery.id in made else delivery for delivery in claimed]
 
     return db.run(work)
 
@@ -267,20 +269,7 @@ def finish_deliveries(db: Database, results: Sequence[tuple[Delivery, Outcome]])
 
     of_endpoints = _of_endpoints(results)
     failed = {name for name, found in of_endpoints.items() if any(outcome.state != "delivered" for _, outcome in found)}
-    outcomes = [outcome for _, outcome in results]
-    values = {
-        "ids": [delivery.id for delivery, _ in results],
-        "attempts": [delivery.attempt for delivery, _ in results],
-        "urls": [delivery.url for delivery, _ in results],
-        "states": [outcome.state for outcome in outcomes],
-        "retries_in_s": [outcome.retry_in_s for outcome in outcomes],
-        "headers": [json.dumps(dict(outcome.headers)) for outcome in outcomes],
-        "statuses": [outcome.status for outcome in outcomes],
-        "errors": [outcome.error for outcome in outcomes],
-        "replies": [outcome.reply for outcome in outcomes],
-        "latencies_ms": [outcome.latency_ms for outcome in outcomes],
-        "well": sorted(set(of_endpoints) - failed),
-    }
+    values = {"results": json.dumps([_result(*pair) for pair in results]), "well": sorted(set(of_endpoints) - failed)}
 
     def work(session: Session) -> set[str]:
         written = set(session.scalars(_FINISH, values))
@@ -342,6 +331,21 @@ def _as_claimed(row: Any) -> Delivery:
 def _lost_attempt(row: Any) -> dict[str, Any]:
     error = "the sender ended before it could write down an answer"
     return {"delivery_id": row.id, "attempt": row.attempt, "url": row.url, "headers": {}, "error": error}
+
+
+def _result(delivery: Delivery, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "id": delivery.id,
+        "attempt": delivery.attempt,
+        "state": outcome.state,
+        "retry_in_s": outcome.retry_in_s,
+        "url": delivery.url,
+        "headers": dict(outcome.headers),
+        "status": outcome.status,
+        "error": outcome.error,
+        "reply": None if outcome.reply is None else base64.b64encode(outcome.reply).decode(),
+        "latency_ms": outcome.latency_ms,
+    }
 
 
 def _of_endpoints(results: Sequence[tuple[Delivery, Outcome]]) -> dict[str, list[tuple[Delivery, Outcome]]]:

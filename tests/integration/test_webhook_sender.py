@@ -115,7 +115,7 @@ def test_an_event_goes_out_once_and_verified(db: Database, start_sender: Start) 
     server = ScriptedServer(receive)
     job_id = order(db, f"{server.url}/hook?token=hidden")
     # When a sender runs
-    process, log_path = start_sender()
+    process, log_path = start_sender(GLMQ_LOG_LEVEL="DEBUG")
     wait_for(lambda: the_delivery(db).state == "delivered")
     time.sleep(0.6)
     process.send_signal(signal.SIGTERM)

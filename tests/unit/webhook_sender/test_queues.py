@@ -8,7 +8,7 @@ from services.webhook_sender.queues import Bounds, Queues
 from shared.lifecycle.deliveries import Delivery, Kind, Room
 from tests.fakes import make_delivery
 
-BOUNDS = Bounds(total=100, queue=4, host=6)
+BOUNDS = Bounds(total=200, queue=4, host=6)
 
 
 def of(lane: str, count: int, first: int = 0, tenant_id: str = "ten_1", kind: Kind = "live", host: str = "") -> list[Delivery]:
@@ -29,7 +29,7 @@ def started(queues: Queues, now: float = 1.0) -> list[str]:
 
 def test_an_empty_sender_has_room_for_a_few_of_each() -> None:
     """Four of every queue, half of everything for one tenant."""
-    assert Queues(BOUNDS).room(0.0) == Room(100, 4, 50)
+    assert Queues(BOUNDS).room(0.0) == Room(200, 4, 100)
 
 
 def test_few_of_a_queue_are_posted_at_once() -> None:
@@ -61,9 +61,9 @@ def test_a_quick_queue_is_claimed_ahead() -> None:
     queues = filled([first])
     started(queues)
     queues.posted(first, is_quick=True)
-    assert queues.room(0.0).queues["a live"] == 63
+    assert queues.room(0.0).queues["a live"] == 127
     queues.forget(first)
-    assert queues.room(0.0).queues["a live"] == 64
+    assert queues.room(0.0).queues["a live"] == 128
     queues.add(first, 0.0)
     queues.posted(first, is_quick=False)
     assert queues.room(0.0).queues["a live"] == 3
@@ -83,10 +83,10 @@ def test_room_is_told_when_it_opens() -> None:
     """A full queue that loses one, a quick one that has lost half, a tenant that is back at half of the sender."""
     queues = filled(of("a", 4))
     assert [queues.forget(delivery) for delivery in of("a", 4)] == [True, False, False, False]
-    many = of("a", 40)
+    many = of("a", 70)
     queues = filled(many)
     queues.posted(many[0], is_quick=True)
-    assert [queues.forget(delivery) for delivery in many].index(True) == 8
+    assert [queues.forget(delivery) for delivery in many].index(True) == 6
     assert queues.num_held == 0
 
 
