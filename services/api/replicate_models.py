@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from services.api.openai_schemas import is_model_name
 from services.api.parts import Parts
 from services.api.replicate_schemas import PredictionInput
 from shared.checkpoint import ModelInfo
@@ -21,10 +22,10 @@ _OUTPUT = {"type": "array", "items": {"type": "string", "format": "uri"}, "title
 def check_model(info: ModelInfo, owner: str, name: str) -> None:
     """
     Raises:
-        RequestError: `not_found`, it is not the loaded model.
+        RequestError: `model_not_found`, it is not the loaded model.
     """
-    if (owner.lower(), name.lower()) != tuple(part.lower() for part in model_path(info.name)):
-        raise RequestError("not_found", f"there is no such model; there is {'/'.join(model_path(info.name))}")
+    if not _is_loaded(info, f"{owner}/{name}"):
+        raise RequestError("model_not_found", f"there is no such model; there is {'/'.join(model_path(info.name))}", "model")
 
 
 def check_version(info: ModelInfo, version: str) -> None:
@@ -33,10 +34,13 @@ def check_version(info: ModelInfo, version: str) -> None:
         RequestError: `model_not_found`, it names neither the loaded model nor its version.
     """
     named, _, revision = version.partition(":") if "/" in version else ("", "", version)
-    path = "/".join(model_path(info.name))
-    if (named and named.lower() != path.lower()) or (revision and revision not in (version_id(info.revision), info.revision)):
-        detail = f"version: there is no such version; there is {path}:{version_id(info.revision)}"
+    if (named and not _is_loaded(info, named)) or (revision and revision not in (version_id(info.revision), info.revision)):
+        detail = f"version: there is no such version; there is {'/'.join(model_path(info.name))}:{version_id(info.revision)}"
         raise RequestError("model_not_found", detail, "version")
+
+
+def _is_loaded(info: ModelInfo, path: str) -> bool:
+    return path.lower() == "/".join(model_path(info.name)).lower() or is_model_name(path, info.name)
 
 
 def version_document(parts: Parts, info: ModelInfo) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def test_wrong_requests(client: FlaskClient) -> None:
     refused("model_not_found", "version", 404, version=f"{REF}:0000")
     refused("invalid_request", "Cancel-After", headers={"Cancel-After": "soon"})
     refused("invalid_request", "Cancel-After", headers={"Cancel-After": "1s"})
-    assert_problem(client.post("/v1/models/other/model/predictions", json={"input": {"prompt": "a"}}), 404, "not_found")
+    assert_problem(client.post("/v1/models/other/model/predictions", json={"input": {"prompt": "a"}}), 404, "model_not_found", "model")
     assert_problem(client.get("/v1/predictions?cursor=x"), 400, "invalid_request", "cursor")
 
 
@@ -183,7 +183,9 @@ def test_versions_and_models(client: FlaskClient) -> None:
     assert "prompt" in schemas["Input"]["properties"]
     assert client.get(f"/v1/models/{REF}/versions").get_json()["results"] == [version]
     assert_problem(client.get(f"/v1/models/{REF}/versions/x"), 404, "not_found")
-    assert_problem(client.get("/v1/models/glmq/other"), 404, "not_found")
+    assert_problem(client.get("/v1/models/glmq/other"), 404, "model_not_found", "model")
+    # The model that the checkpoint is one of.
+    assert client.get("/v1/models/zai-org/GLM-Image").get_json() == model
     for named in (REF, f"{REF}:{VERSION}", VERSION, MODEL.revision, "GLMQ/Miniature"):
         assert client.post("/v1/predictions", json={"version": named, "input": {"prompt": "a"}}).status_code == 201, named
     assert client.post(f"/v1/models/{REF}/predictions", json={"input": {"prompt": "a"}}).status_code == 201
