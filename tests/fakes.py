@@ -206,6 +206,7 @@ def make_delivery(
         event_data={},
         event_created_at=now,
         now=now,
+        dialect=None,
         body=None,
     )
     return replace(made, **changes)

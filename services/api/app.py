@@ -21,6 +21,7 @@ from services.api.openai_images import openai_images_blueprint
 from services.api.openai_responses import responses_blueprint
 from services.api.parts import make_parts
 from services.api.redecode import redecode_blueprint
+from services.api.replicate import replicate_blueprint
 from services.api.request_body import MAX_JSON_BYTES
 from services.api.reruns import reruns_blueprint
 from services.api.settings import ApiSettings
@@ -63,6 +64,7 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
         estimate_blueprint,
         events_blueprint,
         reruns_blueprint,
+        replicate_blueprint,
         redecode_blueprint,
         approval_blueprint,
         models_blueprint,

@@ -28,6 +28,32 @@ def public_event(parts: Parts, base_url: str, event: StoredEvent) -> dict[str, A
     return event_object(event.id, event.type, event.created_at, event.seq, data)
 
 
+class ProgressWatch:
+    """Has a worker said something about a job? Asks Redis alone, at most every `PROGRESS_S`."""
+
+    def __init__(self, parts: Parts, caller: Caller, job_id: str) -> None:
+        self._parts = parts
+        self._caller = caller
+        self._job_id = job_id
+        self._work_ids: list[str] = []
+        self._said: dict[str, Any] = {}
+        self._asked_at = float("-inf")
+
+    def renew(self) -> None:
+        """Find out what is drawn for the job: a retry may have changed it."""
+        self._work_ids = work_ids(self._parts.db, self._caller.tenant_id, self._job_id)
+
+    def has_moved(self) -> bool:
+        """Is there another word than at the last call?"""
+        if not self._work_ids or time.monotonic() - self._asked_at < PROGRESS_S:
+            return False
+        self._asked_at = time.monotonic()
+        said = dict(self._parts.live.read_progress(self._work_ids))
+        has_moved = said != self._said
+        self._said = said
+        return has_moved
+
+
 class JobEvents:
     """
     The stream of one job: the job as it is, then every event after the cursor, and between them how far it is; it ends with the job.
@@ -53,8 +79,7 @@ class JobEvents:
         self._is_lost = is_lost
         self._types = types and tuple({*types, *JOB_ENDS})
         self._progress: dict[str, Any] | None = None
-        self._live: dict[str, Any] = {}
-        self._asked_at = float("-inf")
+        self._watched = ProgressWatch(parts, caller, job_id)
 
     def frames(self, watch: Watch) -> Frames:
         """What there is to send, and None whenever there is nothing more."""
@@ -67,7 +92,7 @@ class JobEvents:
         while True:
             if watch.take() or time.monotonic() - looked_at >= self._parts.waiting.look_s():
                 looked_at = time.monotonic()
-                units = work_ids(self._parts.db, self._caller.tenant_id, self._job_id)
+                self._watched.renew()
                 has_more = True
                 while has_more:
                     page = read_events(self._parts.db, self._caller.tenant_id, cursor, _PAGE, self._types, self._job_id)
@@ -77,7 +102,7 @@ class JobEvents:
                         if event.type in JOB_ENDS and event.seq >= end and self._is_over():
                             return
                     cursor, has_more = page.looked_to, page.has_more
-            if (moved := self._moved(units)) is not None:
+            if (moved := self._moved()) is not None:
                 yield moved
             yield None
 
@@ -95,15 +120,10 @@ class JobEvents:
         data = finish_document(document, self._base_url, self._parts.storage.presign)
         return event_bytes(kind, _passing(kind, cursor, data), is_first=True)
 
-    def _moved(self, units: list[str]) -> bytes | None:
-        """The job's progress, if it is another one than was told last. Asks the ledger only if a worker has said something."""
-        if time.monotonic() - self._asked_at < PROGRESS_S:
+    def _moved(self) -> bytes | None:
+        """The job's progress, if it is another one than was told last."""
+        if not self._watched.has_moved():
             return None
-        self._asked_at = time.monotonic()
-        live = dict(self._parts.live.read_progress(units))
-        if live == self._live:
-            return None
-        self._live = live
         document = find_job(self._parts, self._caller, self._job_id)
         if document["progress"] == self._progress or document["status"] in TERMINAL_JOB:
             return None

@@ -18,6 +18,8 @@ from services.api.openai_answers import unix
 from services.api.openai_translate import nested_fields
 from services.api.pages import page_response
 from services.api.parts import Parts
+from services.api.replicate_files import is_content_upload, store_content
+from services.api.replicate_schemas import UploadedFileAnswer
 from services.api.request_body import read_query, refuse_compression
 from services.api.route_docs import describe
 from services.api.strict_json import check_text
@@ -99,14 +101,22 @@ def files_blueprint(parts: Parts) -> APIBlueprint:
         summary="Upload a file (OpenAI)",
         operation_id="openai_upload_file",
         security="ApiKey",
-        responses=[400, 401, 403, 413, 415, 503],
+        responses=[201, 400, 401, 403, 413, 415, 503],
         extensions=describe(
-            form={"file": _FILE, "purpose": {"type": "string", "enum": ["batch", "vision", "user_data", "assistants"]}},
-            form_required=("file", "purpose"),
+            form={
+                "file": _FILE,
+                "purpose": {"type": "string", "enum": ["batch", "vision", "user_data", "assistants"]},
+                "content": {**_FILE, "description": "Instead of file and purpose, from Replicate's clients."},
+                "metadata": {"type": "object", "description": "Beside `content`."},
+            },
+            content={"201": {"application/json": UploadedFileAnswer}},
+            descriptions={"201": "The file, in Replicate's words, if it was sent as `content`."},
         ),
     )
     def upload() -> Response:
         caller = authenticate(parts.db, request, "submit")
+        if is_content_upload(request):
+            return store_content(parts, caller, request, _safe_name(request.files["content"].filename or "upload"))
         asked, file = _read_upload(request)
         data = file.stream.read()
         file_id = new_id("file")

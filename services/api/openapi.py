@@ -30,6 +30,10 @@ _REQUEST_HEADERS: dict[str, dict[str, Any]] = {
         "description": "`wait=10`: answer when the job has ended, or after so many seconds, at most 55; `wait` alone: 30 (RFC 7240).",
         "schema": {"type": "string"},
     },
+    "Cancel-After": {
+        "description": "The prediction is canceled if it has not ended by then: seconds, or such as `90s`, `5m`, `1h30m`.",
+        "schema": {"type": "string"},
+    },
     "Last-Event-ID": {"description": "`seq` of the last event that a stream's client has seen.", "schema": {"type": "string"}},
     "If-None-Match": {"description": "An ETag of an earlier answer.", "schema": {"type": "string"}},
 }

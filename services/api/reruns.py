@@ -31,7 +31,7 @@ def reruns_blueprint(parts: Parts) -> APIBlueprint:
         summary="Retry a job that did not succeed",
         operation_id="retry_job",
         security="ApiKey",
-        responses=[400, 401, 403, 404, 409, 410, 413, 415, 503],
+        responses=[400, 401, 402, 403, 404, 409, 410, 413, 415, 429, 503],
         extensions=describe(body=RetryRequest, is_body_optional=True, headers={"202": ("Location", "Retry-After")}),
     )
     def retry_one(job_id: str) -> Response:
@@ -41,6 +41,8 @@ def reruns_blueprint(parts: Parts) -> APIBlueprint:
             asked = RetryRequest.model_validate(sent)
         except ValidationError as error:
             raise from_pydantic(error, RetryRequest, sent) from None
+        parts.quotas.admit(caller)
+        parts.quotas.check_room(caller)
         retried = retry(parts.db, caller.tenant_id, job_id, asked.deadline) if is_id(job_id, "job") else None
         if retried is None:
             raise RequestError("not_found", "there is no such job")

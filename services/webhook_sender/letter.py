@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import structlog
 
@@ -10,6 +11,7 @@ from services.webhook_sender.settings import WebhookSenderSettings
 from shared.errors import StartupError
 from shared.job_document import finish_document
 from shared.lifecycle.deliveries import Delivery
+from shared.prediction import DIALECT, STREAM_S, prediction, prediction_body, stream_token
 from shared.sealing import Sealer
 from shared.storage import Storage
 from shared.webhooks import event_body
@@ -31,6 +33,8 @@ class LetterWriter:
             # Before the body is made: who cannot sign must not keep one.
             self.secrets(delivery)
             data = finish_document(delivery.event_data, self._base_url, self._presign)
+            if delivery.dialect is not None and delivery.dialect["name"] == DIALECT and "outputs" in data:
+                return prediction_body(self._prediction(delivery, data))
             return event_body(
                 delivery.event_id, _shown_type(delivery), delivery.event_created_at, delivery.event_seq, data, delivery.is_thin
             )
@@ -38,6 +42,11 @@ class LetterWriter:
             # By name only: the text may quote a prompt.
             log.error("letter_failed", delivery_id=delivery.id, event_id=delivery.event_id, error=type(error).__name__)
             return None
+
+    def _prediction(self, delivery: Delivery, data: dict[str, Any]) -> dict[str, Any]:
+        expires_at = int(delivery.now.timestamp()) + STREAM_S
+        token = stream_token(self._sealer.tag, delivery.tenant_id, data["id"], expires_at)
+        return prediction(data, delivery.dialect, self._base_url, token)
 
     def secrets(self, delivery: Delivery) -> tuple[str, ...]:
         """

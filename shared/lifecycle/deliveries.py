@@ -50,6 +50,8 @@ class Delivery:
     event_created_at: datetime
     now: datetime
     """The database's clock, for the signature."""
+    dialect: dict[str, Any] | None
+    """Of a job's own webhook: what the interface that the job came by has noted, to speak its words."""
     body: bytes | None
     """What is posted, at every attempt. None: it could not be made."""
 
@@ -150,11 +152,13 @@ SELECT delivery.id, delivery.tenant_id, delivery.lane, delivery.kind, delivery.a
             WHEN endpoint.previous_secret_until > statement_timestamp() THEN endpoint.previous_secret END AS previous_secret,
        coalesce(endpoint.is_thin, false) AS is_thin,
        event.id AS event_id, event.type AS event_type, event.seq AS event_seq, event.data AS event_data,
-       event.created_at AS event_created_at, statement_timestamp() AS now
+       event.created_at AS event_created_at, CASE WHEN delivery.endpoint_id IS NULL THEN job.dialect END AS dialect,
+       statement_timestamp() AS now
 FROM chosen
 JOIN webhook_delivery AS delivery USING (id)
 JOIN tenant ON tenant.id = delivery.tenant_id
 JOIN event ON event.id = delivery.event_id
+LEFT JOIN job ON job.id = event.job_id
 LEFT JOIN webhook_endpoint AS endpoint ON endpoint.id = delivery.endpoint_id
 -- Due once more, on the locked row: another sender may have claimed it since.
 WHERE delivery.state = 'pending' AND (delivery.lease_until IS NULL OR delivery.lease_until < statement_timestamp())
@@ -324,6 +328,7 @@ def _as_claimed(row: Any) -> Delivery:
         event_data=row.event_data,
         event_created_at=row.event_created_at,
         now=row.now,
+        dialect=row.dialect,
         body=row.body,
     )
 

@@ -74,6 +74,18 @@ def forget_dialect(db: Database, tenant_id: str, job_id: str) -> None:
     db.run(lambda session: session.execute(mine.values(dialect={"deleted": True}, version=Job.version + 1)))
 
 
+def get_dialects(db: Database, tenant_id: str, job_ids: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The same of several jobs; native ones are left out."""
+    query = select(Job.id, Job.dialect).where(Job.id.in_(job_ids), Job.tenant_id == tenant_id, Job.dialect.is_not(None))
+    return db.run(lambda session: {row.id: row.dialect for row in session.execute(query)})
+
+
+def job_versions(db: Database, job_ids: Collection[str]) -> dict[str, int]:
+    """How often each of these jobs has changed. Cheap: for whoever waits for a change."""
+    query = select(Job.id, Job.version).where(Job.id.in_(job_ids))
+    return db.run(lambda session: {row.id: row.version for row in session.execute(query)})
+
+
 def list_jobs(
     db: Database, tenant_id: str, wanted: JobFilter, limit: int, after: str | None, newest_first: bool, read_progress: ReadProgress
 ) -> tuple[list[dict[str, Any]], bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from statistics import fmean
 from typing import Any
 
@@ -84,6 +84,12 @@ def latest_model(db: Database) -> dict[str, Any] | None:
         return session.scalar(select(Worker.model).where(Worker.stage == Stage.AR).order_by(Worker.seen_at.desc()).limit(1))
 
     return db.run(work)
+
+
+def first_seen(db: Database, revision: str) -> datetime:
+    """When a worker first said that it had loaded this revision; now, if none has."""
+    query = select(func.coalesce(func.min(Worker.started_at), _now())).where(Worker.model["revision"].astext == revision)
+    return db.run(lambda session: session.execute(query).scalar_one())
 
 
 def _alive(stage: Stage) -> tuple[Any, ...]:

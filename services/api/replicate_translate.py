@@ -1,0 +1,171 @@
+"""
+From Replicate's words to ours: input, webhook filters, images and Cancel-After. Pure, but for the clock that `deadline_of` is given.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from services.api.field_errors import FieldError, InvalidFieldsError, Path
+from services.api.replicate_schemas import MAX_IMAGES, ModelPredictionRequest, PredictionInput
+from services.api.request_body import RequestBody, Upload
+from shared.checkpoint import ModelInfo
+from shared.errors import RequestError
+from shared.grid import TOKEN_PX
+from shared.lifecycle.events import JOB_ENDS, JOB_EVENTS
+
+_DATA_URL = re.compile(r"data:[\w.+/;=-]*;base64,", re.IGNORECASE | re.ASCII)
+_DURATION = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,7})s)?", re.ASCII)
+_MAX_CANCEL_S = 30 * 86_400
+_ECHOED = 200
+"""Characters that the prediction's input repeats of a picture that was sent as text."""
+
+_EVENTS = {
+    "start": ("job.started",),
+    "output": ("job.tokens_ready", "job.succeeded"),
+    "logs": ("job.draft_ready", "job.preview"),
+    "completed": JOB_ENDS,
+}
+"""What of a job's life each word of `webhook_events_filter` stands for."""
+
+_NATIVE = {
+    "num_outputs": "n",
+    "num_inference_steps": "steps",
+    "output_format": "format",
+}
+_NAMES = {native: name for name, native in _NATIVE.items()} | {"format_options": "output_quality"}
+_SAME = ("prompt", "text", "size", "width", "height", "seed", "guidance_scale", "temperature", "top_p", "quality")
+
+
+def native_request(asked: ModelPredictionRequest, info: ModelInfo, base_url: str, deadline: datetime | None) -> RequestBody:
+    """
+    The job request that a prediction stands for.
+
+    Raises:
+        RequestError: an image cannot be read, or there are too many; or the size is named twice.
+    """
+    wanted = asked.input
+    fields: dict[str, Any] = {name: value for name in _SAME if (value := getattr(wanted, name)) not in (None, [])}
+    fields |= {native: value for name, native in _NATIVE.items() if (value := getattr(wanted, name)) is not None}
+    fields["format"] = "jpeg" if wanted.output_format == "jpg" else wanted.output_format
+    if wanted.output_quality is not None and wanted.output_format != "png":
+        # Replicate counts from 0, encoders from 1.
+        fields["format_options"] = {"quality": max(1, wanted.output_quality)}
+    if wanted.aspect_ratio is not None:
+        if any(name in fields for name in ("size", "width", "height")):
+            raise RequestError("invalid_request", "input.aspect_ratio: give either aspect_ratio or an exact size", "input.aspect_ratio")
+        fields["size"] = _size(wanted.aspect_ratio, info)
+    if deadline is not None:
+        fields["deadline"] = deadline.isoformat()
+    webhook, events = (asked.webhook, asked.webhook_events_filter) if asked.webhook else (asked.webhook_completed, ["completed"])
+    if webhook:
+        chosen = {name for event in events for name in _EVENTS[event]}
+        fields["webhook"] = {"url": webhook, "events": [name for name in JOB_EVENTS if name in chosen]}
+    images, uploads, order = _place_images(wanted, base_url)
+    return RequestBody({**fields, "images": images}, uploads, order)
+
+
+def echoed_input(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """The input as the prediction shows it: pictures that came as text are cut short."""
+    return {name: [_cut(item) for item in value] if isinstance(value, list) else _cut(value) for name, value in sent.items()}
+
+
+def as_sent(error: InvalidFieldsError, wanted: PredictionInput) -> InvalidFieldsError:
+    """The same errors under the names that the client used."""
+    return InvalidFieldsError([_renamed(field, wanted) for field in error.errors])
+
+
+def deadline_of(header: str | None, now: datetime) -> datetime | None:
+    """
+    When `Cancel-After` says that the prediction is to end: seconds, or such as `90s`, `5m`, `1h30m`.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    if header is None:
+        return None
+    text = header.strip()
+    found = _DURATION.fullmatch(text if not text.isdecimal() else text + "s")
+    hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found and text else (0, 0, 0)
+    after_s = hours * 3600 + minutes * 60 + seconds
+    if not 5 <= after_s <= _MAX_CANCEL_S:
+        raise RequestError("invalid_request", "Cancel-After: should be 5 seconds to 30 days, such as 90s, 5m or 1h30m", "Cancel-After")
+    return now + timedelta(seconds=after_s)
+
+
+def _size(aspect_ratio: str, info: ModelInfo) -> str:
+    if aspect_ratio == "match_input_image":
+        return "auto"
+    across, _, down = aspect_ratio.partition(":")
+    area = info.default_height_px * info.default_width_px
+    ratio = int(across) / int(down)
+    sides = (math.sqrt(area * ratio), math.sqrt(area / ratio))
+    width_px, height_px = (min(max(round(side / TOKEN_PX) * TOKEN_PX, info.min_px), info.max_px) for side in sides)
+    return f"{width_px}x{height_px}"
+
+
+def _place_images(wanted: PredictionInput, base_url: str) -> tuple[list[dict[str, str]], tuple[Upload, ...], tuple[int, ...] | None]:
+    """Reference images as native ones: what was uploaded by id, other URLs as they are, and the bytes of data URLs as uploads."""
+    uris = _uris(wanted)
+    if len(uris) > MAX_IMAGES:
+        raise RequestError("invalid_request", f"input.images: at most {MAX_IMAGES} reference images", "input.images")
+    named: list[dict[str, str]] = []
+    uploads: list[Upload] = []
+    places: list[tuple[bool, int]] = []
+    for path, uri in uris:
+        param = ".".join(map(str, path))
+        if _is_data(uri):
+            uploads.append(Upload(param, _bytes_of(uri, param)))
+            places.append((True, len(uploads) - 1))
+            continue
+        own = uri.removeprefix(f"{base_url}/v1/files/")
+        named.append({"url": uri} if own == uri else {"file_id": own.removesuffix("/content")})
+        places.append((False, len(named) - 1))
+    order = tuple(len(named) + index if is_upload else index for is_upload, index in places)
+    return named, tuple(uploads), order or None
+
+
+def _bytes_of(uri: str, param: str) -> bytes:
+    found = _DATA_URL.match(uri)
+    try:
+        if found is None:
+            raise binascii.Error("not base64")
+        return base64.b64decode(uri[found.end() :], validate=True)
+    except binascii.Error:
+        detail = f"{param}: a data URL should be data:image/png;base64, and the bytes in base 64"
+        raise RequestError("invalid_image", detail, param) from None
+
+
+def _uris(wanted: PredictionInput) -> list[tuple[Path, str]]:
+    """Reference images, each with the place where it stands."""
+    if wanted.image is None or isinstance(wanted.image, str):
+        first: list[tuple[Path, str]] = [(("input", "image"), wanted.image)] if wanted.image else []
+    else:
+        first = [(("input", "image", index), uri) for index, uri in enumerate(wanted.image)]
+    return first + [(("input", "images", index), uri) for index, uri in enumerate(wanted.images)]
+
+
+def _is_data(uri: str) -> bool:
+    return uri[:5].lower() == "data:"
+
+
+def _renamed(field: FieldError, wanted: PredictionInput) -> FieldError:
+    head, *rest = field.path or ("",)
+    if head in ("webhook", "deadline", "input"):
+        return field
+    if head == "images" and rest and isinstance(rest[0], int):
+        path = [place for place, uri in _uris(wanted) if not _is_data(uri)][rest[0]]
+    else:
+        path = ("input", _NAMES.get(str(head), head), *rest)
+    return replace(field, path=path, detail=field.detail.replace(field.param, ".".join(map(str, path)), 1))
+
+
+def _cut(value: Any) -> Any:
+    return value[:_ECHOED] + "…" if isinstance(value, str) and _is_data(value) and len(value) > _ECHOED else value
