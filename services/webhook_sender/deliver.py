@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 import time
@@ -55,6 +56,8 @@ class Deliverer:
         self._connect_s = connect_s
         self._tls = tls
         self._user_agent = f"glmq/{version('glmq')}"
+        # A URL is judged by itself and the policy, which stays as it is; what is refused is not kept.
+        self._target = functools.lru_cache(maxsize=1024)(lambda url: yarl.URL(str(policy.check_url(url, _PARAM)), encoded=True))
 
     async def __aenter__(self) -> Self:
         # Made here: aiohttp's objects belong to a running loop.
@@ -106,8 +109,8 @@ class Deliverer:
     async def _post(self, url: str, headers: dict[str, str], body: bytes) -> Answer:
         # Texts of our own: aiohttp's name addresses, which are none of the customer's business when they are inside.
         try:
-            # aiohttp asks no resolver about a host that is a number, so numbers are checked here, at every attempt.
-            target = yarl.URL(str(self._policy.check_url(url, _PARAM)), encoded=True)
+            # aiohttp asks no resolver about a host that is a number, so numbers are checked here.
+            target = self._target(url)
             async with asyncio.timeout(self._timeout_s):
                 response = await self._session.post(target, data=body, headers=headers, allow_redirects=False)
         except RequestError as error:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +25,8 @@ from shared.tables import WebhookAttempt, WebhookDelivery
 from shared.webhooks import new_secret
 from tests.fakes import ScriptedServer
 from tests.integration.conftest import plain_job
+from tests.sender_process import KEY, SenderProcesses
 
-KEY = base64.b64encode(bytes(range(32))).decode()
 SECRET = new_secret()
 
 
@@ -50,27 +45,8 @@ Start = Callable[..., tuple["subprocess.Popen[bytes]", Path]]
 @pytest.fixture
 def start_sender(database_url: str, tmp_path: Path) -> Iterator[Start]:
     """Start sender processes, each with its log; those still there at the end are killed."""
-    with contextlib.ExitStack() as stack:
-
-        def start(**changes: str) -> tuple[subprocess.Popen[bytes], Path]:
-            settings = {
-                "GLMQ_DATABASE_URL": database_url,
-                "GLMQ_REDIS_URL": "redis://127.0.0.1:1/0",
-                "GLMQ_S3_ENDPOINT": "http://127.0.0.1:1",
-                "GLMQ_S3_ACCESS_KEY": "key",
-                "GLMQ_S3_SECRET_KEY": "secret",
-                "GLMQ_SECRET_KEY": KEY,
-                "GLMQ_EGRESS_ALLOW": "127.0.0.1",
-                **changes,
-            }
-            path = tmp_path / f"{uuid.uuid4().hex}.log"
-            log = stack.enter_context(path.open("wb"))
-            process = subprocess.Popen([sys.executable, "-m", "services.webhook_sender"], env={**os.environ, **settings}, stderr=log)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            return process, path
-
-        yield start
+    with SenderProcesses(database_url, tmp_path) as senders:
+        yield senders.start
 
 
 def order(db: Database, url: str) -> str:
