@@ -274,5 +274,8 @@ class ProblemAnswer(BaseModel):
     param: str | None = Field(description="The first wrong field.")
     retryable: bool = Field(description="May the same request succeed later?")
     request_id: str
+    violated_policies: list[str] = Field(
+        default=[], alias="violated-policies", description="Of a quota: which items of RateLimit-Policy were broken."
+    )
     errors: list[FieldProblem]
     error: ErrorMember

@@ -9,6 +9,7 @@ from apiflask import APIFlask
 from services.api import envelope, openapi, problems, quotas
 from services.api.api_keys import api_keys_blueprint
 from services.api.approval import approval_blueprint
+from services.api.docs import docs_blueprint
 from services.api.estimate import estimate_blueprint
 from services.api.events import events_blueprint
 from services.api.health import health_blueprint
@@ -20,6 +21,7 @@ from services.api.openai_files import files_blueprint
 from services.api.openai_images import openai_images_blueprint
 from services.api.openai_responses import responses_blueprint
 from services.api.parts import make_parts
+from services.api.problem_pages import problem_pages_blueprint
 from services.api.redecode import redecode_blueprint
 from services.api.replicate import replicate_blueprint
 from services.api.request_body import MAX_JSON_BYTES
@@ -74,6 +76,8 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
         webhook_endpoints_blueprint,
         webhook_deliveries_blueprint,
         usage_blueprint,
+        problem_pages_blueprint,
+        docs_blueprint,
         health_blueprint,
     ):
         app.register_blueprint(make(parts))

@@ -59,7 +59,7 @@ def _failure(outcome: Outcome, batch_deadline: str | None) -> dict[str, Any]:
     elif document is not None:
         reason = end_error(document)
         problem = Problem.find(reason.code) or Problem.INTERNAL
-        return {"response": _response(problem.status, document["id"], {"error": error_member(reason)}), "error": None}
+        return {"response": _response(problem.status or 500, document["id"], {"error": error_member(reason)}), "error": None}
     if error is not None and error["code"] not in (CANCELED, EXPIRED):
         body = {"error": {"type": "invalid_request_error", **{name: error.get(name) for name in ("message", "param", "code")}}}
         return {"response": _response(error.get("status", 400), outcome.item_id, body), "error": None}

@@ -263,7 +263,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         summary="Submit a job",
         operation_id="submit_job",
         security="ApiKey",
-        responses=[200, 400, 401, 403, 413, 415, 422, 503],
+        responses=[200, 400, 401, 402, 403, 404, 413, 415, 422, 429, 503],
         extensions=describe(
             body=JobRequest,
             example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "seed": 7},

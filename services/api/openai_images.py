@@ -65,7 +65,7 @@ _DOCS: dict[str, Any] = {
     "descriptions": {"200": "The images; with `stream` as events.", "202": "With `background: true`: the job that draws them."},
     "same_as": {"202": "200"},
 }
-_RESPONSES = [202, 400, 401, 403, 404, 413, 415, 422, 500, 503, 504]
+_RESPONSES = [202, 400, 401, 402, 403, 404, 413, 415, 422, 429, 500, 503, 504]
 
 log = structlog.get_logger()
 

@@ -16,7 +16,11 @@ from apiflask import APIFlask
 from pydantic import BaseModel
 
 from services.api.answers import ProblemAnswer
+from services.api.examples import example_of
+from services.api.problems import MEDIA_TYPE as PROBLEM_TYPE
+from services.api.problems import Problem, example_problem
 from services.api.route_docs import EXTENSION, RouteDocs
+from services.api.webhook_docs import webhook_items, webhook_models
 
 _REF = "#/components/schemas/{model}"
 _METHODS = ("get", "post", "put", "patch", "delete")
@@ -44,9 +48,20 @@ _HEADERS: dict[str, dict[str, Any]] = {
     "Preference-Applied": {"description": "Which preference was honoured.", "schema": {"type": "string"}},
     "Link": {"description": 'The next page, as rel="next".', "schema": {"type": "string"}},
     "Idempotency-Replayed": {"description": "The answer to an earlier request.", "schema": {"type": "string", "const": "true"}},
+    "RateLimit-Policy": {"description": "The limits that hold for the request.", "schema": {"type": "string"}},
+    "RateLimit": {"description": "What is left of them.", "schema": {"type": "string"}},
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
     "X-Request-Id": {"description": "The request's own id, or the one that the client sent.", "schema": {"type": "string"}},
 }
+
+
+_OF_STATUS = {
+    "401": ("WWW-Authenticate",),
+    "402": ("Retry-After", "RateLimit-Policy", "RateLimit"),
+    "429": ("Retry-After", "RateLimit-Policy", "RateLimit"),
+    "503": ("Retry-After",),
+}
+"""Headers that belong to a status, whatever the route."""
 
 
 def install(app: APIFlask) -> None:
@@ -75,7 +90,7 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
     """Fill in what APIFlask left out."""
     if isinstance(spec, str):  # YAML, which we do not ask for
         return spec
-    problem = {"application/problem+json": {"schema": _schema(spec, ProblemAnswer)}}
+    problem = _schema(spec, ProblemAnswer)
     for operation in _operations(spec):
         docs: RouteDocs = operation.pop(EXTENSION, RouteDocs())
         for parameter in operation["parameters"]:
@@ -89,10 +104,35 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
             operation["requestBody"] = _request_body(spec, docs)
         for status, response in operation["responses"].items():
             if status >= "400":
-                response["content"] = problem
+                response["content"] = {PROBLEM_TYPE: {"schema": problem}}
         _complete_responses(spec, operation["responses"], docs)
     spec["components"]["headers"] = _HEADERS
-    return _flatten(spec)
+    references = {model.__name__: _schema(spec, model) for model in webhook_models()}
+    flat = _flatten(spec)
+    _add_examples(flat)
+    examples = {name: example_of(reference, flat["components"]["schemas"]) for name, reference in references.items()}
+    flat["webhooks"] = webhook_items(references, examples)
+    return flat
+
+
+def _add_examples(spec: dict[str, Any]) -> None:
+    """An example for every body and answer that has none of its own; for a refusal, every problem that it may be."""
+    schemas = spec["components"]["schemas"]
+    spec["components"]["examples"] = {
+        problem.code: {"summary": problem.title, "value": example_problem(problem)} for problem in Problem if problem.status
+    }
+    for operation in _operations(spec):
+        contents = [operation.get("requestBody", {}).get("content", {})]
+        for status, response in operation["responses"].items():
+            content = response.get("content", {})
+            contents.append(content)
+            if PROBLEM_TYPE in content:
+                codes = [problem.code for problem in Problem if str(problem.status) == status]
+                content[PROBLEM_TYPE]["examples"] = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
+        for content in contents:
+            for media_type, media in content.items():
+                if media_type == "application/json" and "example" not in media and "examples" not in media:
+                    media["example"] = example_of(media["schema"], schemas)
 
 
 def _request_body(spec: dict[str, Any], docs: RouteDocs) -> dict[str, Any]:
@@ -115,11 +155,13 @@ def _request_body(spec: dict[str, Any], docs: RouteDocs) -> dict[str, Any]:
 def _complete_responses(spec: dict[str, Any], responses: dict[str, Any], docs: RouteDocs) -> None:
     for status, media in docs.content.items():
         responses[status]["content"] = {name: {"schema": _schema(spec, schema)} for name, schema in media.items()}
+    for status, media in docs.more_content.items():
+        responses[status]["content"] |= {name: {"schema": _schema(spec, schema)} for name, schema in media.items()}
     for status, other in docs.same_as.items():
         responses[status]["content"] = responses[other]["content"]
     for status, response in responses.items():
         response["description"] = docs.descriptions.get(status, response["description"])
-        headers = (*docs.headers.get(status, ()), *(("WWW-Authenticate",) if status == "401" else ()), "X-Request-Id")
+        headers = (*docs.headers.get(status, ()), *_OF_STATUS.get(status, ()), "X-Request-Id")
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
         if status.startswith("3"):
             response.pop("content", None)

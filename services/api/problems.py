@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import structlog
-from apiflask import APIBlueprint, APIFlask
+from apiflask import APIFlask
 from flask import Response, g, jsonify, request
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]  # gunicorn publishes no types
 from werkzeug.exceptions import HTTPException
@@ -22,6 +22,7 @@ from werkzeug.exceptions import HTTPException
 from services.api.field_errors import InvalidFieldsError, Path
 from services.api.loaded_model import NoModelError
 from services.api.parts import Parts
+from services.api.problem_texts import TEXTS
 from services.api.sources import BusyError
 from services.api.unfinished import UnfinishedError
 from services.api.waiting import NoPlaceError
@@ -40,7 +41,11 @@ log = structlog.get_logger()
 
 
 class Problem(Enum):
-    """Every problem: its status, its title, and whether the same request may succeed later. The name in lower case is the code."""
+    """
+    Every problem: its status, its title, and whether the same request may succeed later. The name in lower case is the code.
+
+    Those without a status are told in the `error` of a job that failed or expired; so may some of the others be.
+    """
 
     INVALID_REQUEST = 400, "The request is not valid", False
     UNSUPPORTED_PARAMETER = 400, "The parameter is not supported", False
@@ -76,7 +81,20 @@ class Problem(Enum):
     ENGINE_UNAVAILABLE = 503, "The service is not available now", True
     DEADLINE = 504, "The images are not ready in time", False
 
-    def __init__(self, status: int, title: str, retryable: bool) -> None:
+    FILE_TOO_LARGE = None, "The picture cannot be made small enough", False
+    LORA_BROKEN = None, "An adapter cannot be loaded", True
+    UNKNOWN_LORA = None, "An adapter is not there any more", True
+    ARTIFACT_BROKEN = None, "An intermediate result is damaged", True
+    ARTIFACT_MISMATCH = None, "An intermediate result does not fit", True
+    ARTIFACT_LOST = None, "An intermediate result was lost", True
+    ENGINE_BROKEN = None, "The worker's device failed", True
+    MODEL_MISMATCH = None, "The model was changed", True
+    UPLOAD_FAILED = None, "The picture could not be stored", True
+    APPROVAL_EXPIRED = None, "Nobody decided on the draft in time", False
+    DEADLINE_EXCEEDED = None, "The deadline has passed", False
+    WORKER_LOST = None, "The job's worker was lost again and again", False
+
+    def __init__(self, status: int | None, title: str, retryable: bool) -> None:
         self.status = status
         self.title = title
         self.retryable = retryable
@@ -90,9 +108,16 @@ class Problem(Enum):
         """Where the type's URI leads."""
         return f"/problems/{self.code.replace('_', '-')}"
 
+    @property
+    def text(self) -> str:
+        """What it means, and what to do."""
+        return TEXTS[self.code]
+
     @classmethod
     def find(cls, code: str) -> Problem | None:
-        return cls.__members__.get(code.upper())
+        """The problem that a request may be answered with."""
+        found = cls.__members__.get(code.upper())
+        return found if found is not None and found.status is not None else None
 
     def describe(self, base_url: str) -> dict[str, Any]:
         """The entry as the catalogue shows it."""
@@ -106,28 +131,11 @@ class Problem(Enum):
 
 
 def install(app: APIFlask, parts: Parts) -> None:
-    """Answer every exception of the app with a problem, and show the catalogue where the types' URIs lead."""
+    """Answer every exception of the app with a problem."""
 
     @app.errorhandler(Exception)
     def answer(error: Exception) -> Response:
         return problem_response(error, parts.base_url())
-
-    catalogue = APIBlueprint("problems", __name__)
-
-    @catalogue.get("/problems")
-    @catalogue.doc(summary="List every problem", operation_id="list_problems")
-    def list_problems() -> Response:
-        return jsonify({"object": "list", "data": [problem.describe(parts.base_url()) for problem in Problem]})
-
-    @catalogue.get("/problems/<slug>")
-    @catalogue.doc(summary="Describe a problem", operation_id="get_problem", responses=[200, 404])
-    def get_problem(slug: str) -> Response:
-        found = [problem for problem in Problem if problem.path == f"/problems/{slug}"]
-        if not found:
-            raise RequestError("not_found", "there is no such problem")
-        return jsonify(found[0].describe(parts.base_url()))
-
-    app.register_blueprint(catalogue)
 
 
 def problem_response(error: Exception, base_url: str) -> Response:
@@ -159,7 +167,7 @@ def problem_response(error: Exception, base_url: str) -> Response:
     if problem is Problem.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="glmq"'
     response = jsonify(_body(problem, detail, error, base_url))
-    response.status_code = problem.status
+    response.status_code = problem.status or 500
     response.mimetype = _media_type()
     response.headers.update(headers)
     return response
@@ -212,7 +220,7 @@ def _body(problem: Problem, detail: str, error: Exception, base_url: str) -> dic
         "request_id": g.request_id,
         "errors": _field_errors(error, param),
         # What OpenAI's and Replicate's clients read.
-        "error": {"message": detail, "type": _openai_type(problem.status), "param": param, "code": problem.code},
+        "error": {"message": detail, "type": _openai_type(problem.status or 500), "param": param, "code": problem.code},
     }
 
 
@@ -233,6 +241,22 @@ def _place(path: Path) -> dict[str, str]:
         return {"parameter": ".".join(map(str, path))}
     steps = [re.sub("[~/]", lambda found: {"~": "~0", "/": "~1"}[found[0]], str(step)) for step in path]
     return {"pointer": "#" + "".join(f"/{quote(step, safe='~')}" for step in steps)}
+
+
+def example_problem(problem: Problem) -> dict[str, Any]:
+    """The body of an answer, for the OpenAPI document."""
+    status = problem.status or 500
+    quota = {"type": _QUOTA_TYPE, "violated-policies": ["create"]} if status in (402, 429) else {}
+    return {
+        **problem.describe("https://glmq.example"),
+        **quota,
+        "detail": problem.title,
+        "instance": "/v1/jobs#req_01kb2w5n0v7f9rqs8d3xz4m6ht",
+        "param": None,
+        "request_id": "req_01kb2w5n0v7f9rqs8d3xz4m6ht",
+        "errors": [],
+        "error": {"message": problem.title, "type": _openai_type(status), "param": None, "code": problem.code},
+    }
 
 
 def _openai_type(status: int) -> str:

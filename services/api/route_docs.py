@@ -35,6 +35,7 @@ class RouteDocs:
         headers: names of headers by status, besides those of every answer.
         same_as: statuses whose content is that of another status.
         content: media types by status, with their schemas (or models), where the answer is not plain JSON.
+        more_content: further media types by status, besides the JSON.
         links: operation ids of what can be done with a new resource, and the name of the path parameter that its `id` fills.
     """
 
@@ -49,6 +50,7 @@ class RouteDocs:
     headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     same_as: Mapping[str, str] = field(default_factory=dict)
     content: Mapping[str, Mapping[str, dict[str, Any] | type[BaseModel]]] = field(default_factory=dict)
+    more_content: Mapping[str, Mapping[str, dict[str, Any] | type[BaseModel]]] = field(default_factory=dict)
     links: tuple[tuple[str, ...], str] | None = None
 
 

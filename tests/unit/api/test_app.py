@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from apiflask import APIFlask
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+from shared.lifecycle.events import EVENT_TYPES
 
 
 def test_openapi_document_is_valid(app: APIFlask) -> None:
@@ -19,9 +26,10 @@ def test_openapi_document_is_valid(app: APIFlask) -> None:
 
 
 def test_openapi_document_is_complete(app: APIFlask) -> None:
-    """Every route is in it, with a summary, a key unless it is open, and problems as problems."""
+    """Every route is in it but the pages themselves, with a summary, a key unless it is open, and problems as problems."""
     spec = app.test_client().get("/openapi.json").get_json()
-    rules = {re.sub("<(?:path:)?([a-z_]+)>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()} - {"/openapi.json"}
+    pages = {"/openapi.json", "/docs", "/docs/start.js", "/docs/{name}"}
+    rules = {re.sub("<(?:path:)?([a-z_]+)>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()} - pages
     assert set(spec["paths"]) == rules
     for path, item in spec["paths"].items():
         for operation in item.values():
@@ -36,7 +44,63 @@ def test_openapi_document_is_complete(app: APIFlask) -> None:
     assert submit["requestBody"]["required"]
     assert set(submit["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
     names = {parameter["name"] for parameter in spec["paths"]["/v1/jobs"]["get"]["parameters"]}
-    assert names == {"limit", "after", "order", "status", "custom_id", "metadata", "created_after", "created_before"}
+    assert names >= {"limit", "after", "order", "status", "custom_id", "metadata", "created_after", "created_before"}
+
+
+def test_everything_has_an_example_that_fits_its_schema(app: APIFlask) -> None:
+    """Every JSON body, every JSON answer and every refusal shows one, and none of them lies."""
+    spec = app.test_client().get("/openapi.json").get_json()
+    registry = Registry().with_resource("urn:glmq", Resource.from_contents(spec, default_specification=DRAFT202012))
+    for path, method, media_type, media in medias(spec):
+        where = f"{method} {path} {media_type}"
+        if media_type not in ("application/json", "application/problem+json"):
+            continue
+        found = [media["example"]] if "example" in media else list(media.get("examples", {}).values())
+        assert found, f"{where} has no example"
+        for example in found:
+            if "$ref" in example:
+                example = spec["components"]["examples"][example["$ref"].rpartition("/")[2]]["value"]
+            errors = [error.message for error in Draft202012Validator(absolute(media["schema"]), registry=registry).iter_errors(example)]
+            assert errors == [], where
+
+
+def test_every_event_type_is_a_webhook_of_the_document(app: APIFlask) -> None:
+    """A receiver finds the body of each type that it can ask for."""
+    webhooks = app.test_client().get("/openapi.json").get_json()["webhooks"]
+    assert set(webhooks) == set(EVENT_TYPES)
+    for name, item in webhooks.items():
+        content = item["post"]["requestBody"]["content"]["application/json"]
+        assert content["example"]["type"] == name
+        assert content["schema"]["allOf"][1]["properties"]["type"] == {"const": name}
+
+
+def test_docs_page_needs_nothing_from_elsewhere(app: APIFlask) -> None:
+    """The page names only its own files, all of them are there, and its policy lets the browser load nothing else."""
+    client = app.test_client()
+    page = client.get("/docs")
+    assert page.mimetype == "text/html"
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    named = re.findall(r'(?:src|href)="([^"]+)"', page.get_data(as_text=True))
+    assert len(named) == 4
+    for path in named:
+        assert client.get(f"/{path}").status_code == 200, path
+    assert "://" not in page.get_data(as_text=True)
+    assert client.get("/docs/passwd").status_code == 404
+
+
+def medias(spec: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Every body and answer of the document, by media type."""
+    for path, item in [*spec["paths"].items(), *spec["webhooks"].items()]:
+        for method, operation in item.items():
+            for part in (operation.get("requestBody", {}), *operation["responses"].values()):
+                for media_type, media in part.get("content", {}).items():
+                    yield path, method, media_type, media
+
+
+def absolute(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, for a validator that looks its references up in the document."""
+    copied: dict[str, Any] = json.loads(json.dumps(schema).replace('"#/', '"urn:glmq#/'))
+    return copied
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -10,12 +11,18 @@ from apiflask import APIFlask
 from werkzeug.exceptions import Gone, ImATeapot, NotImplemented
 
 from services.api.field_errors import FieldError, InvalidFieldsError
+from services.api.problem_pages import PAGE, problems_page
+from services.api.problem_texts import TEXTS
 from services.api.problems import MEDIA_TYPE, Problem, problem_response
 from shared.db import DatabaseDownError
 from shared.errors import RequestError
 
 ROOT = Path(__file__).parents[3]
-CODE = re.compile(r'(?:RequestError|SourceImageError|ForbiddenAddressError)\(\s*"([a-z_]+)"')
+CODE = re.compile("[a-z]+(_[a-z]+)*")
+JOB_CODE = re.compile(r'"code": "([a-z_]+)"')
+CLIENT_ERRORS = {"RequestError", "SourceImageError", "ForbiddenAddressError", "QuotaError", "UnfinishedError"}
+JOB_ERRORS = {"WorkError", "PermanentWorkError", "TransientWorkError", "TokenGridError"}
+BROWSER = {"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}
 
 
 def answer(app: APIFlask, error: Exception, path: str = "/v1/jobs", method: str = "POST") -> tuple[int, dict[str, object], dict[str, str]]:
@@ -25,28 +32,60 @@ def answer(app: APIFlask, error: Exception, path: str = "/v1/jobs", method: str 
         return response.status_code, response.get_json(force=True), dict(response.headers)
 
 
+def codes_in(folders: tuple[str, ...], errors: set[str]) -> set[str]:
+    """The codes with which these errors are made, read from the code itself."""
+    found = set()
+    for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+                # An error that fixes its own code says it to its base: super().__init__("queue_full", …).
+                if (name in errors or name == "__init__") and isinstance(node.args[0].value, str) and CODE.fullmatch(node.args[0].value):
+                    found.add(node.args[0].value)
+    return found
+
+
 def test_every_code_that_is_raised_is_in_the_catalogue() -> None:
-    """No RequestError of the API or of shared code has a code that the catalogue lacks."""
-    raised = {
-        code
-        for folder in ("services/api", "shared")
-        for file in (ROOT / folder).rglob("*.py")
-        for code in CODE.findall(file.read_text(encoding="utf-8"))
+    """No error for a client or of a job has a code that the catalogue lacks."""
+    told = codes_in(("services/api", "shared"), CLIENT_ERRORS)
+    assert told >= {"invalid_request", "not_found", "forbidden_address", "input_fetch_failed", "idempotency_mismatch", "queue_full"}
+    assert told <= {problem.code for problem in Problem if problem.status is not None}
+    of_jobs = codes_in(("services", "shared"), JOB_ERRORS)
+    assert of_jobs >= {"upload_failed", "artifact_broken"}
+    literal = {
+        code for file in (ROOT / "shared" / "lifecycle").rglob("*.py") for code in JOB_CODE.findall(file.read_text(encoding="utf-8"))
     }
-    assert raised >= {"invalid_request", "not_found", "forbidden_address", "input_fetch_failed", "already_terminal", "idempotency_mismatch"}
-    assert raised <= {problem.code for problem in Problem}
+    assert literal >= {"worker_lost", "deadline_exceeded"}
+    assert of_jobs | literal <= {problem.code for problem in Problem}
+
+
+def test_every_problem_has_a_test_that_provokes_it() -> None:
+    """Each code is expected by some test, other than those of the catalogue."""
+    own = {Path(__file__).name}
+    tests = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py") if file.name not in own)
+    assert [problem.code for problem in Problem if f'"{problem.code}"' not in tests] == []
 
 
 def test_every_problem_is_described_where_its_type_leads(app: APIFlask) -> None:
-    """The URI of a type is a page of this service; statuses are errors, titles are distinct."""
+    """The URI of a type is a page of this service, for programs and for people; titles are distinct."""
     client = app.test_client()
     listed = client.get("/problems").get_json()["data"]
-    assert len(listed) == len(Problem)
+    assert len(listed) == len(Problem) == len(TEXTS)
+    assert client.get("/problems", headers=BROWSER).mimetype == "text/html"
     for entry in listed:
-        assert client.get(entry["type"].removeprefix("https://glmq.example")).get_json() == entry
-        assert 400 <= entry["status"] < 600
+        path = entry["type"].removeprefix("https://glmq.example")
+        assert client.get(path).get_json() == entry
+        assert entry["status"] is None or 400 <= entry["status"] < 600
+        page = client.get(path, headers=BROWSER)
+        assert page.mimetype == "text/html"
+        assert entry["code"] in page.get_data(as_text=True)
     assert len({problem.title for problem in Problem}) == len(Problem)
     assert client.get("/problems/nonsense").status_code == 404
+
+
+def test_page_of_the_documentation_is_current() -> None:
+    """docs/problems.md is what the catalogue says."""
+    assert PAGE.read_text(encoding="utf-8") == problems_page()
 
 
 def test_body_has_every_member(app: APIFlask) -> None:

@@ -56,8 +56,9 @@ def test_largest_grid_is_8_kib() -> None:
 )
 def test_anything_else_is_refused(broken: bytes) -> None:
     """Bytes that are not a token grid raise TokenGridError and nothing else."""
-    with pytest.raises(TokenGridError):
+    with pytest.raises(TokenGridError) as caught:
         TokenGridArtifact.from_bytes(broken)
+    assert caught.value.code == "artifact_broken"
 
 
 @pytest.mark.parametrize("tensor", [np.zeros((2, 2), np.int64), np.zeros(4, np.int16), np.zeros((0, 4), np.int16)])
@@ -86,8 +87,9 @@ def test_check_refuses_a_grid_of_something_else() -> None:
     """Shape, number of sources, codebook and revision must be those of the image."""
     GRID.check(2, 3, 2, 128, "sha256:0123")
     for wrong in [(3, 2, 2, 128, "sha256:0123"), (2, 3, 1, 128, "sha256:0123"), (2, 3, 2, 64, "sha256:0123"), (2, 3, 2, 128, "other")]:
-        with pytest.raises(TokenGridError):
+        with pytest.raises(TokenGridError) as caught:
             GRID.check(*wrong)
+        assert caught.value.code == "artifact_mismatch"
 
 
 @pytest.mark.parametrize("token_ids", [[], [0], [127, 0, 5] * 100])
