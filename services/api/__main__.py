@@ -18,6 +18,7 @@ from shared.errors import StartupError
 from shared.logs import configure_logs
 from shared.settings import read_settings
 
+_IDLE_CONNECTIONS = 1000
 _STOP_S = 6
 """Requests get this long to end after SIGTERM; the process is gone within 8 s."""
 
@@ -42,12 +43,15 @@ class _Server(BaseApplication):  # type: ignore[misc]  # the same
         super().__init__()
 
     def load_config(self) -> None:
+        num_threads = self._settings.api_threads + self._settings.api_max_waiting
         options = {
             "bind": f"{self._settings.api_host}:{self._settings.api_port}",
             "worker_class": "gthread",
             "workers": self._settings.api_workers,
             # Who waits for a job holds a thread and nothing else. The threads are started when they are needed.
-            "threads": self._settings.api_threads + self._settings.api_max_waiting,
+            "threads": num_threads,
+            # Of those beyond the threads, connections that are only kept alive.
+            "worker_connections": num_threads + _IDLE_CONNECTIONS,
             "graceful_timeout": _STOP_S,
             "logger_class": _StructuredLog,
             "proc_name": "glmq-api",
