@@ -165,7 +165,9 @@ def test_foreign_parts_of_an_own_thing(app: APIFlask, other: FlaskClient, sample
 def test_strangers_change_nothing(app: APIFlask, client: FlaskClient, other: FlaskClient, samples: dict[str, str]) -> None:
     """After a stranger has called everything with a tenant's ids, all of the tenant's things are as they were."""
     readable = [(path, operation) for method, path, operation in operations(app) if method == "get" and "tenant_id" not in parameters(path)]
-    readable = [(path, operation) for path, operation in readable if parameters(path) and not path.endswith(("/events", "/stream", "{index}"))]
+    # Their answers are streams and redirects, which differ from one look to the next.
+    unsteady = ("/events", "/stream", "{index}")
+    readable = [(path, operation) for path, operation in readable if parameters(path) and not path.endswith(unsteady)]
 
     def look() -> list[tuple[int, str]]:
         answers = [call(client, "get", path, operation, {name: samples[name] for name in parameters(path)}) for path, operation in readable]
