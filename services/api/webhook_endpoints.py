@@ -136,7 +136,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
         operation_id="update_webhook_endpoint",
         security="ApiKey",
         responses=[400, 401, 403, 404, 413, 415, 503],
-        extensions=describe(body=EndpointChange, example={"events": ["job.*"]}),
+        extensions=describe(body=EndpointChange, example={"event_types": ["job.succeeded"]}),
     )
     def update_one(endpoint_id: str) -> Response:
         return jsonify(_change(parts, endpoint_id))
