@@ -29,13 +29,14 @@ from services.api.problems import Problem
 from services.api.settings import ApiSettings
 from services.api.sources import BusyError
 from shared.db import DatabaseDownError, LeaderLock
-from shared.errors import RequestError, StartupError
+from shared.errors import QuotaError, RequestError, StartupError
 from shared.ids import new_id
 from shared.lifecycle import batches, files
 from shared.lifecycle.batches import BatchDocument
 from shared.lifecycle.files import NewFile
+from shared.lifecycle.quotas import Limits, OwnLimits
 from shared.lifecycle.submit import NewJob
-from shared.lifecycle.tenants import Caller
+from shared.lifecycle.tenants import Caller, find_tenant
 from shared.logs import configure_logs
 from shared.settings import read_settings
 from shared.states import BatchStatus
@@ -130,12 +131,22 @@ class Clerk:
             if self._stopping.is_set():
                 break
             ready[item.id] = self._prepare(batch, item.custom_id, item.request)
+        tenant = find_tenant(self._parts.db, tenant_id=batch.tenant_id)
+        caller = Caller(batch.tenant_id, "batch", frozenset(), own_limits=tenant.own_limits if tenant else OwnLimits())
+        return self._submit(batch, ready, self._parts.quotas.limits_of(caller))
+
+    def _submit(self, batch: BatchDocument, ready: dict[str, NewJob | dict[str, Any]], limits: Limits) -> bool:
+        """Make jobs of lines; False: there is no room for more of them in the tenant's queue now."""
         try:
-            count = batches.submit_items(self._parts.db, batch.id, ready)
+            count = batches.submit_items(self._parts.db, batch.id, ready, limits)
         except RequestError as error:
-            # A quota of the tenant: there is a time for these lines, but it is not now.
-            log.info("batch_waits", batch_id=batch.id, why=error.code)
-            return False
+            if len(ready) > 1:
+                # One by one: the others are not to suffer for it.
+                return all(self._submit(batch, {item_id: job}, limits) for item_id, job in ready.items())
+            if isinstance(error, QuotaError):
+                log.info("batch_waits", batch_id=batch.id, why=error.code)
+                return False
+            return self._submit(batch, dict.fromkeys(ready, _error(error, error.param)), limits)
         if count:
             self._parts.ring_for_work()
         return True

@@ -26,7 +26,8 @@ from shared.ids import new_id
 from shared.lifecycle.ending import end_jobs
 from shared.lifecycle.files import NewFile, add_file_in
 from shared.lifecycle.jobs import job_documents
-from shared.lifecycle.submit import NewJob, submit_in
+from shared.lifecycle.quotas import Limits
+from shared.lifecycle.submit import NewJob, store_in
 from shared.states import TERMINAL_JOB, BatchStatus, JobStatus
 from shared.tables import Batch, BatchItem, Job
 
@@ -270,7 +271,7 @@ def pending_items(db: Database, batch_id: str, limit: int) -> list[PendingItem]:
     return db.run(work)
 
 
-def submit_items(db: Database, batch_id: str, ready: Mapping[str, NewJob | dict[str, Any]]) -> int:
+def submit_items(db: Database, batch_id: str, ready: Mapping[str, NewJob | dict[str, Any]], limits: Limits) -> int:
     """
     Make jobs of lines, or note why they cannot be; all of them or none. Lines that have an outcome already are left alone.
 
@@ -278,6 +279,8 @@ def submit_items(db: Database, batch_id: str, ready: Mapping[str, NewJob | dict[
         ready: by item id, a job or an error.
     Returns:
         How many jobs were made.
+    Raises:
+        RequestError: one of the jobs cannot be stored now (`queue_full`), or ever.
     """
 
     def work(session: Session) -> int:
@@ -286,7 +289,7 @@ def submit_items(db: Database, batch_id: str, ready: Mapping[str, NewJob | dict[
         for item in items:
             found = ready[item.id]
             if isinstance(found, NewJob):
-                item.job_id, _ = submit_in(session, found, None)
+                item.job_id = store_in(session, found, limits, None).job_id
                 count += 1
             else:
                 item.error = found

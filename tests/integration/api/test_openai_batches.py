@@ -19,6 +19,7 @@ from services.api.batch_lines import EDITS, GENERATIONS, MAX_LINES, read_lines
 from services.api.parts import Parts
 from shared.db import Database
 from shared.lifecycle import batches
+from shared.lifecycle.tenants import limit_tenant
 from tests.integration.api.conftest import MODEL, Account, assert_problem, client_of, count_rows, png
 from tests.integration.api.openai import draw
 from tests.integration.api.test_openai_files import upload
@@ -176,6 +177,18 @@ def test_no_line_is_lost_or_doubled(client: FlaskClient, clerk: Clerk, db: Datab
     assert (done["status"], done["request_counts"]) == ("completed", {"total": 45, "completed": 45, "failed": 0})
     assert [record["custom_id"] for record in content(client, done["output_file_id"])] == [f"c{index}" for index in range(45)]
     assert query(db, "SELECT count(*) FROM file WHERE purpose = 'batch_output'") == [(1,)]
+
+
+def test_lines_wait_for_room_in_the_queue(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, account: Account) -> None:
+    """A tenant that may have five jobs queued gets its batch done five by five."""
+    limit_tenant(db, account.tenant_id, {"max_queued": 5})
+    batch = make(client, [line(f"c{index}") for index in range(12)])
+    for expected in (5, 10, 12):
+        work_all(clerk)
+        assert count_rows(db)["job"] == expected
+        draw(db, parts.storage, PICTURE)
+    work_all(clerk)
+    assert read(client, batch)["request_counts"] == {"total": 12, "completed": 12, "failed": 0}
 
 
 def test_two_clerks_at_once(client: FlaskClient, parts: Parts, db: Database) -> None:
