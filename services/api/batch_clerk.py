@@ -131,7 +131,7 @@ class Clerk:
                 break
             ready[item.id] = self._prepare(batch, item.custom_id, item.request)
         try:
-            count = batches.submit_items(self._parts.db, batch.id, ready)
+            count = batches.submit_items(self._parts.db, batch.id, ready, self._parts.quotas.defaults)
         except RequestError as error:
             # A quota of the tenant: there is a time for these lines, but it is not now.
             log.info("batch_waits", batch_id=batch.id, why=error.code)

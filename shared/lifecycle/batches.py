@@ -21,14 +21,15 @@ from sqlalchemy.dialects.postgresql import insert as insert_or_skip
 from sqlalchemy.orm import Session
 
 from shared.db import Database
-from shared.errors import RequestError
+from shared.errors import QueueFullError, RequestError
 from shared.ids import new_id
 from shared.lifecycle.ending import end_jobs
 from shared.lifecycle.files import NewFile, add_file_in
 from shared.lifecycle.jobs import job_documents
-from shared.lifecycle.submit import NewJob, submit_in
+from shared.lifecycle.quotas import Limits, own_limits
+from shared.lifecycle.submit import NewJob, store_in
 from shared.states import TERMINAL_JOB, BatchStatus, JobStatus
-from shared.tables import Batch, BatchItem, Job
+from shared.tables import Batch, BatchItem, Job, Tenant
 
 _TRY_AGAIN = timedelta(minutes=10)
 """As long as a numbered try may come after the one before: longer than a client waits for an answer."""
@@ -270,23 +271,35 @@ def pending_items(db: Database, batch_id: str, limit: int) -> list[PendingItem]:
     return db.run(work)
 
 
-def submit_items(db: Database, batch_id: str, ready: Mapping[str, NewJob | dict[str, Any]]) -> int:
+def submit_items(db: Database, batch_id: str, ready: Mapping[str, NewJob | dict[str, Any]], defaults: Limits) -> int:
     """
-    Make jobs of lines, or note why they cannot be; all of them or none. Lines that have an outcome already are left alone.
+    Make jobs of lines, as many as the tenant's queue has room for, or note why they cannot be. Lines that have an outcome already are
+    left alone.
 
     Args:
         ready: by item id, a job or an error.
+        defaults: limits of tenants without their own.
     Returns:
         How many jobs were made.
+    Raises:
+        QueueFullError: there is no room for any.
     """
 
     def work(session: Session) -> int:
         count = 0
+        tenant = session.scalars(select(Tenant).join(Batch, Batch.tenant_id == Tenant.id).where(Batch.id == batch_id)).one()
+        limits = own_limits(tenant).over(defaults)
+        # As it looks now; each job is judged once more, under the lock of the tenant's row.
+        room = len(ready) if limits.max_queued is None else limits.max_queued - tenant.num_queued
         items = session.scalars(_pending(batch_id).where(BatchItem.id.in_(ready)).order_by(BatchItem.line).with_for_update()).all()
         for item in items:
             found = ready[item.id]
             if isinstance(found, NewJob):
-                item.job_id, _ = submit_in(session, found, None)
+                if count >= room:
+                    if not count:
+                        raise QueueFullError(limits.max_queued or 0)
+                    break
+                item.job_id = store_in(session, found, limits, None).job_id
                 count += 1
             else:
                 item.error = found
