@@ -93,6 +93,8 @@ def _by_type(schema: Schema, components: dict[str, Schema], name: str, depth: in
 
 
 def _text(schema: Schema, name: str) -> str:
+    if schema.get("format") == "uri" or name.endswith("url"):
+        return "https://hooks.example/glmq"
     if name == "deadline":
         return _FUTURE
     if schema.get("format") == "date-time" or name.endswith(("_at", "timestamp", "since", "until")):

@@ -7,6 +7,7 @@ A path is the way through the request as it was sent: `("images", 0, "url")`.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def _field_error(kind: str, message: str, value: object, loc: Path, model: type[
     path = _sent_path(loc, sent)
     name = _dotted(path)
     if kind == "extra_forbidden":
-        return FieldError(path, "unknown_field", f"unknown field {name}{_suggestion(str(path[-1]), model) if len(path) == 1 else ''}")
+        return FieldError(path, "unknown_field", f"unknown field {name}{_suggestion(path, model)}")
     echo = "" if kind == "missing" else _echo(value)
     return FieldError(path, kind, f"{name}: {message[:1].lower()}{message[1:]}{echo}")
 
@@ -118,9 +119,33 @@ def _dotted(path: Path) -> str:
     return ".".join(_short(str(step)) for step in path)
 
 
-def _suggestion(name: str, model: type[BaseModel]) -> str:
-    close = difflib.get_close_matches(name[:_MAX_ECHO], list(model.model_fields), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def _suggestion(path: Path, model: type[BaseModel]) -> str:
+    names = _field_names(path[:-1], model)
+    close = difflib.get_close_matches(str(path[-1])[:_MAX_ECHO], sorted(names), n=1)
+    return f"; did you mean {'.'.join([*map(str, path[:-1]), close[0]])}?" if close else ""
+
+
+def _field_names(place: Path, model: type[BaseModel]) -> set[str]:
+    """The fields that may stand at a place of a request, whichever of several forms it has."""
+    whole = _schema(model)
+    schemas = _alternatives(whole, whole)
+    for step in place:
+        inner = [schema.get("items") if isinstance(step, int) else schema.get("properties", {}).get(step) for schema in schemas]
+        schemas = [found for schema in inner if schema is not None for found in _alternatives(schema, whole)]
+    return {name for schema in schemas for name in schema.get("properties", {})}
+
+
+def _alternatives(schema: dict[str, Any], whole: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schema, or all that it is one of."""
+    if "$ref" in schema:
+        return _alternatives(whole["$defs"][schema["$ref"].rpartition("/")[2]], whole)
+    options = [option for choice in ("anyOf", "oneOf", "allOf") for option in schema.get(choice, ())]
+    return [schema, *(found for option in options for found in _alternatives(option, whole))]
+
+
+@functools.cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
 def _echo(value: Any) -> str:

@@ -79,7 +79,8 @@ class Quotas:
 
     def __init__(self, db: Database, redis_url: str, defaults: QuotaSettings) -> None:
         self._db = db
-        self._defaults = default_limits(defaults)
+        self.defaults = default_limits(defaults)
+        """What holds for tenants without limits of their own."""
         shared_count = RedisStorage(
             redis_url, key_prefix="glmq:rate", wrap_exceptions=True, socket_timeout=1, socket_connect_timeout=1, health_check_interval=10
         )
@@ -89,7 +90,7 @@ class Quotas:
 
     def limits_of(self, caller: Caller) -> Limits:
         """What holds for the caller's tenant."""
-        return caller.own_limits.over(self._defaults)
+        return caller.own_limits.over(self.defaults)
 
     def admit(self, caller: Caller) -> None:
         """

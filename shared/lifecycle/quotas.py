@@ -61,6 +61,11 @@ class OwnLimits:
         )
 
 
+def own_limits(row: Tenant) -> OwnLimits:
+    """Those of a tenant's row."""
+    return OwnLimits(row.max_queued, row.max_running, row.requests_per_minute, row.gpu_seconds_per_day)
+
+
 @dataclass(frozen=True)
 class TenantUsage:
     """

@@ -13,7 +13,7 @@ from shared.api_keys import ApiKeyText
 from shared.db import Database
 from shared.errors import RequestError
 from shared.ids import new_id
-from shared.lifecycle.quotas import OwnLimits
+from shared.lifecycle.quotas import OwnLimits, own_limits
 from shared.states import Priority
 from shared.tables import ApiKey, File, Tenant
 
@@ -184,5 +184,4 @@ def _stored(row: File) -> StoredFile:
 
 
 def _record(row: Tenant) -> TenantRecord:
-    limits = OwnLimits(row.max_queued, row.max_running, row.requests_per_minute, row.gpu_seconds_per_day)
-    return TenantRecord(row.id, row.name, limits, row.created_at)
+    return TenantRecord(row.id, row.name, own_limits(row), row.created_at)

@@ -39,6 +39,23 @@ def test_path_ends_where_the_request_ends() -> None:
     assert refuse(prompt="x", images=[{"url": "u"}, {"url": 1}]).param == "images.1.url"
 
 
+@pytest.mark.parametrize(
+    ("sent", "meant"),
+    [
+        ({"format_options": {"qualty": 5}}, "format_options.quality"),
+        ({"images": [{"job_id": "x"}, {"file_ids": "x"}]}, "images.1.file_id"),
+        ({"webhook": {"url": "https://a.example", "event": []}}, "webhook.events"),
+        ({"renditions": [{"name": "small", "format_option": {}}]}, "renditions.0.format_options"),
+        ({"renditions": [{"name": "small", "format_options": {"max_byte": 1}}]}, "renditions.0.format_options.max_bytes"),
+        ({"lora": [{"name": "x", "scales": 1}]}, "lora.0.scale"),
+    ],
+)
+def test_suggestions_at_every_depth(sent: dict[str, object], meant: str) -> None:
+    """An unknown field of a part of the request gets a suggestion from that part's own fields."""
+    details = [error.detail for error in refuse(prompt="x", **sent).errors]
+    assert any(detail.endswith(f"did you mean {meant}?") for detail in details), details
+
+
 def test_suggestions_are_only_close_ones() -> None:
     """A typing error gets a suggestion; a word of another API does not."""
     assert refuse(prompt="x", promt="x").detail.endswith("did you mean prompt?")
