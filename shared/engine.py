@@ -114,9 +114,19 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
                 self._changed.notify()
         return ticket.future
 
-    def run(self, request: Request, on_progress: Progress, should_stop: ShouldStop, handle: Callable[[Interim], None]) -> Result:
+    def run(
+        self,
+        request: Request,
+        on_progress: Progress,
+        should_stop: ShouldStop,
+        handle: Callable[[Interim], None],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Result:
         """
         Submit, and wait on the calling thread, which handles what comes before the end: it may store, upload and take its time.
+
+        Args:
+            meanwhile: done first, while the engine already has the request. What it raises stops the request and is raised here.
 
         All of it is handled, in order, before this returns or raises what `submit` says of the future. What `handle` raises stops the
         request and is raised here.
@@ -126,6 +136,7 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         future = self.submit(request, on_progress, lambda: unwanted.is_set() or should_stop(), came.put)
         future.add_done_callback(lambda _: came.put(None))
         try:
+            meanwhile()
             while (interim := came.get()) is not None:
                 handle(interim)
         finally:

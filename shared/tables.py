@@ -26,6 +26,7 @@ from sqlalchemy import (
     false,
     func,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -356,6 +357,7 @@ class Grid(WorkColumns, Base):
         CheckConstraint("state <> 'done' OR NOT needs_approval", name="done_is_approved"),
         CheckConstraint("NOT wants_preview OR (draft_token_ids IS NOT NULL AND preview IS NULL)", name="preview_needs_draft"),
         Index("ix_grid_sources", "source_file_ids", postgresql_using="gin", postgresql_where=text("source_file_ids <> '{}'")),
+        Index("ix_grid_untold", "finished_at", postgresql_where=text("NOT is_told")),
         Index("ix_grid_preview", "lane", "created_at", postgresql_where=text("wants_preview")),
         Index("uq_grid_key", "tenant_id", "key", unique=True, postgresql_where=text("state NOT IN ('failed', 'canceled')")),
     )
@@ -382,6 +384,8 @@ class Grid(WorkColumns, Base):
     """Drafts that the customer did not want."""
     draft_token_ids: Mapped[list[int] | None]
     """`draft_h * draft_w` ids, row by row: text-to-image goes on from them, whoever wrote them."""
+    is_told: Mapped[bool] = mapped_column(server_default=true())
+    """False between its finish and the event that tells of it."""
     wants_preview: Mapped[bool] = mapped_column(server_default=false())
     """A picture of the draft is to be drawn."""
     preview: Mapped[dict[str, Any] | None]

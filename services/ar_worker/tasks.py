@@ -37,7 +37,7 @@ class GridTasks:
 
     def claim(self, worker_id: str, grid_id: str | None) -> claims.ClaimedGrid | None:
         """Claim this grid, or any that is released."""
-        return claims.claim_grid(self.db, worker_id, self.lease_s, grid_id)
+        return claims.claim_grid(self.db, worker_id, self.lease_s, grid_id, begin_later=True)
 
     def generate_grid(self, claim: claims.ClaimedGrid, held: HeldWork) -> Callable[[], None]:
         """
@@ -76,7 +76,7 @@ class GridTasks:
             written=written,
             draft_only=claim.draft_only,
         )
-        result = self.engine.run(request, held.on_progress, held.should_stop, keep)
+        result = self.engine.run(request, held.on_progress, held.should_stop, keep, lambda: claims.begin(self.db, claim.new_job_ids))
         if claim.draft_only:
 
             def hold() -> None:
@@ -106,8 +106,11 @@ class GridTasks:
         def end() -> None:
             num_source = result.num_source_tokens
             read = finish.PromptTokens(result.num_prompt_tokens - num_source, num_source)
-            finish.finish_grid(self.db, claim.id, claim.attempt, artifact, num_tokens - len(written), read)
+            finish.finish_grid(self.db, claim.id, claim.attempt, artifact, num_tokens - len(written), read, tell_later=True)
+            # The decoder's work begins while its customer is told that it may.
+            self.live.ring(Topic.IMAGES_READY)
             self.live.drop_checkpoint(claim.id)
+            finish.tell_tokens(self.db, claim.id)
 
         return end
 

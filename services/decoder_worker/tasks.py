@@ -57,7 +57,7 @@ class ImageTasks:
 
     def claim(self, worker_id: str, image_id: str | None) -> claims.ClaimedImage | None:
         """Claim this image, or any that is released."""
-        return claims.claim_image(self.db, worker_id, self.lease_s, image_id)
+        return claims.claim_image(self.db, worker_id, self.lease_s, image_id, begin_later=True)
 
     def render_image(self, claim: claims.ClaimedImage, held: HeldWork) -> Callable[[], None]:
         """
@@ -93,7 +93,13 @@ class ImageTasks:
             show_previews=claim.wants_previews,
             resume=self._latents(claim),
         )
-        result = self.engine.run(request, held.on_progress, held.should_stop, lambda interim: self._keep(claim, interim))
+        result = self.engine.run(
+            request,
+            held.on_progress,
+            held.should_stop,
+            lambda interim: self._keep(claim, interim),
+            lambda: claims.begin(self.db, claim.new_job_ids),
+        )
         held.on_progress("upload", 0, 1)
         # A check of the table allows these formats only.
         image_format = cast(ImageFormat, claim.format)

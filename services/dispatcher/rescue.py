@@ -5,9 +5,11 @@ from __future__ import annotations
 import structlog
 
 from shared.db import Database
-from shared.lifecycle import jobs, work
+from shared.lifecycle import finish, jobs, work
 from shared.progress import LiveState
 from shared.states import Stage
+
+_BATCH = 50
 
 log = structlog.get_logger()
 
@@ -24,4 +26,6 @@ def rescue_all(db: Database, live: LiveState) -> None:
         if count:
             log.warning("work_rescued", stage=stage, units=count)
         live.flag_stop(stopped)
+    for grid_id in finish.untold_grids(db, _BATCH):
+        finish.tell_tokens(db, grid_id)
     live.flag_stop(jobs.expire(db))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ from shared.db import note_changes
 from shared.ids import new_id
 from shared.job_document import JobImage, job_document
 from shared.states import TERMINAL_JOB
-from shared.tables import Event, Grid, Image, Job, Output, Tenant, WebhookDelivery, WebhookEndpoint
+from shared.tables import Grid, Image, Job, Output, WebhookDelivery, WebhookEndpoint
 from shared.webhooks import is_wanted
 
 JOB_ENDS = ("job.succeeded", "job.failed", "job.canceled", "job.expired")
@@ -51,18 +52,30 @@ DEFAULT_WEBHOOK_EVENTS = tuple(f"job.{status}" for status in sorted(TERMINAL_JOB
 """What a per-job webhook hears when it names no events: the end, whichever it is."""
 
 
-_TENANTS, _EVENTS = cast(Table, Tenant.__table__), cast(Table, Event.__table__)
 _DELIVERIES, _ENDPOINTS = cast(Table, WebhookDelivery.__table__), cast(Table, WebhookEndpoint.__table__)
-# Built once, and of tables: four events are written for every job, and rows of the session's cost twice as much.
-_TAKE_SEQS = (
-    _TENANTS.update()
-    .where(_TENANTS.c.id == bindparam("of_tenant"))
-    .values(event_seq=_TENANTS.c.event_seq + bindparam("count"), num_queued=_TENANTS.c.num_queued + bindparam("more_queued"))
-    # Of the row as it is once it is locked: whoever adds an endpoint counts it there, so none is overlooked, and tenants without
-    # endpoints cost no look-up.
-    .returning(_TENANTS.c.event_seq, _TENANTS.c.num_endpoints, _TENANTS.c.num_queued)
-)
-_ADD_EVENTS = _EVENTS.insert()
+# One trip, in plain SQL, and one value for everything: four events are written for every job, under the lock of the tenant's row, and of
+# many parameters psycopg would parse the statement anew each time.
+_ADD_EVENTS = """
+    WITH given AS (SELECT %(given)s::jsonb AS rows), numbered AS (
+        -- Locked until the transaction ends: all of a tenant's changes pass here one by one, which is what makes `seq` gap-free.
+        UPDATE tenant SET event_seq = event_seq + %(count)s, num_queued = num_queued + %(more_queued)s
+        WHERE id = %(tenant)s
+        -- Of the row as it is once it is locked: whoever adds an endpoint counts it there, so none is overlooked, and tenants without
+        -- endpoints cost no look-up.
+        RETURNING event_seq, num_endpoints, num_queued
+    ), added AS (
+        INSERT INTO event (id, tenant_id, seq, job_id, type, run, data)
+        SELECT
+            entry->>'id', %(tenant)s, numbered.event_seq - %(count)s + place, entry->>'job_id', %(type)s,
+            coalesce((entry->>'run')::bigint, 1), entry->'data'
+        FROM given, numbered, jsonb_array_elements(rows->'events') WITH ORDINALITY AS event(entry, place)
+    ), delivered AS (
+        INSERT INTO webhook_delivery (id, tenant_id, event_id, url, lane, endpoint_id, kind)
+        SELECT id, tenant_id, event_id, url, lane, endpoint_id, kind
+        FROM given, jsonb_populate_recordset(NULL::webhook_delivery, rows->'deliveries')
+    )
+    SELECT num_endpoints, num_queued FROM numbered
+"""
 _ADD_DELIVERIES = _DELIVERIES.insert()
 _LISTENERS = select(_ENDPOINTS.c.id, _ENDPOINTS.c.url, _ENDPOINTS.c.events).where(
     _ENDPOINTS.c.tenant_id == bindparam("of_tenant"), _ENDPOINTS.c.status == "enabled"
@@ -108,21 +121,40 @@ def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> int
     note_changes(session, (jobs[0].tenant_id, *(job.id for job in jobs)))
     images, grids = images_and_grids(session, [job.id for job in jobs])
     tenant_id = jobs[0].tenant_id
-    last_seq, num_endpoints, num_queued = _take_seqs(session, tenant_id, len(jobs), _more_queued(jobs, event_type))
     events: list[dict[str, Any]] = []
     deliveries: list[dict[str, Any]] = []
-    for seq, job in enumerate(jobs, last_seq - len(jobs) + 1):
+    for job in jobs:
         event_id = new_id("evt")
-        values = {"id": event_id, "tenant_id": tenant_id, "seq": seq, "job_id": job.id, "type": event_type, "run": job.run}
-        events.append({**values, "data": job_document(job, images[job.id], grids)})
+        events.append({"id": event_id, "job_id": job.id, "run": job.run, "data": job_document(job, images[job.id], grids)})
         if job.webhook and event_type in job.webhook["events"]:
             deliveries.append(_delivery(tenant_id, event_id, job.webhook["url"], inline_lane(tenant_id, job.webhook["url"]), None))
-    if num_endpoints:
-        deliveries += _for_listeners(session, tenant_id, event_type, [event["id"] for event in events])
-    session.execute(_ADD_EVENTS, events)
-    if deliveries:
-        session.execute(_ADD_DELIVERIES, deliveries)
-    return num_queued
+    return _add(session, tenant_id, event_type, events, deliveries, _more_queued(jobs, event_type))
+
+
+def _add(
+    session: Session,
+    tenant_id: str,
+    event_type: str,
+    events: Sequence[Mapping[str, Any]],
+    deliveries: Sequence[Mapping[str, Any]],
+    more_queued: int = 0,
+    *,
+    tells_listeners: bool = True,
+) -> int:
+    """
+    Number and append events of one type, with these deliveries and those to the endpoints that want them.
+
+    Returns:
+        How many jobs of the tenant are queued now.
+    """
+    given = json.dumps({"events": events, "deliveries": deliveries})
+    values = {"given": given, "count": len(events), "more_queued": more_queued, "tenant": tenant_id, "type": event_type}
+    num_endpoints, num_queued = session.connection().exec_driver_sql(_ADD_EVENTS, values).one()
+    if num_endpoints and tells_listeners:
+        heard = _for_listeners(session, tenant_id, event_type, [event["id"] for event in events])
+        if heard:
+            session.execute(_ADD_DELIVERIES, heard)
+    return int(num_queued)
 
 
 def _more_queued(jobs: Sequence[Job], event_type: str) -> int:
@@ -146,38 +178,23 @@ def record_event(session: Session, tenant_id: str, event_type: str, data: dict[s
     """
     session.flush()
     note_changes(session, (tenant_id,))
-    seq, num_endpoints, _ = _take_seqs(session, tenant_id, 1)
     event_id = new_id("evt")
-    deliveries = _for_listeners(session, tenant_id, event_type, [event_id]) if num_endpoints else []
-    session.execute(_ADD_EVENTS, [{"id": event_id, "tenant_id": tenant_id, "seq": seq, "job_id": None, "type": event_type, "data": data}])
-    if deliveries:
-        session.execute(_ADD_DELIVERIES, deliveries)
+    _add(session, tenant_id, event_type, [{"id": event_id, "data": data}], [])
     return event_id
 
 
 def record_test(session: Session, endpoint: WebhookEndpoint, data: dict[str, Any]) -> str:
     """Append an `endpoint.test` for this endpoint alone, whatever it listens to. Returns the delivery's id."""
     note_changes(session, (endpoint.tenant_id,))
-    seq, _, _ = _take_seqs(session, endpoint.tenant_id, 1)
     event_id = new_id("evt")
-    event = {"id": event_id, "tenant_id": endpoint.tenant_id, "seq": seq, "job_id": None, "type": "endpoint.test", "data": data}
-    session.execute(_ADD_EVENTS, [event])
     delivery = {**_delivery(endpoint.tenant_id, event_id, endpoint.url, endpoint.id, endpoint.id), "kind": "test"}
-    session.execute(_ADD_DELIVERIES, [delivery])
+    _add(session, endpoint.tenant_id, "endpoint.test", [{"id": event_id, "data": data}], [delivery], tells_listeners=False)
     return str(delivery["id"])
 
 
 def inline_lane(tenant_id: str, url: str) -> str:
     """Whom deliveries to a job's own URL wait behind: those of the same tenant to the same host."""
     return f"{tenant_id}/{urlsplit(url).netloc.lower()}"
-
-
-def _take_seqs(session: Session, tenant_id: str, count: int, more_queued: int = 0) -> tuple[int, int, int]:
-    """The last of the tenant's next sequence numbers, how many endpoints it has, and how many queued jobs with these."""
-    # Locked until the transaction ends: all of a tenant's changes pass here one by one, which is what makes `seq` gap-free.
-    taken = {"of_tenant": tenant_id, "count": count, "more_queued": more_queued}
-    last_seq, num_endpoints, num_queued = session.execute(_TAKE_SEQS, taken).one()
-    return last_seq, num_endpoints, num_queued
 
 
 def _for_listeners(session: Session, tenant_id: str, event_type: str, event_ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,19 +11,22 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from sqlalchemy import ARRAY, BigInteger, Text, bindparam, exists, func, insert, literal, null, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import ARRAY, Text, bindparam, exists, func, select, update
+from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.errors import StaleAttemptError, WorkError
-from shared.lifecycle.claims import StoredArtifact
+from shared.lifecycle.claims import StoredArtifact, start
 from shared.lifecycle.ending import database_now, end_work, live_jobs, succeed
 from shared.lifecycle.events import count_change, record_changes
 from shared.lifecycle.work import held_unit, requeue
-from shared.states import LIVE_WORK, Stage, WorkState
-from shared.tables import Grid, Image, Output, Usage
+from shared.states import LIVE_WORK, TERMINAL_JOB, Stage, WorkState
+from shared.tables import Grid, Image, Job, Output, Usage
 
 Unit = TypeVar("Unit", Grid, Image)
+
+_TELL_S = 5.0
+"""A worker tells of its finished grid at once; after so long it must have died."""
 
 MAX_ERRORS = 5
 """Attempts that may end in a retryable error before the unit fails. With 1, 2, 4, 8 s between them: a store's restart."""
@@ -37,7 +41,14 @@ class PromptTokens:
 
 
 def finish_grid(
-    db: Database, grid_id: str, attempt: int, artifact: StoredArtifact, num_tokens: int, read: PromptTokens | None = None
+    db: Database,
+    grid_id: str,
+    attempt: int,
+    artifact: StoredArtifact,
+    num_tokens: int,
+    read: PromptTokens | None = None,
+    *,
+    tell_later: bool = False,
 ) -> None:
     """
     The grid is done; its waiting images become ready.
@@ -45,19 +56,43 @@ def finish_grid(
     Args:
         num_tokens: that were sampled since the grid was last held: without the draft if it was given to the attempt.
         read: the prompt as the model counted it.
+        tell_later: the caller calls `tell_tokens` once the images are on their way: the finish alone is one trip to Postgres.
     Raises:
         StaleAttemptError: this attempt does not hold the grid any more.
     """
+    counted = {"text_tokens": read and read.text, "image_tokens": read and read.image}
+    values = _finish_values(grid_id, attempt, artifact, num_tokens) | counted
+    if db.run_alone(lambda connection: connection.exec_driver_sql(_finish_statement("grid"), values).one_or_none(), ()) is None:
+        db.run(lambda session: _check_finished(session, Grid, grid_id, attempt, artifact))
+    if not tell_later:
+        tell_tokens(db, grid_id)
+
+
+def tell_tokens(db: Database, grid_id: str) -> None:
+    """
+    The event of a finished grid for the jobs that wait for it. May be repeated; what a crash leaves untold, the rescue tells.
+
+    Raises:
+        DatabaseDownError
+    """
 
     def work(session: Session) -> None:
-        grid = _finish(session, Grid, grid_id, attempt, artifact, num_tokens)
-        if grid is None:
+        grid = session.get(Grid, grid_id, with_for_update=True)
+        if grid is None or grid.is_told:
             return
-        if read is not None:
-            grid.text_tokens, grid.image_tokens = read.text, read.image
-        record_changes(session, session.scalars(live_jobs(grid)).all(), "job.tokens_ready")
+        grid.is_told = True
+        jobs = session.scalars(live_jobs(grid)).all()
+        start(session, jobs, grid.started_at)
+        record_changes(session, jobs, "job.tokens_ready")
 
     db.run(work)
+
+
+def untold_grids(db: Database, limit: int) -> list[str]:
+    """Grids that were done for a while, and whose jobs have not been told."""
+    late = Grid.finished_at < func.clock_timestamp() - timedelta(seconds=_TELL_S)
+    query = select(Grid.id).where(Grid.is_told.is_(False), Grid.state == WorkState.DONE, late).order_by(Grid.finished_at).limit(limit)
+    return db.run(lambda session: list(session.scalars(query)))
 
 
 def record_draft(db: Database, grid_id: str, attempt: int, draft_token_ids: Sequence[int]) -> None:
@@ -130,13 +165,16 @@ def finish_image(
         StaleAttemptError: this attempt does not hold the image any more.
     """
 
+    files = json.dumps({name: asdict(file) for name, file in renditions.items()})
+    values = _finish_values(image_id, attempt, artifact, num_steps) | {"renditions": files}
+
     def work(session: Session) -> None:
-        image = _finish(session, Image, image_id, attempt, artifact, num_steps)
-        if image is None:
+        finished = session.connection().exec_driver_sql(_finish_statement("image"), values).one_or_none()
+        if finished is None:
+            _check_finished(session, Image, image_id, attempt, artifact)
             return
-        if renditions:
-            image.rendition_files = {name: asdict(file) for name, file in renditions.items()}
-        jobs = session.scalars(live_jobs(image)).all()
+        jobs = session.scalars(_LIVE_JOBS_OF_IMAGE, {"image": image_id}).all()
+        start(session, jobs, finished.started_at)
         # Asked after the jobs are locked: of two images that end together, the second one sees the first, and has the later time.
         now, left = session.execute(_WHO_WAITS, {"of_jobs": [job.id for job in jobs]}).one()
         for job in jobs:
@@ -211,66 +249,62 @@ def redraw_grid(db: Database, image_id: str, attempt: int, grid_sha256: str, rea
     db.run(work)
 
 
-def _finish(session: Session, row: type[Unit], unit_id: str, attempt: int, artifact: StoredArtifact, num_units: int | None) -> Unit | None:
-    """
-    Mark as done and write down what it cost; None if this very artifact is already there (an unknown commit is being repeated).
+def _finish_values(unit_id: str, attempt: int, artifact: StoredArtifact, num_units: int | None) -> dict[str, Any]:
+    return {"unit": unit_id, "attempt": attempt, "units": num_units, **asdict(artifact)}
 
-    Args:
-        num_units: tokens or steps that this attempt took; None for all steps of an image.
-    """
-    finished: Unit | None = session.scalar(
-        _finish_statement(row),
-        {
-            "unit_id": unit_id,
-            "by_attempt": attempt,
-            "stored_key": artifact.storage_key,
-            "stored_sha256": artifact.sha256,
-            "stored_bytes": artifact.size_bytes,
-            "num_units": num_units,
-        },
-    )
-    if finished is not None:
-        return finished
-    unit = session.get(row, unit_id, populate_existing=True)
-    if unit is None:
-        raise StaleAttemptError(f"{unit_id}: its job was erased")
-    if unit.state == WorkState.DONE and unit.storage_key == artifact.storage_key:
-        return None
-    raise StaleAttemptError(f"{unit_id}: attempt {attempt} is over, it is {unit.state} at attempt {unit.attempt}")
+
+def _check_finished(session: Session, row: type[Unit], unit_id: str, attempt: int, artifact: StoredArtifact) -> None:
+    """Of a unit that could not be finished: is this very artifact there already, because an unknown commit is being repeated?"""
+    unit = session.get_one(row, unit_id, populate_existing=True)
+    if unit.state != WorkState.DONE or unit.storage_key != artifact.storage_key:
+        raise StaleAttemptError(f"{unit_id}: attempt {attempt} is over, it is {unit.state} at attempt {unit.attempt}")
 
 
 @functools.cache
-def _finish_statement(row: Any) -> Any:
-    """Built once for each table: building it costs as much as running it. Any: the type of what it returns is that of the table's rows."""
-    is_mine = (row.id == bindparam("unit_id"), row.attempt == bindparam("by_attempt"), row.state == WorkState.RUNNING)
-    # Locked before the time is read: a cancel that holds the row for a moment may have ended a job which this unit came too late for.
-    held = select(row.id).where(*is_mine).with_for_update().cte("held")
-    done = (
-        update(row)
-        .where(row.id.in_(select(held.c.id)))
-        .values(
-            state=WorkState.DONE,
-            storage_key=bindparam("stored_key"),
-            sha256=bindparam("stored_sha256"),
-            size_bytes=bindparam("stored_bytes"),
-            lease_until=None,
-            error=null(),
-            finished_at=func.clock_timestamp(),
-        )
-        .returning(*row.__table__.c)
-        .cte("done")
-    )
-    # With it goes all that follows without a look at a job: four round trips in one.
-    all_units = done.c.steps if row is Image else literal(0)
-    stage = Stage.DECODER if row is Image else Stage.AR
-    seconds = func.coalesce(func.extract("epoch", done.c.finished_at - done.c.started_at), 0)
-    cost = select(done.c.tenant_id, literal(stage), done.c.id, func.coalesce(bindparam("num_units", type_=BigInteger), all_units), seconds)
-    also = [insert(Usage).from_select(["tenant_id", "stage", "work_id", "units", "seconds"], cost).cte("used")]
-    if row is Grid:
-        waiting = update(Image).where(Image.grid_id.in_(select(done.c.id)), Image.state == WorkState.WAITING)
-        also.append(waiting.values(state=WorkState.READY, not_before=func.clock_timestamp()).cte("made_ready"))
-    return select(aliased(row, done)).add_cte(*also).execution_options(populate_existing=True)
+def _finish_statement(table: str) -> str:
+    """
+    Mark as done, write down what it cost, and of a grid make the waiting images ready: one trip, in plain SQL.
 
+    `units` are the tokens or steps that this attempt took; NULL for all steps of an image.
+    """
+    if table == "grid":
+        counts = ", ".join(f"{name} = coalesce(%({name})s, {name})" for name in ("text_tokens", "image_tokens"))
+        own = f"is_told = false, {counts}"
+        stage, all_units = Stage.AR, "0"
+        ready = """, made_ready AS (
+            UPDATE image SET state = 'ready', not_before = clock_timestamp()
+            WHERE grid_id IN (SELECT id FROM done) AND state = 'waiting'
+        )"""
+    else:
+        own = "rendition_files = %(renditions)s::jsonb"
+        stage, all_units, ready = Stage.DECODER, "steps", ""
+    # Locked before the time is read: a cancel that holds the row for a moment may have ended a job which this unit came too late for.
+    return f"""
+        WITH held AS (
+            SELECT id FROM {table} WHERE id = %(unit)s AND attempt = %(attempt)s AND state = 'running' FOR UPDATE
+        ), done AS (
+            UPDATE {table}
+            SET state = 'done', storage_key = %(storage_key)s, sha256 = %(sha256)s, size_bytes = %(size_bytes)s,
+                lease_until = NULL, error = NULL, finished_at = clock_timestamp(), {own}
+            WHERE id IN (SELECT id FROM held)
+            RETURNING *
+        ), used AS (
+            INSERT INTO usage (tenant_id, stage, work_id, units, seconds)
+            SELECT tenant_id, '{stage}', id, coalesce(%(units)s, {all_units}), coalesce(extract(epoch FROM finished_at - started_at), 0)
+            FROM done
+        ){ready}
+        SELECT started_at FROM done
+    """  # noqa: S608 - our own names
+
+
+_LIVE_JOBS_OF_IMAGE = (
+    select(Job)
+    .where(Job.id.in_(select(Output.job_id).where(Output.image_id == bindparam("image"))), Job.status.not_in(TERMINAL_JOB))
+    .order_by(Job.id)
+    .with_for_update()
+    .execution_options(populate_existing=True)
+)
+"""`live_jobs` of an image, built once."""
 
 _WHO_WAITS = select(
     func.clock_timestamp(),

@@ -43,12 +43,10 @@ def release(db: Database, stage: Stage, window: int, max_running: int | None = N
     statement = _limited_release_statement(stage) if is_limited else _release_statement(stage)
     values = {"window": window, **({"max_running": max_running or 0} if is_limited else {})}
 
-    def work(session: Session) -> list[str]:
-        released = session.execute(statement, values).all()
-        # An UPDATE returns its rows in no order.
-        return [work_id for _, _, work_id in sorted(tuple(row) for row in released)]
-
-    return db.run(work)
+    # Run again after a connection that died, it tells of fewer: idle workers find what no message tells of.
+    released = db.run_alone(lambda connection: connection.execute(statement, values).all(), ())
+    # An UPDATE returns its rows in no order.
+    return [work_id for _, _, work_id in sorted(tuple(row) for row in released)]
 
 
 @functools.cache

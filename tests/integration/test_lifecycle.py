@@ -516,3 +516,60 @@ def test_a_dead_connection_costs_nothing(db: Database, new_job: NewJob) -> None:
     outside.run(from_outside)
     outside.close()
     assert len(work.release(db, Stage.AR, 1)) == 1
+
+
+def test_a_claim_may_begin_its_jobs_later(db: Database, new_job: NewJob) -> None:
+    """The engine has the work first; a job is still queued until then, runs from then on, and is told of once."""
+    job_id, _ = submit(db, new_job)
+    work.release(db, Stage.AR, 10)
+    grid = claims.claim_grid(db, "w1", LEASE_S, begin_later=True)
+    assert grid is not None
+    assert grid.new_job_ids == grid.job_ids == (job_id,)
+    assert document(db, new_job, job_id)["status"] == "queued"
+    for _ in range(2):
+        claims.begin(db, grid.new_job_ids)
+    assert document(db, new_job, job_id)["status"] == "running"
+    assert events(db, job_id) == ["job.queued", "job.started"]
+
+
+def test_who_finishes_work_begins_its_jobs_at_the_latest(db: Database, new_job: NewJob) -> None:
+    """A worker that could not say so in time leaves no gap in what its jobs' events tell."""
+    job_id, _ = submit(db, new_job)
+    work.release(db, Stage.AR, 10)
+    grid = claims.claim_grid(db, "w1", LEASE_S, begin_later=True)
+    assert grid is not None
+    finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 16)
+    finish_one_image(db)
+    assert events(db, job_id) == ["job.queued", "job.started", "job.tokens_ready", "job.succeeded"]
+
+
+def test_begin_leaves_ended_jobs_alone(db: Database, new_job: NewJob) -> None:
+    """A job that was canceled between claim and begin stays canceled."""
+    job_id, _ = submit(db, new_job)
+    work.release(db, Stage.AR, 10)
+    grid = claims.claim_grid(db, "w1", LEASE_S, begin_later=True)
+    assert grid is not None
+    jobs.cancel(db, new_job.tenant_id, job_id)
+    claims.begin(db, grid.new_job_ids)
+    assert events(db, job_id) == ["job.queued", "job.canceled"]
+
+
+def test_a_finish_that_died_before_it_told_is_told_by_the_rescue(db: Database, new_job: NewJob) -> None:
+    """The images go on at once; the event comes later, once, and never after the job's end."""
+    first, _ = submit(db, new_job)
+    second, _ = submit(db, replace(new_job, prompt="Another"))
+    for _ in range(2):
+        grid = claim_grid(db)
+        finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 16, tell_later=True)
+    assert "job.tokens_ready" not in events(db, first)
+    assert finish.untold_grids(db, 10) == []
+    execute(db, "UPDATE grid SET finished_at = finished_at - interval '10 s'")
+    untold = finish.untold_grids(db, 10)
+    assert len(untold) == 2
+    finish_one_image(db)
+    for grid_id in untold * 2:
+        finish.tell_tokens(db, grid_id)
+    told = sorted((events(db, job_id) for job_id in (first, second)), key=len)
+    assert told[0] == ["job.queued", "job.started", "job.succeeded"] or told[0] == ["job.queued", "job.started", "job.tokens_ready"]
+    assert [of_job.count("job.tokens_ready") for of_job in told] in ([0, 1], [1, 0])
+    assert finish.untold_grids(db, 10) == []
