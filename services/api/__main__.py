@@ -13,6 +13,7 @@ from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  #
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]  # the same
 
 from services.api.app import create_app
+from services.api.openapi import MAX_REQUEST_LINE
 from services.api.settings import ApiSettings
 from shared.errors import StartupError
 from shared.logs import configure_logs
@@ -47,6 +48,8 @@ class _Server(BaseApplication):  # type: ignore[misc]  # the same
         options = {
             "bind": f"{self._settings.api_host}:{self._settings.api_port}",
             "worker_class": "gthread",
+            # As long as gunicorn allows; the document tells of it.
+            "limit_request_line": MAX_REQUEST_LINE,
             "workers": self._settings.api_workers,
             # Who waits for a job holds a thread and nothing else. The threads are started when they are needed.
             "threads": num_threads,

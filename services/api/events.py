@@ -17,7 +17,7 @@ from services.api.jobs import find_job
 from services.api.parts import Parts
 from services.api.request_body import read_query
 from services.api.route_docs import describe
-from services.api.sse import MEDIA_TYPE, EventStream, Pace, stream_response
+from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA, EventStream, Pace, stream_response
 from shared.errors import RequestError
 from shared.lifecycle.events import EVENT_TYPES
 from shared.lifecycle.feed import EventPage, kept_events, last_event, read_events
@@ -27,7 +27,7 @@ from shared.webhooks import is_wanted
 _DOCS: dict[str, Any] = {
     "query": EventsQuery,
     "request_headers": ("Last-Event-ID",),
-    "content": {"200": {"application/json": EventListAnswer, MEDIA_TYPE: {"type": "string"}}},
+    "content": {"200": {"application/json": EventListAnswer, MEDIA_TYPE: STREAM_SCHEMA}},
     "headers": {"200": ("Link",)},
 }
 

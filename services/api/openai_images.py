@@ -39,6 +39,7 @@ from services.api.openai_wait import HEARTBEAT_S, cut_short, event, heartbeat, w
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, Upload, read_json, refuse_compression
 from services.api.route_docs import describe
+from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA
 from services.api.strict_json import check_text
 from services.api.waiting import NoPlaceError
 from shared.db import DatabaseDownError
@@ -56,7 +57,7 @@ _FLAGS = ("stream", "background")
 _IMAGE_PARTS = ("image", "image[]")
 _POLL_S = 1
 
-_SSE = {"text/event-stream": {"type": "string"}, "application/json": ImagesAnswer}
+_SSE = {MEDIA_TYPE: STREAM_SCHEMA, "application/json": ImagesAnswer}
 _FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 _DOCS: dict[str, Any] = {
     "request_headers": ("Idempotency-Key",),

@@ -35,6 +35,7 @@ from services.api.openai_wait import HEARTBEAT_S, cut_short, event, heartbeat, w
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, read_json, read_query
 from services.api.route_docs import describe
+from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA
 from services.api.waiting import NoPlaceError
 from shared.checkpoint import ModelInfo
 from shared.db import DatabaseDownError
@@ -61,7 +62,7 @@ _END_EVENTS = {"completed": "response.completed", "failed": "response.failed"}
 _TIERS = {Priority.INTERACTIVE: "priority", Priority.STANDARD: "default", Priority.BULK: "flex"}
 _WINDOWS_S = {"2h": 7200, "8h": 28_800}
 _MAX_PARTIALS = 3
-_SSE = {"application/json": ResponseAnswer, "text/event-stream": {"type": "string"}}
+_SSE = {"application/json": ResponseAnswer, MEDIA_TYPE: STREAM_SCHEMA}
 
 log = structlog.get_logger()
 

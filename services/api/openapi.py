@@ -55,6 +55,13 @@ _HEADERS: dict[str, dict[str, Any]] = {
 }
 
 
+MAX_REQUEST_LINE = 8190
+"""Bytes of the first line of a request, and so of its URL."""
+_URI_TOO_LONG = {
+    # By gunicorn, which has not read any further.
+    "description": f"The first line of the request has more than {MAX_REQUEST_LINE} bytes.",
+    "content": {"text/html": {"schema": {"type": "string"}}},
+}
 _OF_STATUS = {
     "401": ("WWW-Authenticate",),
     "402": ("Retry-After", "RateLimit-Policy", "RateLimit"),
@@ -106,6 +113,8 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
             if status >= "400":
                 response["content"] = {PROBLEM_TYPE: {"schema": problem}}
         _complete_responses(spec, operation["responses"], docs)
+        if any(parameter["in"] == "query" for parameter in operation["parameters"]):
+            operation["responses"]["414"] = _URI_TOO_LONG
     spec["components"]["headers"] = _HEADERS
     references = {model.__name__: _schema(spec, model) for model in webhook_models()}
     flat = _flatten(spec)

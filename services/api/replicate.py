@@ -37,7 +37,7 @@ from services.api.replicate_stream import PredictionEvents
 from services.api.replicate_translate import as_sent, deadline_of, echoed_input, native_request
 from services.api.request_body import RequestBody, read_json, read_query
 from services.api.route_docs import describe
-from services.api.sse import MEDIA_TYPE, EventStream, Pace, stream_response
+from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA, EventStream, Pace, stream_response
 from services.api.waiting import NoPlaceError, has_ended
 from shared.errors import RequestError
 from shared.ids import is_id
@@ -155,7 +155,7 @@ def replicate_blueprint(parts: Parts) -> APIBlueprint:
         security="ApiKey",
         responses=[200, 401, 403, 404, 410, 503],
         extensions=describe(
-            content={"200": {MEDIA_TYPE: {"type": "string"}}}, descriptions={"200": "Events: `output`, `logs`, `error`, `done`."}
+            content={"200": {MEDIA_TYPE: STREAM_SCHEMA}}, descriptions={"200": "Events: `output`, `logs`, `error`, `done`."}
         ),
     )
     def stream_one(job_id: str) -> Response:

@@ -20,6 +20,8 @@ from shared.db import DatabaseDownError
 from shared.errors import RequestError
 
 MEDIA_TYPE = "text/event-stream"
+STREAM_SCHEMA = {"description": "Server-sent events; the page of the route says which."}
+"""For the OpenAPI document. Without a type: some tools hold the whole text against it, others each event."""
 RETRY_MS = 2000
 HEARTBEAT = b": hb\n\n"
 

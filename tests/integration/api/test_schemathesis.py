@@ -1,0 +1,87 @@
+"""
+The API held against its own OpenAPI document by schemathesis, over HTTP and with real stores: the document's examples, the edges of every
+schema, random requests, and chains of requests along its links.
+
+Whatever is sent: no 5xx, no answer that the document does not have, and 405 for methods that it does not name.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.embedded.postgres import PostgresServer
+from infra.embedded.s3 import S3Server
+from shared.db import Database
+from shared.storage import Storage
+from tests.integration.api.conftest import finish_jobs, make_account, make_settings, png, report_model
+from tests.integration.api.test_server import Server
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "unsupported_method",
+)
+PICTURE = png()
+BUDGET_S = 12
+"""Of each random phase; the examples and edges take what they take."""
+
+
+@pytest.fixture(scope="module")
+def running(
+    postgres_server: PostgresServer,
+    migrated_template: str,
+    redis_url: str,
+    s3: S3Server,
+    bucket: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Server, str]]:
+    """An API whose jobs are done at once, and a key that may do everything."""
+    url = postgres_server.create_database(f"st_{uuid.uuid4().hex}", template=migrated_template)
+    settings = make_settings(url, redis_url, s3, bucket)
+    db = Database(url)
+    report_model(db)
+    account = make_account(db, settings, "acme")
+    server = Server(settings, tmp_path_factory.mktemp("st") / "log", SYNC_MAX_S="40", STREAM_S="1", API_READ_TIMEOUT_S="20")
+    ended = threading.Event()
+
+    def draw() -> None:
+        while not ended.wait(0.05):
+            finish_jobs(db, Storage(settings), account.tenant_id, PICTURE)
+
+    worker = threading.Thread(target=draw)
+    worker.start()
+    yield server, account.keys["operator"]
+    ended.set()
+    worker.join()
+    server.stop()
+    db.close()
+
+
+@pytest.mark.parametrize(("phases", "max_examples"), [("examples,coverage", 10), ("fuzzing", 12), ("stateful", 15)])
+def test_no_request_breaks_the_document(running: tuple[Server, str], tmp_path: Path, phases: str, max_examples: int) -> None:
+    """Schemathesis finds nothing, in any of its phases."""
+    server, key = running
+    found = subprocess.run(
+        [
+            *(str(Path(sys.executable).parent / "st"), "--no-color", "run", f"{server.url}/openapi.json"),
+            *("-H", f"Authorization: Bearer {key}", "--phases", phases, "--checks", ",".join(CHECKS)),
+            *("--max-time", str(BUDGET_S), "--max-examples", str(max_examples), "--seed", "5", "--request-timeout", "45"),
+            *("--continue-on-failure", "--suppress-health-check", "all", "--warnings", "off", "--generation-database", "none"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout[-20_000:] + found.stderr[-2000:]
