@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Executable, Row, create_engine, text
+from sqlalchemy import ClauseElement, Connection, Row, create_engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -16,6 +17,7 @@ from shared.errors import GlmqError
 Result = TypeVar("Result")
 
 _CHANGED = "changed"
+_DIALECT = create_engine("postgresql+psycopg://").dialect
 
 # A deadlock or a serialization failure says that nothing was written and the same transaction may succeed now.
 _RETRYABLE = frozenset({"40P01", "40001"})
@@ -29,6 +31,13 @@ class DatabaseDownError(GlmqError):
 def engine_url(url: str) -> URL:
     """The URL with psycopg 3 as its driver, whatever driver it named."""
     return make_url(url).set(drivername="postgresql+psycopg")
+
+
+@functools.cache
+def _compiled(statement: ClauseElement) -> tuple[str, dict[str, Any]]:
+    """The SQL of a statement and its constants. SQLAlchemy's own cache costs a third of such a statement at every execution."""
+    compiled = statement.compile(dialect=_DIALECT)
+    return str(compiled), {name: value for name, value in compiled.params.items() if value is not None}
 
 
 def note_changes(session: Session, ids: Iterable[str]) -> None:
@@ -94,17 +103,21 @@ class Database:
         # Before the commit was asked for, nothing can have been written.
         return self._repeat(attempt, lambda: not is_committing)
 
-    def fetch_one(self, statement: Executable, values: Mapping[str, Any]) -> Row[Any] | None:
+    def fetch_one(self, statement: ClauseElement, values: Mapping[str, Any]) -> Row[Any] | None:
         """
         The one row that a reading statement finds, or None. Alone, without a transaction around it: one trip to Postgres instead of three.
 
+        Args:
+            statement: made once, for it is compiled once and kept.
         Raises:
             DatabaseDownError
         """
 
+        sql, fixed = _compiled(statement)
+
         def attempt() -> Row[Any] | None:
             with self._alone.connect() as connection:
-                return connection.execute(statement, values).one_or_none()
+                return connection.exec_driver_sql(sql, {**fixed, **values}).one_or_none()
 
         return self._repeat(attempt, lambda: True)
 

@@ -87,6 +87,7 @@ class TenantUsage:
     day_ends_at: datetime
 
 
+_ANY_LIMITED = select(exists().where(Tenant.max_running > 0))
 _DAY = func.date_trunc("day", func.clock_timestamp())
 _SPENT = select(func.coalesce(func.sum(Usage.seconds), 0.0)).where(Usage.tenant_id == bindparam("tenant"), Usage.created_at >= _DAY)
 _LIVE_IMAGES = (
@@ -117,7 +118,7 @@ _USED = select(
 
 def is_running_limited(db: Database) -> bool:
     """Does any tenant have a limit of its own for what runs at once?"""
-    row = db.fetch_one(select(exists().where(Tenant.max_running > 0)), {})
+    row = db.fetch_one(_ANY_LIMITED, {})
     return row is not None and bool(row[0])
 
 
