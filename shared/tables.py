@@ -604,6 +604,30 @@ class IdempotencyKey(Base):
     created_at: Mapped[datetime] = _created_at()
 
 
+class StoredAnswer(Base):
+    """A key that a customer sent with a POST that makes no job, and the answer that the request got; or that it is being worked on."""
+
+    __tablename__ = "stored_answer"
+    __table_args__ = (
+        CheckConstraint("(answer IS NULL) = (lease_until IS NOT NULL)", name="lease_iff_no_answer"),
+        CheckConstraint("(answer IS NULL) = (scope IS NULL)", name="scope_iff_answer"),
+        Index("ix_stored_answer_created", "created_at"),
+    )
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
+    route: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    """SHA-256 of the request's meaning; another one with the same key is refused."""
+    lease_until: Mapped[datetime | None]
+    """Until then a request is being worked on; who finds it later may do the work again."""
+    scope: Mapped[str | None]
+    """Whose holder may have the answer."""
+    answer: Mapped[bytes | None]
+    """Status, headers and body; sealed, since secrets that are shown once are in some of them."""
+    created_at: Mapped[datetime] = _created_at()
+
+
 class ClientTry(Base):
     """
     A request of a client that numbers its tries but names them by no key, and the job it made.

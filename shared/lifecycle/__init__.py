@@ -4,6 +4,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     estimate.py    what a job would have to run, and what is in front of it
     submit.py      a request becomes a job with its grids and images
     idempotency.py one key, one job
+    answers.py     one key, one answer, where no job is made
     tries.py       tries that a client numbers by itself, one job
     reuse.py       grids and images that several jobs share: their keys, and how they are found
     claims.py      how a worker takes a unit, and what it learns of it
