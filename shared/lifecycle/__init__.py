@@ -14,6 +14,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     jobs.py        get, list, cancel, expire: what customers and deadlines do
     retry.py       retry: another run of a job that did not succeed
     erasing.py     erase: a job, and what no other job has of what was drawn for it
+    retention.py   what has been kept for long enough: events, deliveries, keys
     batches.py     many jobs submitted as one: their lines, their jobs, their end
     approval.py    approve, reject: what customers say to drafts
     events.py      the event of a change and its webhook deliveries, inside the change's transaction
