@@ -59,6 +59,11 @@ class QuotaSettings(CoreSettings):
     quota_gpu_seconds_per_day: float = Field(
         default=0, ge=0, description="Seconds of workers, of either kind, that a tenant may use from midnight to midnight UTC."
     )
+    results_kept_s: int = Field(
+        default=0,
+        ge=0,
+        description="Seconds after its end until a job is erased that names no `expires_in` itself. 0: it is kept until it is deleted.",
+    )
 
 
 class WorkerSettings(CoreSettings):

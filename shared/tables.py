@@ -78,7 +78,7 @@ class Tenant(Base):
     __tablename__ = "tenant"
     __table_args__ = tuple(
         CheckConstraint(f"{name} >= 0", name=f"{name}_not_negative")
-        for name in ("max_queued", "max_running", "requests_per_minute", "gpu_seconds_per_day")
+        for name in ("max_queued", "max_running", "requests_per_minute", "gpu_seconds_per_day", "results_kept_s")
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -90,6 +90,8 @@ class Tenant(Base):
     max_running: Mapped[int | None]
     requests_per_minute: Mapped[int | None]
     gpu_seconds_per_day: Mapped[float | None]
+    results_kept_s: Mapped[int | None]
+    """Of jobs that do not say it themselves; what holds when a job is written stays with the job."""
     num_queued: Mapped[int] = mapped_column(server_default="0")
     """Jobs with the status `queued`; kept by the statement that takes `event_seq`."""
     previous_webhook_secret: Mapped[bytes | None]
@@ -169,6 +171,7 @@ class Batch(Base):
         Index("ix_batch_tenant", "tenant_id", "created_at", "id"),
         Index("ix_batch_live", "created_at", postgresql_where=text(_BATCH_IS_LIVE)),
         UniqueConstraint("tenant_id", "idempotency_key"),
+        Index("ix_batch_keyed", "created_at", postgresql_where=text("idempotency_key IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -252,7 +255,7 @@ class Job(Base):
             postgresql_where=text("approval_deadline IS NOT NULL AND status IN ('queued', 'running')"),
         ),
         Index("ix_job_live", "priority", "created_at", postgresql_where=text("status = 'queued'")),
-        Index("ix_job_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+        Index("ix_job_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND erased_at IS NULL")),
         Index("ix_job_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
     )
 
@@ -277,7 +280,7 @@ class Job(Base):
     """What its writer should know about the request; `Notice` in shared/quoting/reading.py."""
     deadline: Mapped[datetime | None]
     expires_in_s: Mapped[int | None]
-    """How long its results are kept after its end; NULL: as long as the tenant's are."""
+    """How long its results are kept after its end; NULL: until they are deleted."""
     expires_at: Mapped[datetime | None]
     """When its results are erased; NULL before its end, and if they are kept."""
     wants_previews: Mapped[bool] = mapped_column(server_default=false())
@@ -293,7 +296,7 @@ class Job(Base):
     run: Mapped[int] = mapped_column(server_default="1")
     """1, and one more with every retry. Each run ends once."""
     erased_at: Mapped[datetime | None]
-    """Its owner had it erased: nothing is left of what was asked and drawn, and nobody may read it."""
+    """Its owner had it erased, or its time was up: nothing is left of what was asked and drawn, and nobody may read it."""
     created_at: Mapped[datetime] = _created_at()
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
@@ -452,7 +455,11 @@ class Output(Base):
 
 
 class Event(Base):
-    """Something that happened to a job, or to a tenant's webhook endpoint; append-only, gap-free by `seq` within its tenant."""
+    """
+    Something that happened to a job, or to a tenant's webhook endpoint; gap-free by `seq` within its tenant.
+
+    Never changed but for an erased job's, and deleted only by `shared/lifecycle/retention.py`, oldest first.
+    """
 
     __tablename__ = "event"
     __table_args__ = (
@@ -594,6 +601,7 @@ class IdempotencyKey(Base):
     """A key that a customer sent with a POST, and the job it made."""
 
     __tablename__ = "idempotency_key"
+    __table_args__ = (Index("ix_idempotency_key_created", "created_at"),)
 
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
     route: Mapped[str] = mapped_column(primary_key=True)
@@ -601,6 +609,30 @@ class IdempotencyKey(Base):
     fingerprint: Mapped[str]
     """SHA-256 of the request's meaning; another one with the same key is refused."""
     job_id: Mapped[str] = mapped_column(ForeignKey("job.id"))
+    created_at: Mapped[datetime] = _created_at()
+
+
+class StoredAnswer(Base):
+    """A key that a customer sent with a POST that makes no job, and the answer that the request got; or that it is being worked on."""
+
+    __tablename__ = "stored_answer"
+    __table_args__ = (
+        CheckConstraint("(answer IS NULL) = (lease_until IS NOT NULL)", name="lease_iff_no_answer"),
+        CheckConstraint("(answer IS NULL) = (scope IS NULL)", name="scope_iff_answer"),
+        Index("ix_stored_answer_created", "created_at"),
+    )
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
+    route: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    """SHA-256 of the request's meaning; another one with the same key is refused."""
+    lease_until: Mapped[datetime | None]
+    """Until then a request is being worked on; who finds it later may do the work again."""
+    scope: Mapped[str | None]
+    """Whose holder may have the answer."""
+    answer: Mapped[bytes | None]
+    """Status, headers and body; sealed, since secrets that are shown once are in some of them."""
     created_at: Mapped[datetime] = _created_at()
 
 
@@ -612,7 +644,10 @@ class ClientTry(Base):
     """
 
     __tablename__ = "client_try"
-    __table_args__ = (Index("ix_client_try_request", "tenant_id", "fingerprint", "created_at"),)
+    __table_args__ = (
+        Index("ix_client_try_request", "tenant_id", "fingerprint", "created_at"),
+        Index("ix_client_try_created", "created_at"),
+    )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("job.id"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from apiflask import APIFlask
 
-from services.api import envelope, openapi, problems, quotas
+from services.api import envelope, once, openapi, problems, quotas
 from services.api.api_keys import api_keys_blueprint
 from services.api.approval import approval_blueprint
 from services.api.docs import docs_blueprint
@@ -84,4 +84,5 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
     # The dialects, each over the functions of jobs.py.
     for make in (openai_images_blueprint, files_blueprint, batches_blueprint, responses_blueprint):
         app.register_blueprint(make(parts))
+    once.install(app, parts)
     return app

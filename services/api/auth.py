@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import structlog
-from flask import Request
+from flask import Request, g
 
 from shared.api_keys import SCOPES, ApiKeyText
 from shared.db import Database
@@ -40,10 +40,16 @@ def authenticate(db: Database, request: Request, needed: Scope) -> Caller:
     return caller
 
 
-def require(caller: Caller, needed: Scope) -> None:
+def require(caller: Caller, needed: str) -> None:
     """
     Raises:
         RequestError: `forbidden_scope`, the key may not do this.
     """
     if not any(needed in _ALLOWED[scope] for scope in caller.scopes):
         raise RequestError("forbidden_scope", f"this API key lacks the scope {needed}")
+    g.needed_scope = max(needed, g.get("needed_scope", needed), key=SCOPES.index)
+
+
+def needed_scope() -> str:
+    """The most that was asked of the key of this request."""
+    return str(g.needed_scope)

@@ -46,6 +46,7 @@ def estimate_blueprint(parts: Parts) -> APIBlueprint:
             example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "n": 4},
             form={"request": JobRequest, "image": {"type": "array", "items": {"type": "string"}, "description": "Reference images."}},
             form_required=("request",),
+            changes_nothing=True,
         ),
     )
     def estimate_one() -> Response:

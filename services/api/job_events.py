@@ -88,6 +88,9 @@ class JobEvents:
         self._progress = document["progress"]
         yield self._snapshot(document, cursor)
         end = last_event(self._parts.db, self._caller.tenant_id, self._job_id, ends_only=True)
+        if document["status"] in TERMINAL_JOB and not end:
+            # It ended so long ago that its events are not kept any more.
+            return
         looked_at = float("-inf")
         while True:
             if watch.take() or time.monotonic() - looked_at >= self._parts.waiting.look_s():

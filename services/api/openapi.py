@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from apiflask import APIFlask
@@ -93,13 +94,19 @@ def install(app: APIFlask) -> None:
     app.spec_processor(complete)
 
 
+_ANSWERS_KEPT = {"409": "The request with this Idempotency-Key is being worked on", "422": "The Idempotency-Key belongs to another request"}
+"""What any route may say that keeps its answers, if it has nothing else to say with this status."""
+
+
 def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
     """Fill in what APIFlask left out."""
     if isinstance(spec, str):  # YAML, which we do not ask for
         return spec
     problem = _schema(spec, ProblemAnswer)
-    for operation in _operations(spec):
+    for method, operation in _operations(spec):
         docs: RouteDocs = operation.pop(EXTENSION, RouteDocs())
+        if method == "post" and docs.keeps_answers:
+            docs = _with_key(operation, docs)
         for parameter in operation["parameters"]:
             if parameter["in"] == "path":
                 parameter["schema"] = {"type": "string"}
@@ -124,13 +131,23 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
     return flat
 
 
+def _with_key(operation: dict[str, Any], docs: RouteDocs) -> RouteDocs:
+    """A route whose answers are kept for repetitions (`once.py`) need not say so itself."""
+    responses = operation["responses"]
+    for status, description in _ANSWERS_KEPT.items():
+        responses.setdefault(status, {"description": description})
+    operation["responses"] = {status: responses[status] for status in sorted(responses)}
+    headers = {status: (*docs.headers.get(status, ()), "Idempotency-Replayed") for status in responses if status < "300"}
+    return replace(docs, request_headers=("Idempotency-Key", *docs.request_headers), headers={**docs.headers, **headers})
+
+
 def _add_examples(spec: dict[str, Any]) -> None:
     """An example for every body and answer that has none of its own; for a refusal, every problem that it may be."""
     schemas = spec["components"]["schemas"]
     spec["components"]["examples"] = {
         problem.code: {"summary": problem.title, "value": example_problem(problem)} for problem in Problem if problem.status
     }
-    for operation in _operations(spec):
+    for _, operation in _operations(spec):
         contents = [operation.get("requestBody", {}).get("content", {})]
         for status, response in operation["responses"].items():
             content = response.get("content", {})
@@ -188,9 +205,9 @@ def _flatten(spec: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _operations(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _operations(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for item in spec["paths"].values():
-        yield from (item[method] for method in _METHODS if method in item)
+        yield from ((method, item[method]) for method in _METHODS if method in item)
 
 
 def _query_parameters(spec: dict[str, Any], model: type[BaseModel]) -> list[dict[str, Any]]:

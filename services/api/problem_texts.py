@@ -34,6 +34,10 @@ TEXTS: dict[str, str] = {
     "too_many_drafts": "The drafts of a job can be rejected a limited number of times. Submit another job.",
     "not_retryable": "Only a job that has failed, expired or been canceled can be run again.",
     "layout_unavailable": "The job's layouts are not finished, or belong to a model that is not loaded any more.",
+    "request_in_flight": (
+        "A request with the same `Idempotency-Key` and the same content has come and is not answered yet. Come back in `Retry-After` "
+        "seconds for its answer."
+    ),
     "gone": "It was there, and was erased or has outlived its time.",
     "payload_too_large": "The body, a file or a fetched picture has more bytes than are allowed.",
     "unsupported_media": "The body, a file or a fetched picture is of a type that cannot be read here.",

@@ -63,6 +63,7 @@ class Problem(Enum):
     TOO_MANY_DRAFTS = 409, "The job has had all its drafts", False
     NOT_RETRYABLE = 409, "The job cannot be retried", False
     LAYOUT_UNAVAILABLE = 409, "The layouts of the job cannot be used now", True
+    REQUEST_IN_FLIGHT = 409, "The same request is being worked on", True
     GONE = 410, "It is not there any more", False
     PAYLOAD_TOO_LARGE = 413, "Too large", False
     UNSUPPORTED_MEDIA = 415, "The media type is not supported", False
@@ -161,6 +162,8 @@ def problem_response(error: Exception, base_url: str) -> Response:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if problem is Problem.ENGINE_UNAVAILABLE:
         headers["Retry-After"] = str(_RETRY_AFTER_S)
+    if problem is Problem.REQUEST_IN_FLIGHT:
+        headers["Retry-After"] = "1"
     if isinstance(error, UnfinishedError):
         # The clients would repeat the request, and draw once more what failed or goes on.
         headers |= {"X-Should-Retry": "false", "Link": f'<{base_url}/v1/jobs/{error.job_id}>; rel="related"'}

@@ -30,6 +30,8 @@ from shared.lifecycle.submit import NewJob, SourceFile
 from shared.lifecycle.tenants import Caller, StoredFile, get_source
 from shared.lora import lora_from_json
 
+_ROUTE = "POST /v1/jobs/<job_id>/redecode"
+
 
 def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dict[str, Any], idempotency_key: str | None) -> Submitted:
     """
@@ -43,8 +45,9 @@ def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dic
         NoModelError, DatabaseDownError
     """
     parts.quotas.admit(caller)
-    route = f"POST /v1/jobs/{source['id']}/redecode"
-    once = None if idempotency_key is None else Idempotency(route, idempotency_key, fingerprint(route, RequestBody(sent)))
+    once = None
+    if idempotency_key is not None:
+        once = Idempotency(_ROUTE, idempotency_key, fingerprint(f"{_ROUTE} {source['id']}", RequestBody(sent)))
     if once is not None and (earlier := find_replay(parts.db, caller.tenant_id, once)) is not None:
         return Submitted(earlier, is_replay=True)
     try:

@@ -8,7 +8,7 @@ What a route says of itself for the OpenAPI document, beside its code: what APIF
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ class RouteDocs:
         same_as: statuses whose content is that of another status.
         content: media types by status, with their schemas (or models), where the answer is not plain JSON.
         more_content: further media types by status, besides the JSON.
+        changes_nothing: a POST that may be repeated as it is, with or without an Idempotency-Key.
         links: operation ids of what can be done with a new resource, and the name of the path parameter that its `id` fills.
     """
 
@@ -52,8 +53,20 @@ class RouteDocs:
     content: Mapping[str, Mapping[str, dict[str, Any] | type[BaseModel]]] = field(default_factory=dict)
     more_content: Mapping[str, Mapping[str, dict[str, Any] | type[BaseModel]]] = field(default_factory=dict)
     links: tuple[tuple[str, ...], str] | None = None
+    changes_nothing: bool = False
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Of a POST: is its answer kept for repetitions (`once.py`)? Not where the route handles the key itself."""
+        return not self.changes_nothing and "Idempotency-Key" not in self.request_headers
 
 
 def describe(**docs: Any) -> dict[str, Any]:
     """The `extensions` of a route's `doc`; takes the attributes of `RouteDocs`."""
     return {EXTENSION: RouteDocs(**docs)}
+
+
+def docs_of(view: Callable[..., Any]) -> RouteDocs:
+    """What a view says of itself."""
+    said: Mapping[str, RouteDocs] = getattr(view, "_spec", {}).get("extensions") or {}
+    return said.get(EXTENSION, RouteDocs())

@@ -28,7 +28,7 @@ MAX_TEXTS = 16
 _MAX_LORAS = 4
 _MAX_LORA_SCALE = 4.0
 _MAX_RENDITIONS = 8
-_MAX_EXPIRES_S = 10 * 365 * 86_400
+MAX_EXPIRES_S = 10 * 365 * 86_400
 _EXACT_SIZE = re.compile(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", re.ASCII)
 _SIZE = re.compile(rf"auto|{_EXACT_SIZE.pattern}", re.ASCII)
 
@@ -226,7 +226,7 @@ class JobRequest(Sent):
     cache: Cache = Field(default=Cache.USE, strict=False, description=_CACHE)
     priority: Priority = Field(default=Priority.STANDARD, strict=False, description=_PRIORITY)
     deadline: FutureMoment | None = Field(default=None, description=_DEADLINE)
-    expires_in: int | None = Field(default=None, ge=60, le=_MAX_EXPIRES_S, description=_EXPIRES)
+    expires_in: int | None = Field(default=None, ge=60, le=MAX_EXPIRES_S, description=_EXPIRES)
     webhook: Annotated[Webhook | None, BeforeValidator(spread_url)] = Field(default=None, json_schema_extra=or_plain_url)
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="Yours; echoed everywhere.")
     custom_id: CustomId | None = Field(default=None, description="Yours; echoed everywhere.")
@@ -259,7 +259,7 @@ class RedecodeRequest(Sent):
     cache: Cache = Field(default=Cache.USE, strict=False, description=f"{_CACHE} The layouts are never drawn anew.")
     priority: Priority = Field(default=Priority.STANDARD, strict=False, description=_PRIORITY)
     deadline: FutureMoment | None = Field(default=None, description=_DEADLINE)
-    expires_in: int | None = Field(default=None, ge=60, le=_MAX_EXPIRES_S, description=_EXPIRES)
+    expires_in: int | None = Field(default=None, ge=60, le=MAX_EXPIRES_S, description=_EXPIRES)
     webhook: Annotated[Webhook | None, BeforeValidator(spread_url)] = Field(default=None, json_schema_extra=or_plain_url)
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="Yours; echoed everywhere.")
     custom_id: CustomId | None = Field(default=None, description="Yours; echoed everywhere.")

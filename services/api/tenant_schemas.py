@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from services.api.fields import PageQuery, Sent
+from services.api.schemas import MAX_EXPIRES_S
 
 _MAX_LIMIT = 10**12
 Count = Annotated[int, Field(ge=0, le=_MAX_LIMIT)]
@@ -15,6 +16,7 @@ Seconds = Annotated[float, Field(ge=0, le=_MAX_LIMIT)]
 _QUEUED = "Jobs that were accepted and have not begun."
 _RUNNING = "Layouts and images that workers have in hand at once; more of them wait."
 _REQUESTS = "Requests that make jobs, accepted or not."
+_KEPT = "Seconds after its end until a job is erased that names no `expires_in`. Of jobs from now on."
 _SECONDS = "Seconds of workers of either kind, from midnight to midnight UTC."
 
 
@@ -25,6 +27,7 @@ class LimitsRequest(Sent):
     max_running: Count | None = Field(default=None, description=_RUNNING)
     requests_per_minute: Count | None = Field(default=None, description=_REQUESTS)
     gpu_seconds_per_day: Seconds | None = Field(default=None, description=_SECONDS)
+    results_kept_s: Annotated[int, Field(ge=0, le=MAX_EXPIRES_S)] | None = Field(default=None, description=_KEPT)
 
 
 class TenantRequest(Sent):
@@ -53,6 +56,7 @@ class OwnLimitsAnswer(BaseModel):
     max_running: int | None
     requests_per_minute: int | None
     gpu_seconds_per_day: float | None
+    results_kept_s: int | None
 
 
 class LimitsAnswer(BaseModel):
@@ -62,6 +66,7 @@ class LimitsAnswer(BaseModel):
     max_running: int | None = Field(description=_RUNNING)
     requests_per_minute: int | None = Field(description=_REQUESTS)
     gpu_seconds_per_day: float | None = Field(description=_SECONDS)
+    results_kept_s: int | None = Field(description=_KEPT)
 
 
 class TenantAnswer(BaseModel):

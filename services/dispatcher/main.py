@@ -1,5 +1,5 @@
 """
-The dispatcher's loop, under one advisory lock: release, rescue, expire. A second dispatcher stands by.
+The dispatcher's loop, under one advisory lock: release, rescue, expire; and beside it, retention. A second dispatcher stands by.
 
 Wake-ups make it quick and ticks make it certain: whatever was not rung for is found by the next tick, which comes often while Redis is
 away and seldom while rings are heard.
@@ -19,6 +19,7 @@ from services.dispatcher.doorbell import Doorbell
 from services.dispatcher.publisher import Publisher
 from services.dispatcher.release import Releaser
 from services.dispatcher.rescue import rescue_all
+from services.dispatcher.retention import Retention
 from services.dispatcher.settings import DispatcherSettings
 from services.dispatcher.sweeper import Sweeper
 from shared.db import Database, DatabaseDownError, LeaderLock
@@ -55,7 +56,7 @@ def main() -> None:
 def run(settings: DispatcherSettings, stopping: threading.Event) -> None:
     """Dispatch while we are the leader, until `stopping` is set. Nothing is held in memory: a crash loses nothing."""
     live = LiveState(settings.redis_url.get_secret_value())
-    db = Database(settings.database_url.get_secret_value(), pool_size=3, on_changes=live.tell_changes)
+    db = Database(settings.database_url.get_secret_value(), pool_size=4, on_changes=live.tell_changes)
     lock = LeaderLock(db, _LOCK)
     doorbell = Doorbell()
     listener = live.listen({topic: partial(doorbell.ring, stage) for stage, topic in READY.items()})
@@ -63,6 +64,8 @@ def run(settings: DispatcherSettings, stopping: threading.Event) -> None:
     publisher.start()
     releaser = Releaser(db, live, publisher, settings)
     Sweeper(db, Storage(settings), stopping).start()
+    leading = threading.Event()
+    Retention(db, live, settings, leading, stopping).start()
     rescued_at = ticked_at = float("-inf")
     is_leader = was_leader = False
     while not stopping.is_set():
@@ -76,6 +79,7 @@ def run(settings: DispatcherSettings, stopping: threading.Event) -> None:
                 if is_leader != was_leader:
                     log.info("leader" if is_leader else "standby")
                     was_leader = is_leader
+                    (leading.set if is_leader else leading.clear)()
             if not is_leader:
                 stopping.wait(_STANDBY_S)
                 continue

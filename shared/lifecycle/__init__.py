@@ -4,6 +4,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     estimate.py    what a job would have to run, and what is in front of it
     submit.py      a request becomes a job with its grids and images
     idempotency.py one key, one job
+    answers.py     one key, one answer, where no job is made
     tries.py       tries that a client numbers by itself, one job
     reuse.py       grids and images that several jobs share: their keys, and how they are found
     claims.py      how a worker takes a unit, and what it learns of it
@@ -13,6 +14,7 @@ Every status write of glmq, and the reads that go with them. Each function is on
     jobs.py        get, list, cancel, expire: what customers and deadlines do
     retry.py       retry: another run of a job that did not succeed
     erasing.py     erase: a job, and what no other job has of what was drawn for it
+    retention.py   what has been kept for long enough: events, deliveries, keys
     batches.py     many jobs submitted as one: their lines, their jobs, their end
     approval.py    approve, reject: what customers say to drafts
     events.py      the event of a change and its webhook deliveries, inside the change's transaction

@@ -64,17 +64,32 @@ def erase(db: Database, tenant_id: str, job_id: str) -> Erased | None:
         job = session.scalars(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id).with_for_update()).one_or_none()
         if job is None:
             return None
-        if job.erased_at is not None:
-            return Erased()
-        stopped = [] if job.status in TERMINAL_JOB else end_jobs(session, [job], JobStatus.CANCELED)
-        images, grids = _drop_units(session, job)
-        _drop_sources(session, tenant_id, grids)
-        _blank(session, job)
-        _blank_events(session, job)
-        work_ids = (*(image.id for image in images), *(grid.id for grid in grids))
-        return Erased(tuple(stopped), work_ids, tuple(grid.sha256 for grid in grids if grid.sha256 is not None))
+        return Erased() if job.erased_at is not None else _erase(session, job)
 
     return db.run(work)
+
+
+def erase_expired(db: Database) -> Erased | None:
+    """Erase the job whose results have outlived their time for longest; None if there is none, or somebody has it in hand."""
+    late = select(Job).where(Job.expires_at <= _now(), Job.expires_at.is_not(None), Job.erased_at.is_(None))
+    first = late.order_by(Job.expires_at).limit(1).with_for_update(skip_locked=True)
+
+    def work(session: Session) -> Erased | None:
+        job = session.scalars(first).one_or_none()
+        return None if job is None else _erase(session, job)
+
+    return db.run(work)
+
+
+def _erase(session: Session, job: Job) -> Erased:
+    """Erase a job that this transaction has locked."""
+    stopped = [] if job.status in TERMINAL_JOB else end_jobs(session, [job], JobStatus.CANCELED)
+    images, grids = _drop_units(session, job)
+    _drop_sources(session, job.tenant_id, grids)
+    _blank(session, job)
+    _blank_events(session, job)
+    work_ids = (*(image.id for image in images), *(grid.id for grid in grids))
+    return Erased(tuple(stopped), work_ids, tuple(grid.sha256 for grid in grids if grid.sha256 is not None))
 
 
 def due_objects(db: Database, limit: int) -> list[Doomed]:

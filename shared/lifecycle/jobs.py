@@ -57,7 +57,7 @@ def get_job(db: Database, tenant_id: str, job_id: str, read_progress: ReadProgre
     def work(session: Session) -> dict[str, Any] | None:
         job = session.scalars(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)).one_or_none()
         if job is not None and job.erased_at is not None:
-            raise RequestError("gone", "the job was erased")
+            raise RequestError("gone", "the job was erased, or its time was up")
         return None if job is None else job_documents(session, [job], read_progress)[0]
 
     return db.run(work)

@@ -30,6 +30,7 @@ _FIND = select(
     func.coalesce(ApiKey.last_used_at < _now() - func.make_interval(0, 0, 0, 0, 0, 0, _TOUCH_S), True).label("is_untouched"),
     Tenant.max_queued,
     Tenant.max_running,
+    Tenant.results_kept_s,
     Tenant.requests_per_minute,
     Tenant.gpu_seconds_per_day,
     Tenant.num_queued,
@@ -128,7 +129,7 @@ def find_caller(db: Database, key: ApiKeyText) -> Caller | None:
         key_id=key.id,
         scopes=frozenset(row.scopes),
         max_priority=Priority(row.max_priority),
-        own_limits=OwnLimits(row.max_queued, row.max_running, row.requests_per_minute, row.gpu_seconds_per_day),
+        own_limits=OwnLimits(row.max_queued, row.max_running, row.requests_per_minute, row.gpu_seconds_per_day, row.results_kept_s),
         num_queued=row.num_queued,
     )
 

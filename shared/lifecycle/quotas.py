@@ -30,6 +30,7 @@ class Limits:
     max_running: int | None = None
     requests_per_minute: int | None = None
     gpu_seconds_per_day: float | None = None
+    results_kept_s: int | None = None
 
 
 def default_limits(settings: QuotaSettings) -> Limits:
@@ -39,6 +40,7 @@ def default_limits(settings: QuotaSettings) -> Limits:
         max_running=settings.quota_max_running or None,
         requests_per_minute=settings.quota_requests_per_minute or None,
         gpu_seconds_per_day=settings.quota_gpu_seconds_per_day or None,
+        results_kept_s=settings.results_kept_s or None,
     )
 
 
@@ -50,6 +52,7 @@ class OwnLimits:
     max_running: int | None = None
     requests_per_minute: int | None = None
     gpu_seconds_per_day: float | None = None
+    results_kept_s: int | None = None
 
     def over(self, defaults: Limits) -> Limits:
         """What holds for the tenant."""
@@ -58,12 +61,13 @@ class OwnLimits:
             max_running=defaults.max_running if self.max_running is None else self.max_running or None,
             requests_per_minute=defaults.requests_per_minute if self.requests_per_minute is None else self.requests_per_minute or None,
             gpu_seconds_per_day=defaults.gpu_seconds_per_day if self.gpu_seconds_per_day is None else self.gpu_seconds_per_day or None,
+            results_kept_s=defaults.results_kept_s if self.results_kept_s is None else self.results_kept_s or None,
         )
 
 
 def own_limits(row: Tenant) -> OwnLimits:
     """Those of a tenant's row."""
-    return OwnLimits(row.max_queued, row.max_running, row.requests_per_minute, row.gpu_seconds_per_day)
+    return OwnLimits(row.max_queued, row.max_running, row.requests_per_minute, row.gpu_seconds_per_day, row.results_kept_s)
 
 
 @dataclass(frozen=True)

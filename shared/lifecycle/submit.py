@@ -48,7 +48,7 @@ class NewJob:
         height_px, width_px: of the result; `grid` is what the model draws, to be resized if it is another size.
         quality: of the file, as `max_bytes`; `is_fast` is about the drawing.
         renditions: more files of each image.
-        expires_in_s: how long the results are kept; None: as long as the tenant's are.
+        expires_in_s: how long the results are kept; None: as long as the limits it is stored with say.
         approval_s: how long drafts wait for the customer's approval; None: they need none.
         glyph_texts: what the pictures are to say; None: what the reference's parser finds in the prompt.
         warnings: about the request, for its writer.
@@ -174,11 +174,17 @@ def store(db: Database, new: NewJob, limits: Limits, idempotency: Idempotency | 
         RequestError: `idempotency_mismatch`, the key came before with another request; `queue_full`.
     """
     job_id = new_id("job")
+    new = _kept_as_long(new, limits)
     if client_try is None and _may_be_all_new(new):
         inserted = insert_new(db, _new_rows(new, job_id, idempotency), limits.max_queued)
         if inserted is not None:
             return Stored(job_id, document=inserted.document, num_queued=inserted.num_queued)
     return db.run(lambda session: store_in(session, new, limits, idempotency, client_try, job_id))
+
+
+def _kept_as_long(new: NewJob, limits: Limits) -> NewJob:
+    """With the time that its results are kept, where it names none."""
+    return new if new.expires_in_s is not None else replace(new, expires_in_s=limits.results_kept_s)
 
 
 def _may_be_all_new(new: NewJob) -> bool:
@@ -205,6 +211,7 @@ def store_in(
     if job_id is not None and session.get(Job, job_id) is not None:
         # A connection died after its statement had been done; the repetition met the first one's rows.
         return Stored(job_id)
+    new = _kept_as_long(new, limits)
     job = Job(**_job_columns(new, job_id or new_id("job")))
     session.add(job)
     session.flush()

@@ -16,6 +16,8 @@ from shared.lifecycle.tenants import ensure_api_key
 from tests.integration.api.conftest import Account, assert_problem, client_of
 from tests.ledger import query
 
+LIMITS = ("max_queued", "max_running", "requests_per_minute", "gpu_seconds_per_day", "results_kept_s")
+
 
 @pytest.fixture
 def operator(app: APIFlask, account: Account, model: ModelInfo) -> FlaskClient:
@@ -115,7 +117,13 @@ def test_admin_reaches_no_other_tenant(client: FlaskClient, app: APIFlask, stran
 def test_operator_makes_a_tenant_and_its_first_key(operator: FlaskClient, app: APIFlask) -> None:
     """A new tenant has nothing and sees nothing of others; its admin goes on alone."""
     tenant = operator.post("/v1/tenants", json={"name": "globex", "limits": {"max_queued": 5}}).get_json()
-    assert tenant["limits"] == {"max_queued": 5, "max_running": None, "requests_per_minute": None, "gpu_seconds_per_day": None}
+    assert tenant["limits"] == {
+        "max_queued": 5,
+        "max_running": None,
+        "requests_per_minute": None,
+        "gpu_seconds_per_day": None,
+        "results_kept_s": None,
+    }
     assert operator.get(f"/v1/tenants/{tenant['id']}").get_json() == tenant
     assert operator.get("/v1/tenants?name=globex").get_json()["data"] == [tenant]
     assert operator.get("/v1/tenants?name=nobody").get_json()["data"] == []
@@ -134,7 +142,13 @@ def test_tenant_limits_change_one_by_one(operator: FlaskClient, stranger: Accoun
     path = f"/v1/tenants/{stranger.tenant_id}"
     operator.patch(path, json={"limits": {"max_queued": 3, "gpu_seconds_per_day": 0.5}})
     changed = operator.patch(path, json={"limits": {"max_queued": None, "max_running": 0}}).get_json()
-    assert changed["limits"] == {"max_queued": None, "max_running": 0, "requests_per_minute": None, "gpu_seconds_per_day": 0.5}
+    assert changed["limits"] == {
+        "max_queued": None,
+        "max_running": 0,
+        "requests_per_minute": None,
+        "gpu_seconds_per_day": 0.5,
+        "results_kept_s": None,
+    }
     assert_problem(operator.patch(path, json={"limits": {"max_queued": -1}}), 400, "invalid_request", "limits.max_queued")
     assert_problem(operator.patch("/v1/tenants/ten_x", json={"limits": {}}), 404, "not_found")
     assert_problem(operator.post("/v1/tenants", json={"name": "other"}), 409, "name_taken", "name")

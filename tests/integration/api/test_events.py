@@ -21,6 +21,7 @@ from services.api.settings import ApiSettings
 from shared.db import Database
 from shared.lifecycle import claims, jobs, work
 from shared.lifecycle.feed import read_events
+from shared.lifecycle.retention import prune_events
 from shared.lifecycle.submit import submit
 from shared.progress import LiveState
 from shared.states import Stage
@@ -104,6 +105,21 @@ def test_list_events_of_a_job(client: FlaskClient, db: Database, settings: ApiSe
     assert [event["seq"] for event in later["data"]] == seqs[2:]
     ends = client.get(f"/v1/jobs/{job_id}/events?types=job.succeeded,job.failed").get_json()
     assert [event["type"] for event in ends["data"]] == ["job.succeeded"]
+
+
+def test_when_events_are_not_kept_any_more(client: FlaskClient, db: Database, settings: ApiSettings, account: Account) -> None:
+    """The stream of a job whose events have gone shows the job and ends; the feed answers 410 to whoever knows only what has gone."""
+    job_id = new_job(client)
+    finish_jobs(db, Storage(settings), account.tenant_id, png())
+    prune_events(db, -60, 3)
+    assert_problem(client.get("/v1/events?after=1"), 410, "gone", "after")
+    assert [event["seq"] for event in client.get("/v1/events").get_json()["data"]] == [4]
+    assert Stream(client, "/v1/events", **{"Last-Event-ID": "1"}).event()[0] == "stream.reset"
+    prune_events(db, -60, 3)
+    assert [kind for kind, _, _ in Stream(client, f"/v1/jobs/{job_id}/events").rest()] == ["job.snapshot"]
+    assert client.get(f"/v1/jobs/{job_id}/events").get_json()["data"] == []
+    new_job(client, prompt="a cat")
+    assert [event["seq"] for event in client.get("/v1/events").get_json()["data"]] == [5]
 
 
 def test_pages_of_the_feed_leave_nothing_out(client: FlaskClient) -> None:
