@@ -35,7 +35,7 @@ from services.api.openai_answers import (
 )
 from services.api.openai_schemas import EditRequest, ImageRequest
 from services.api.openai_translate import in_sent_words, native_image_request, nested_fields, read_asked, without_nulls
-from services.api.openai_wait import HEARTBEAT_S, cut_short, event, heartbeat, wait_for_end, waiting_place, watch_job
+from services.api.openai_wait import cut_short, event, heartbeat, wait_for_end, waiting_place, watch_job
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, Upload, read_json, refuse_compression
 from services.api.route_docs import describe
@@ -232,7 +232,7 @@ def _events(parts: Parts, caller: Caller, job_id: str, asked: _Asked) -> Iterato
     previews = _Previews(parts, asked)
     document: Document | None = None
     try:
-        for document in watch_job(parts, caller, job_id, parts.settings.sync_max_s, HEARTBEAT_S):
+        for document in watch_job(parts, caller, job_id, parts.settings.sync_max_s, parts.settings.stream_heartbeat_s):
             if document is None:
                 yield heartbeat()
                 continue

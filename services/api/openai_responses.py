@@ -31,9 +31,10 @@ from services.api.openai_response_schemas import (
 )
 from services.api.openai_schemas import ImageReference, find_unsupported
 from services.api.openai_translate import check_model, lane_and_company, picture_fields, place_images, read_asked, without_nulls
-from services.api.openai_wait import HEARTBEAT_S, cut_short, event, heartbeat, wait_for_end, waiting_place, watch_job
+from services.api.openai_wait import cut_short, event, heartbeat, wait_for_end, waiting_place, watch_job
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, read_json, read_query
+from services.api.reruns import erase_job
 from services.api.route_docs import describe
 from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA
 from services.api.waiting import NoPlaceError
@@ -41,14 +42,14 @@ from shared.checkpoint import ModelInfo
 from shared.db import DatabaseDownError
 from shared.errors import RequestError
 from shared.ids import is_id
-from shared.lifecycle.jobs import forget_dialect, get_dialect
+from shared.lifecycle.events import RESPONSES
+from shared.lifecycle.jobs import get_dialect
 from shared.lifecycle.tenants import Caller
 from shared.lifecycle.tries import note_answer
 from shared.states import TERMINAL_JOB, JobStatus, Priority
 from shared.storage import StorageDownError, StorageMissingError
 
 _ROUTE = "POST /v1/responses"
-_NAME = "openai.responses"
 _STATUSES = {
     JobStatus.QUEUED: "queued",
     JobStatus.RUNNING: "in_progress",
@@ -92,7 +93,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         asked = _read(sent)
         native = native_response_request(asked, parts.model.get())
         places = _image_places(asked)
-        dialect = {"name": _NAME, "request": _echo(asked)}
+        dialect = {"name": RESPONSES, "request": _echo(asked)}
         if asked.background and not asked.stream:
             submitted = submit_translated(parts, caller, _ROUTE, RequestBody(sent), native, dialect, places)
             note_answer(parts.db, submitted.job_id)
@@ -150,8 +151,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
     def delete_one(response_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")
         document, _ = _find(parts, caller, response_id)
-        _cancel(parts, caller, document["id"])
-        forget_dialect(parts.db, caller.tenant_id, document["id"])
+        erase_job(parts, caller, document["id"])
         return jsonify({"id": response_id, "object": "response", "deleted": True})
 
     return responses
@@ -269,9 +269,13 @@ def _find(parts: Parts, caller: Caller, response_id: str) -> tuple[Document, Map
     if not is_id(job_id, "job"):
         raise RequestError("not_found", "there is no such response")
     dialect = get_dialect(parts.db, caller.tenant_id, job_id) or {}
-    if dialect.get("deleted"):
-        raise RequestError("not_found", "there is no such response")
-    return find_job(parts, caller, job_id), dialect
+    try:
+        return find_job(parts, caller, job_id), dialect
+    except RequestError as error:
+        if error.code != "gone":
+            raise
+        # What was deleted is not there, in this interface.
+        raise RequestError("not_found", "there is no such response") from None
 
 
 def _cancel(parts: Parts, caller: Caller, job_id: str) -> None:
@@ -359,7 +363,7 @@ def _events(parts: Parts, caller: Caller, job_id: str, dialect: Mapping[str, Any
     yield heartbeat()
     numbered = _Numbered(parts, dialect, last)
     try:
-        for document in watch_job(parts, caller, job_id, parts.settings.sync_max_s, HEARTBEAT_S):
+        for document in watch_job(parts, caller, job_id, parts.settings.sync_max_s, parts.settings.stream_heartbeat_s):
             if document is None:
                 yield heartbeat()
                 continue

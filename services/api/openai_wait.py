@@ -24,8 +24,6 @@ from services.api.waiting import NoPlaceError
 from shared.lifecycle.tenants import Caller
 from shared.states import TERMINAL_JOB
 
-HEARTBEAT_S = 10.0
-"""Below every proxy's patience with a silent connection."""
 _LOOK_UP_S = 2.0
 """How often a request that waits looks whether its client is still there."""
 

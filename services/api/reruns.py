@@ -19,6 +19,7 @@ from shared.errors import RequestError
 from shared.ids import is_id
 from shared.lifecycle.erasing import erase
 from shared.lifecycle.retry import retry
+from shared.lifecycle.tenants import Caller
 
 
 def reruns_blueprint(parts: Parts) -> APIBlueprint:
@@ -64,13 +65,22 @@ def reruns_blueprint(parts: Parts) -> APIBlueprint:
         responses=[401, 403, 404, 503],
     )
     def delete_one(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
-        erased = erase(parts.db, caller.tenant_id, job_id) if is_id(job_id, "job") else None
-        if erased is None:
-            raise RequestError("not_found", "there is no such job")
-        # After commit, as a cancel does. Without Redis workers hear at their next heartbeat, and what is cached ends by itself.
-        parts.live.flag_stop(erased.stopped)
-        parts.live.forget(erased.work_ids, erased.grid_hashes)
+        erase_job(parts, authenticate(parts.db, request, "submit"), job_id)
         return jsonify({"id": job_id, "object": "job", "deleted": True})
 
     return reruns
+
+
+def erase_job(parts: Parts, caller: Caller, job_id: str) -> None:
+    """
+    Erase a job of the caller's, after it is canceled if it is not over.
+
+    Raises:
+        RequestError: `not_found`.
+    """
+    erased = erase(parts.db, caller.tenant_id, job_id) if is_id(job_id, "job") else None
+    if erased is None:
+        raise RequestError("not_found", "there is no such job")
+    # After commit, as a cancel does. Without Redis workers hear at their next heartbeat, and what is cached ends by itself.
+    parts.live.flag_stop(erased.stopped)
+    parts.live.forget(erased.work_ids, erased.grid_hashes)

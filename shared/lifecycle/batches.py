@@ -24,6 +24,7 @@ from shared.db import Database
 from shared.errors import RequestError
 from shared.ids import new_id
 from shared.lifecycle.ending import end_jobs
+from shared.lifecycle.events import record_event, record_item_failure
 from shared.lifecycle.files import NewFile, add_file_in
 from shared.lifecycle.jobs import job_documents
 from shared.lifecycle.quotas import Limits
@@ -43,6 +44,11 @@ _UNDONE = {
     EXPIRED: "the time of the batch was up before this request could be run",
     CANCELED: "the batch was canceled before this request was run",
 }
+
+_ERASED = {"code": "gone", "message": "the job was erased", "param": None, "status": 410}
+
+_ALSO_CALLED = {BatchStatus.CANCELED: ("batch.cancelled",)}
+"""OpenAI's spelling; whoever listens to it is told, too."""
 
 LIVE = (BatchStatus.VALIDATING, BatchStatus.RUNNING, BatchStatus.CANCELING, BatchStatus.FINALIZING)
 
@@ -239,8 +245,15 @@ def live_batches(db: Database) -> list[BatchDocument]:
 
 def refuse_batch(db: Database, batch_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
     """Some line was not understood: nothing is run."""
-    values = {"status": BatchStatus.FAILED, "errors": list(errors), "counts": {"completed": 0, "failed": 0}, "completed_at": _now()}
-    db.run(lambda session: session.execute(_move(batch_id, BatchStatus.VALIDATING).values(values)))
+
+    def work(session: Session) -> None:
+        row = session.get_one(Batch, batch_id, with_for_update=True, populate_existing=True)
+        if row.status != BatchStatus.VALIDATING:
+            return
+        row.errors = [dict(error) for error in errors]
+        _end(session, row, BatchStatus.FAILED, {"completed": 0, "failed": 0})
+
+    db.run(work)
 
 
 def start_batch(db: Database, batch_id: str, items: Sequence[NewItem]) -> bool:
@@ -285,6 +298,7 @@ def submit_items(db: Database, batch_id: str, ready: Mapping[str, NewJob | dict[
 
     def work(session: Session) -> int:
         count = 0
+        refused: list[BatchItem] = []
         items = session.scalars(_pending(batch_id).where(BatchItem.id.in_(ready)).order_by(BatchItem.line).with_for_update()).all()
         for item in items:
             found = ready[item.id]
@@ -293,7 +307,12 @@ def submit_items(db: Database, batch_id: str, ready: Mapping[str, NewJob | dict[
                 count += 1
             else:
                 item.error = found
+                refused.append(item)
         session.flush()
+        if refused:
+            tenant_id = session.scalars(select(Batch.tenant_id).where(Batch.id == batch_id)).one()
+            for item in refused:
+                record_item_failure(session, tenant_id, batch_id, (item.error or {}).get("code"), line=item.line)
         return count
 
     return db.run(work)
@@ -338,9 +357,15 @@ def outcomes(db: Database, batch_id: str, after_line: int, limit: int) -> list[O
     def work(session: Session) -> list[Outcome]:
         query = select(BatchItem).where(BatchItem.batch_id == batch_id, BatchItem.line > after_line)
         items = session.scalars(query.order_by(BatchItem.line).limit(limit)).all()
-        jobs = session.scalars(select(Job).where(Job.id.in_([item.job_id for item in items if item.job_id]))).all()
+        job_ids = [item.job_id for item in items if item.job_id]
+        jobs = session.scalars(select(Job).where(Job.id.in_(job_ids), Job.erased_at.is_(None))).all()
         documents = {document["id"]: document for document in job_documents(session, jobs, lambda _: {})}
-        return [Outcome(item.id, item.line, item.custom_id, item.request, documents.get(item.job_id or ""), item.error) for item in items]
+        found = []
+        for item in items:
+            document = documents.get(item.job_id or "")
+            error = _ERASED if item.job_id and document is None else item.error
+            found.append(Outcome(item.id, item.line, item.custom_id, item.request, document, error))
+        return found
 
     return db.run(work)
 
@@ -357,12 +382,21 @@ def end_batch(
         row.output_file_id = add_file_in(session, output).id if output else None
         row.error_file_id = add_file_in(session, error).id if error else None
         completed, failed = _count(session, batch_id)
-        row.counts = {"completed": completed, "failed": failed}
         row.usage = dict(usage)
-        row.status = status
-        row.completed_at = session.execute(select(_now())).scalar_one()
+        _end(session, row, status, {"completed": completed, "failed": failed})
 
     db.run(work)
+
+
+def _end(session: Session, row: Batch, status: BatchStatus, counts: dict[str, int]) -> None:
+    """End a batch that this transaction has locked, and tell of it."""
+    row.counts = counts
+    row.status = status
+    row.completed_at = session.execute(select(_now())).scalar_one()
+    files = {"output_file_id": row.output_file_id, "error_file_id": row.error_file_id}
+    data = {"id": row.id, "object": "batch", "status": status, "request_counts": {"total": row.num_items, **counts}, **files}
+    for name in (f"batch.{status}", *_ALSO_CALLED.get(status, ())):
+        record_event(session, row.tenant_id, name, data)
 
 
 def _execute(statement: Any, rows: list[dict[str, Any]], session: Session) -> None:
@@ -387,7 +421,7 @@ def _live_jobs(batch_id: str) -> Select[Job]:
 
 def _count(session: Session, batch_id: str) -> tuple[int, int]:
     """Lines that have succeeded, and lines that never will."""
-    is_done = Job.status == JobStatus.SUCCEEDED
+    is_done = and_(Job.status == JobStatus.SUCCEEDED, Job.erased_at.is_(None))
     is_lost = or_(BatchItem.error.is_not(None), and_(Job.status.in_(TERMINAL_JOB), ~is_done))
     count = select(func.count().filter(is_done), func.count().filter(is_lost)).select_from(BatchItem)
     completed, failed = session.execute(count.outerjoin(Job, Job.id == BatchItem.job_id).where(BatchItem.batch_id == batch_id)).one()

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from shared.db import note_changes
 from shared.ids import new_id
 from shared.job_document import JobImage, job_document
-from shared.states import TERMINAL_JOB
+from shared.states import TERMINAL_JOB, JobStatus
 from shared.tables import Grid, Image, Job, Output, WebhookDelivery, WebhookEndpoint
 from shared.webhooks import is_wanted
 
@@ -39,8 +39,11 @@ ENDPOINT_EVENTS = ("endpoint.disabled", "endpoint.test")
 BATCH_EVENTS = tuple(
     f"batch.{what}" for what in ("completed", "partial", "failed", "canceled", "cancelled", "expired", "paused", "item_failed")
 )
-RESPONSE_EVENTS = tuple(f"response.{what}" for what in ("completed", "failed", "cancelled", "incomplete"))
+_RESPONSE_ENDS = {"succeeded": "completed", "failed": "failed", "canceled": "cancelled", "expired": "incomplete"}
+RESPONSE_EVENTS = tuple(f"response.{what}" for what in _RESPONSE_ENDS.values())
 """By OpenAI's names; so is `batch.cancelled`."""
+RESPONSES = "openai.responses"
+"""Name of the dialect whose jobs are responses, too."""
 
 EVENT_TYPES = (*JOB_EVENTS, *BATCH_EVENTS, *RESPONSE_EVENTS, *ENDPOINT_EVENTS)
 """Every type that an endpoint can ask for."""
@@ -102,6 +105,33 @@ def record_changes(session: Session, jobs: Sequence[Job], event_type: str) -> No
     for job in jobs:
         job.version += 1
     record_events(session, jobs, event_type)
+    if event_type in JOB_ENDS:
+        _record_other_names(session, jobs)
+
+
+def _record_other_names(session: Session, jobs: Sequence[Job]) -> None:
+    """
+    Jobs have ended that are something else besides: a response, a line of a batch.
+
+    Their events are of no job, so that a job's stream has one end; and they have ids only, so that nothing is left of a job that is erased.
+    """
+    for job in jobs:
+        if job.dialect is not None and job.dialect.get("name") == RESPONSES:
+            name = _RESPONSE_ENDS[job.status]
+            data = {"id": "resp_" + job.id.removeprefix("job_"), "object": "response", "status": name}
+            record_event(session, job.tenant_id, f"response.{name}", data)
+        if job.batch_id is not None and job.status == JobStatus.FAILED:
+            record_item_failure(session, job.tenant_id, job.batch_id, (job.error or {}).get("code"), job_id=job.id)
+
+
+def record_item_failure(session: Session, tenant_id: str, batch_id: str, code: str | None, **which: Any) -> None:
+    """
+    A request of a batch has failed while the others go on.
+
+    Args:
+        which: the job's id, or the line for which there is none.
+    """
+    record_event(session, tenant_id, "batch.item_failed", {"id": batch_id, "object": "batch", "error": {"code": code}, **which})
 
 
 def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> int:

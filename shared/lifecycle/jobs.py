@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select, tuple_, update
+from sqlalchemy import func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -66,12 +66,6 @@ def get_job(db: Database, tenant_id: str, job_id: str, read_progress: ReadProgre
 def get_dialect(db: Database, tenant_id: str, job_id: str) -> dict[str, Any] | None:
     """What the interface that the job came by has noted for itself; None for native jobs, and for what is no job of this tenant."""
     return db.run(lambda session: session.scalar(select(Job.dialect).where(Job.id == job_id, Job.tenant_id == tenant_id)))
-
-
-def forget_dialect(db: Database, tenant_id: str, job_id: str) -> None:
-    """The job is not to be found any more by the interface that it came by. It stays what it is for all others."""
-    mine = update(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
-    db.run(lambda session: session.execute(mine.values(dialect={"deleted": True}, version=Job.version + 1)))
 
 
 def get_dialects(db: Database, tenant_id: str, job_ids: Collection[str]) -> dict[str, dict[str, Any]]:

@@ -222,6 +222,21 @@ def test_failures_have_a_file_of_their_own(client: FlaskClient, clerk: Clerk, db
     assert failed["response"]["body"]["error"]["code"] == "job_failed"
 
 
+def test_a_line_that_is_erased(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts) -> None:
+    """A job that was deleted before its batch ended is a failure with a reason, and holds up nobody."""
+    batch = make(client, [line("kept"), line("erased")])
+    clerk.work()
+    clerk.work()
+    draw(db, parts.storage, PICTURE)
+    [erased] = [job["id"] for job in client.get("/v1/jobs").get_json()["data"] if job["custom_id"] == "erased"]
+    client.delete(f"/v1/jobs/{erased}")
+    work_all(clerk)
+    done = read(client, batch)
+    assert (done["status"], done["request_counts"]) == ("completed", {"total": 2, "completed": 1, "failed": 1})
+    [record] = content(client, done["error_file_id"])
+    assert (record["custom_id"], record["response"]["status_code"], record["response"]["body"]["error"]["code"]) == ("erased", 410, "gone")
+
+
 def test_a_canceled_batch_keeps_what_there_was(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts) -> None:
     """Jobs that are done are in the output, all others in the error file; a cancel of what has ended changes nothing."""
     batch = make(client, [line(f"c{index}") for index in range(50)])

@@ -15,6 +15,7 @@ from shared.db import Database
 from tests.integration.api.conftest import Account, assert_problem, client_of, count_rows, png
 from tests.integration.api.openai import draw, drawing, events_of
 from tests.integration.api.test_openai_files import upload
+from tests.ledger import query
 
 PICTURE = png(64, 64)
 TOOL = {"type": "image_generation", "size": "64x64"}
@@ -59,8 +60,8 @@ def test_in_the_background(client: FlaskClient, db: Database, parts: Parts) -> N
     assert (done["status"], base64.b64decode(done["output"][0]["result"])) == ("completed", PICTURE)
 
 
-def test_cancel_and_delete(client: FlaskClient) -> None:
-    """A cancel is answered with the response, whatever it has become; a deleted one is not there."""
+def test_cancel_and_delete(client: FlaskClient, db: Database, parts: Parts) -> None:
+    """A cancel is answered with the response, whatever it has become; a deleted one is not there, and nothing that was drawn for it."""
     body = respond(client, background=True).get_json()
     for _ in range(2):
         canceled = client.post(f"/v1/responses/{body['id']}/cancel")
@@ -68,9 +69,16 @@ def test_cancel_and_delete(client: FlaskClient) -> None:
     deleted = client.delete(f"/v1/responses/{body['id']}")
     assert deleted.get_json() == {"id": body["id"], "object": "response", "deleted": True}
     assert_problem(client.get(f"/v1/responses/{body['id']}"), 404, "not_found")
+    assert_problem(client.post(f"/v1/responses/{body['id']}/cancel"), 404, "not_found")
+    assert_problem(client.delete(f"/v1/responses/{body['id']}"), 404, "not_found")
     live = respond(client, background=True).get_json()
     client.delete(f"/v1/responses/{live['id']}")
-    assert client.get(f"/v1/jobs/{live['id'].replace('resp_', 'job_')}").get_json()["status"] == "canceled"
+    done = respond(client, background=True).get_json()
+    draw(db, parts.storage, PICTURE)
+    client.delete(f"/v1/responses/{done['id']}")
+    assert query(db, "SELECT status, params FROM job ORDER BY created_at") == [("canceled", {}), ("canceled", {}), ("succeeded", {})]
+    assert count_rows(db)["image"] == 0
+    assert_problem(client.get(f"/v1/jobs/{done['id'].replace('resp_', 'job_')}"), 410, "gone")
 
 
 @pytest.mark.usefixtures("workers")
