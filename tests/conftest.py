@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,6 +20,9 @@ from infra.embedded.memory import Memory
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.redis import RedisServer
 from infra.embedded.s3 import S3Server
+
+if TYPE_CHECKING:
+    from tests.stack import Stack
 
 # Before torch is imported: one thread is faster than two for nets this small, and xdist runs several tests at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -118,3 +122,31 @@ def miniature(pytestconfig: pytest.Config) -> Path:
 
             random_miniature.build(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def stack(
+    postgres_server: PostgresServer, redis_url: str, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """
+    Every role and the clerk of batches running, with random weights; for all who break nothing.
+
+    The workers know the adapter `ink`, for both halves, and `torn`, which is broken.
+    """
+    # Here, so that tests without a stack need not wait for torch.
+    import torch
+    from peft import LoraConfig
+
+    from tests.adapter_files import write_adapter
+    from tests.stack import BATCH_CLERK, running_stack
+
+    adapters = tmp_path_factory.mktemp("adapters")
+    torch.manual_seed(0)
+    write_adapter(miniature, "ar", adapters / "ink", LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+    write_adapter(miniature, "decoder", adapters / "ink", LoraConfig(r=4, lora_alpha=16, target_modules=["to_q", "to_v"]))
+    (adapters / "torn" / "ar").mkdir(parents=True)
+    # Clients are to meet the comments of silent streams, which come every ten seconds unless told otherwise.
+    short = {"GLMQ_LORA_DIR": str(adapters), "GLMQ_STREAM_HEARTBEAT_S": "0.2"}
+    folder = tmp_path_factory.mktemp("stack")
+    with running_stack(postgres_server, redis_url, s3, miniature, folder, BATCH_CLERK, **short) as running:
+        yield running

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import copy
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -19,7 +22,9 @@ from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
 
 ROLES = ("api", "dispatcher", "ar_worker", "decoder_worker", "webhook_sender")
-"""What most stories need; `batch_clerk` is started by those with batches."""
+"""What every story needs."""
+BATCH_CLERK = "api.batch_clerk"
+"""What those with batches need besides."""
 API_KEY = "glmq_testtesttest_" + "t" * 43
 _READY_S = 240
 """A worker imports and loads for 10 s on a quiet machine, and for minutes on one that is full."""
@@ -61,17 +66,29 @@ class Stack:
             **environment,
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.client = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {API_KEY}"}, timeout=30)
+        self._clients: list[httpx.Client] = []
+        self.api_key = API_KEY
+        self.client = self._client(API_KEY)
 
-    def migrate(self, **environment: str) -> None:
+    def migrate(self) -> None:
         """Make tables, bucket, tenant and key."""
-        subprocess.run([sys.executable, "-m", "infra.migrate"], env={**self.environment, **environment}, check=True, timeout=60)
+        subprocess.run([sys.executable, "-m", "infra.migrate"], env=self.environment, check=True, timeout=60)
 
-    def add_tenant(self, name: str) -> httpx.Client:
-        """Another customer, who shares no grid with the first."""
-        key = f"glmq_{name:x<12}_" + "o" * 43
-        self.migrate(GLMQ_BOOTSTRAP_TENANT=name, GLMQ_BOOTSTRAP_API_KEY=key)
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+    def as_tenant(self, name: str) -> Self:
+        """The stack as another customer sees it, who shares no grid with the first."""
+        made = self.client.post("/v1/tenants", json={"name": name})
+        assert made.status_code in (201, 409), made.text
+        key = self.client.post("/v1/api_keys", json={"tenant": name, "scope": "admin"})
+        assert key.status_code == 201, key.text
+        theirs = copy.copy(self)
+        theirs.api_key = key.json()["key"]
+        theirs.client = self._client(theirs.api_key)
+        return theirs
+
+    def _client(self, key: str) -> httpx.Client:
+        client = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+        self._clients.append(client)
+        return client
 
     def start(self, name: str, role: str | None = None, **environment: str) -> None:
         """Start a process; `name` tells several of one role apart."""
@@ -84,10 +101,10 @@ class Stack:
                 start_new_session=True,
             )
 
-    def start_all(self) -> None:
-        """Migrate, start every role and wait until the service is ready."""
+    def start_all(self, *more: str) -> None:
+        """Migrate, start every role and `more`, and wait until the service is ready."""
         self.migrate()
-        for role in ROLES:
+        for role in (*ROLES, *more):
             self.start(role)
         self.wait_ready()
 
@@ -118,7 +135,8 @@ class Stack:
 
     def stop(self) -> None:
         """End every process."""
-        self.client.close()
+        for client in self._clients:
+            client.close()
         for process in self.processes.values():
             os.killpg(process.pid, signal.SIGTERM)
         for name in list(self.processes):
@@ -151,6 +169,19 @@ class Stack:
         answer = httpx.get(job["outputs"][index]["url"], timeout=30)
         assert answer.status_code == 200, answer.text
         return answer.content
+
+
+@contextmanager
+def running_stack(
+    server: PostgresServer, redis_url: str, s3: S3Server, checkpoint: Path, folder: Path, *more: str, **environment: str
+) -> Iterator[Stack]:
+    """Every role and `more` running with this checkpoint, logs in `folder`."""
+    running = Stack(folder, stack_environment(server, redis_url, s3, checkpoint, f"e2e_{uuid.uuid4().hex}") | environment)
+    try:
+        running.start_all(*more)
+        yield running
+    finally:
+        running.stop()
 
 
 def stack_environment(server: PostgresServer, redis_url: str, s3: S3Server, checkpoint: Path, name: str) -> dict[str, str]:

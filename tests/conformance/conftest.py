@@ -1,5 +1,6 @@
 """
-The service as unmodified third-party clients see it: one running stack for all of them, each client in an environment of its own.
+The service as unmodified third-party clients see it: a running stack, which the stories of e2e/ use too, and each client in an
+environment of its own. Each file has tenants of its own, and depends on nothing that others left.
 
 Clients are installed once into pytest's cache, from the registries, at the versions that are pinned here and in `node/package-lock.json`.
 """
@@ -13,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,11 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.embedded.postgres import PostgresServer
-from infra.embedded.s3 import S3Server
-from tests.e2e.conftest import running_stack
-from tests.stack import API_KEY, Stack, free_port, wait_until
+from tests.stack import Stack, free_port, wait_until
 
 HERE = Path(__file__).parent
 _UV = Path(sys.executable).with_name("uv")
 _INSTALL_S = 240
-
-
-@pytest.fixture(scope="session")
-def stack(
-    postgres_server: PostgresServer, redis_url: str, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stack]:
-    """Every role running, the clerk of batches too."""
-    with running_stack(postgres_server, redis_url, s3, miniature, tmp_path_factory.mktemp("conformance")) as running:
-        running.start("batch_clerk", "api.batch_clerk")
-        yield running
 
 
 @pytest.fixture(scope="session")
@@ -107,15 +94,15 @@ class Outcome:
         return self.values
 
 
-def run_script(command: list[str], stack_url: str, cwd: Path | None = None, **environment: str) -> dict[str, Outcome]:
+def run_script(command: list[str], stack: Stack, cwd: Path | None = None, **environment: str) -> dict[str, Outcome]:
     """
     Run a script that drives a client: it prints a line of JSON for each scenario, `{"name", "values" | "error"}`.
 
-    The URL and the key are in its environment, as `BASE_URL` and `API_KEY`.
+    The URL and the tenant's key are in its environment, as `BASE_URL` and `API_KEY`.
     """
     # Nothing of ours: the client must not find this project's packages, nor its settings.
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-    given = {"BASE_URL": f"{stack_url}/v1", "API_KEY": API_KEY, **environment}
+    given = {"BASE_URL": f"{stack.url}/v1", "API_KEY": stack.api_key, **environment}
     done = subprocess.run(command, cwd=cwd, env={**kept, **given}, capture_output=True, text=True, timeout=240)
     found = {}
     for text in done.stdout.splitlines():

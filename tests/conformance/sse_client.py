@@ -20,6 +20,9 @@ HEADERS = {"Authorization": f"Bearer {os.environ['API_KEY']}", "Accept": "text/e
 kinds, ids = [], []
 with httpx.Client(headers=HEADERS, timeout=60) as client, connect_sse(client, "GET", URL) as source:
     for event in source.iter_sse():
+        if not event.data:
+            # httpx-sse makes an empty event of a comment, once it has seen an id.
+            continue
         kinds.append(event.event)
         if event.event.startswith("job.") and event.event not in ("job.snapshot", "job.progress"):
             ids.append(event.id)

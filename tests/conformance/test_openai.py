@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.conformance.conftest import HERE, Outcome, install_python, run_script
-from tests.conformance.proxy import losing_answers
+from tests.conformance.proxy import losing_answers, overhearing
 from tests.stack import Stack, wait_until
 
 VERSIONS = {"openai 3": "3.57.0", "openai 2": "2.54.0"}
@@ -38,38 +38,31 @@ def arrival(stack: Stack, prompt: str) -> Callable[[], object]:
 
 
 @pytest.fixture(scope="module", params=list(VERSIONS))
-def python_run(request: pytest.FixtureRequest, stack: Stack, hasty_url: str, client_cache: Path) -> tuple[Stack, dict[str, Outcome]]:
+def python_run(request: pytest.FixtureRequest, stack: Stack, hasty_url: str, client_cache: Path) -> Run:
     """One run of all scenarios, with a tenant of its own so that its jobs can be counted."""
     python = install_python(client_cache, f"openai=={VERSIONS[request.param]}")
-    tenant = stack.add_tenant(request.param.replace(" ", ""))
-    own = Tenant(stack, tenant)
+    own = stack.as_tenant(request.param.replace(" ", ""))
     port = urlsplit(stack.url).port or 0
     with (
         losing_answers(port, 1, arrival(own, "A lost sheep")) as first,
         losing_answers(port, 2, arrival(own, "A lost goat")) as second,
+        overhearing(port, heard := bytearray()) as overheard,
     ):
         outcomes = run_script(
             [str(python), str(HERE / "openai_client.py")],
-            stack.url,
-            API_KEY=tenant.headers["Authorization"].removeprefix("Bearer "),
+            own,
             PNG=PICTURE,
             HASTY_URL=hasty_url,
             LOSING_URL=first,
             LOSING_URL_2=second,
+            OVERHEARD_URL=overheard,
         )
     assert outcomes["version"].get()["version"] == VERSIONS[request.param]
-    return own, outcomes
+    return own, outcomes, bytes(heard)
 
 
-class Tenant(Stack):
-    """A stack as one of its tenants sees it."""
-
-    def __init__(self, stack: Stack, client: httpx.Client) -> None:
-        self.__dict__.update(stack.__dict__)
-        self.client = client
-
-
-Run = tuple[Tenant, dict[str, Outcome]]
+Run = tuple[Stack, dict[str, Outcome], bytes]
+"""The stack as the client's tenant sees it, what the scenarios found, and what was sent in answer to the one that streams."""
 ERRORS = {
     "size": ["BadRequestError", 400, "invalid_request", "size", "invalid_request_error", True],
     "transparent": ["BadRequestError", 400, "unsupported_parameter", "background", "invalid_request_error", True],
@@ -102,7 +95,7 @@ def test_generate(python_run: Run) -> None:
 
 def test_every_parameter(python_run: Run) -> None:
     """What the client has is taken, and what `extra_body` adds reaches the job."""
-    own, outcomes = python_run
+    own, outcomes, _ = python_run
     found = outcomes["everything"].get()
     assert (found["b64"], found["format"], found["size"]) == (None, "webp", "96x64")
     assert httpx.get(found["url"]).content[8:12] == b"WEBP"
@@ -111,8 +104,12 @@ def test_every_parameter(python_run: Run) -> None:
 
 
 def test_stream(python_run: Run) -> None:
-    """Events of the client's own classes: pictures on the way, then the picture."""
+    """Events of the client's own classes: pictures on the way, then the picture. Golden regression 1: comments between them harm nobody."""
     found = python_run[1]["stream"].get()
+    sent = python_run[2]
+    assert sent.count(b": hb\n\n") >= 3
+    assert b"\nid:" not in sent
+    assert b"\nretry:" not in sent
     assert found["types"][-1] == "image_generation.completed"
     assert set(found["types"][:-1]) <= {"image_generation.partial_image"}
     assert len(found["types"]) <= 3
@@ -149,33 +146,33 @@ def test_a_stream_that_fails(python_run: Run) -> None:
 
 def test_a_wait_that_is_too_long(python_run: Run) -> None:
     """504, and the client does not try again: one job."""
-    own, outcomes = python_run
+    own, outcomes, _ = python_run
     assert outcomes["hasty"].get()["error"][:3] == ["InternalServerError", 504, "deadline"]
     assert len(prompts(own, "A slow fish")) == 1
 
 
 def test_a_client_that_gives_up(python_run: Run) -> None:
     """Its own second try finds the job of the first: one job, which goes on."""
-    own, outcomes = python_run
+    own, outcomes, _ = python_run
     outcomes["impatient"].get()
     [job] = prompts(own, "An impatient fish")
-    assert own.wait(job, 120, own.client)["status"] == "succeeded"
+    assert own.wait(job, 120)["status"] == "succeeded"
 
 
 @pytest.mark.parametrize(("scenario", "prompt", "found"), [("lost", "A lost sheep", "png"), ("lost_with_key", "A lost goat", "same")])
 def test_answers_that_are_lost(python_run: Run, scenario: str, prompt: str, found: str) -> None:
     """A request cut off in its middle and repeated by the client's own logic makes one job."""
-    own, outcomes = python_run
+    own, outcomes, _ = python_run
     assert outcomes[scenario].get() == {found: True}
     assert len(prompts(own, prompt)) == 1
 
 
 def test_a_stream_that_nobody_reads(python_run: Run) -> None:
     """The job does not need its reader."""
-    own, outcomes = python_run
+    own, outcomes, _ = python_run
     outcomes["walk_away"].get()
     [job] = prompts(own, "A deserted cat")
-    assert own.wait(job, 60, own.client)["status"] == "succeeded"
+    assert own.wait(job, 60)["status"] == "succeeded"
 
 
 def test_files(python_run: Run) -> None:
@@ -231,19 +228,17 @@ def test_asynchronous(python_run: Run) -> None:
 @pytest.fixture(scope="module")
 def node_run(stack: Stack, node_modules: Path) -> Run:
     """The same from Node."""
-    tenant = stack.add_tenant("openainode")
-    own = Tenant(stack, tenant)
+    own = stack.as_tenant("openainode")
     shutil.copy(HERE / "node" / "openai_client.mjs", node_modules)
     with losing_answers(urlsplit(stack.url).port or 0, 1, arrival(own, "A lost cow")) as losing:
         outcomes = run_script(
             ["node", "openai_client.mjs"],
-            stack.url,
+            own,
             node_modules,
-            API_KEY=tenant.headers["Authorization"].removeprefix("Bearer "),
             PNG=PICTURE,
             LOSING_URL=losing,
         )
-    return own, outcomes
+    return own, outcomes, b""
 
 
 def test_node_generates(node_run: Run) -> None:
@@ -271,7 +266,7 @@ def test_node_errors(node_run: Run) -> None:
 
 def test_node_loses_an_answer(node_run: Run) -> None:
     """Its own second try makes no second job."""
-    own, outcomes = node_run
+    own, outcomes, _ = node_run
     assert outcomes["lost"].get() == {"png": True}
     assert len(prompts(own, "A lost cow")) == 1
 

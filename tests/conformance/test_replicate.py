@@ -18,7 +18,8 @@ from PIL import Image
 from tests.conformance.conftest import HERE, Outcome, install_python, run_script
 from tests.stack import Stack, wait_until
 
-REPLICATE = "replicate==1.0.7"
+PYTHON_CLIENTS = ("replicate==1.0.7", "openai==3.57.0")
+"""Together in one environment: one of them goes on with what the other one began."""
 SSE_CLIENTS = ("httpx>=0.28,<1", "httpx-sse==0.4.3", "sseclient-py==1.9.0", "requests>=2.32,<3")
 SCENARIOS = "run,run_slower_than_the_wait,run_by_version,create_and_poll,cancel,stream,files,secret,listing"
 
@@ -30,32 +31,38 @@ def _png() -> str:
 
 
 @pytest.fixture(scope="module")
-def ref(stack: Stack) -> str:
+def own(stack: Stack) -> Stack:
+    """The stack as a tenant of this file sees it."""
+    return stack.as_tenant("replicate")
+
+
+@pytest.fixture(scope="module")
+def ref(own: Stack) -> str:
     """The loaded model as clients name it."""
-    name = stack.client.get("/v1/models").json()["data"][0]["id"].rpartition("/")
+    name = own.client.get("/v1/models").json()["data"][0]["id"].rpartition("/")
     return f"{name[0].rpartition('/')[2] or 'glmq'}/{name[2]}"
 
 
 @pytest.fixture(scope="module")
 def python_client(client_cache: Path) -> Path:
-    return install_python(client_cache, REPLICATE)
+    return install_python(client_cache, *PYTHON_CLIENTS)
 
 
 @pytest.fixture(scope="module")
-def by_python(stack: Stack, python_client: Path, ref: str) -> dict[str, Outcome]:
+def by_python(own: Stack, python_client: Path, ref: str) -> dict[str, Outcome]:
     """What Python's client found."""
     scenarios = SCENARIOS + ",failure,asynchronous,wrong_key,unknown_model,others"
-    native = stack.submit(prompt="A native job", size="64x64", steps=2)
+    native = own.submit(prompt="A native job", size="64x64", steps=2)
     command = [str(python_client), str(HERE / "replicate_client.py")]
-    return run_script(command, stack.url, REF=ref, SCENARIOS=scenarios, PNG=_png(), JOB_ID=native["id"])
+    return run_script(command, own, REF=ref, SCENARIOS=scenarios, PNG=_png(), JOB_ID=native["id"])
 
 
 @pytest.fixture(scope="module")
-def by_node(stack: Stack, node_modules: Path, ref: str, by_python: dict[str, Outcome]) -> dict[str, Outcome]:
+def by_node(own: Stack, node_modules: Path, ref: str, by_python: dict[str, Outcome]) -> dict[str, Outcome]:
     """What Node's client found, after Python's."""
     script = node_modules / "replicate_client.mjs"
     script.write_bytes((HERE / "node" / script.name).read_bytes())
-    return run_script(["node", str(script)], stack.url, node_modules, REF=ref, SCENARIOS=SCENARIOS + ",wrong_input", PNG=_png())
+    return run_script(["node", str(script)], own, node_modules, REF=ref, SCENARIOS=SCENARIOS + ",wrong_input", PNG=_png())
 
 
 @pytest.fixture
@@ -148,22 +155,34 @@ def test_errors_are_in_our_words(by_python: dict[str, Outcome], by_node: dict[st
     assert "input.num_outputs" in wrong["message"]
 
 
-def test_a_job_of_one_client_is_anothers(stack: Stack, by_python: dict[str, Outcome]) -> None:
-    """Golden regression 7: made here, seen there, one end for all: as prediction, as job, and in the job's stream."""
+def test_a_job_of_one_client_is_anothers(own: Stack, by_python: dict[str, Outcome]) -> None:
+    """Made here, seen there: as prediction, as job, and in the job's stream."""
     assert by_python["others"].get()["status"] == "succeeded"
     assert by_python["asynchronous"].get()["output"]
     made = by_python["create_and_poll"].get()["id"]
-    assert stack.job(made)["status"] == "succeeded"
+    assert own.job(made)["status"] == "succeeded"
     headers = {"Accept": "text/event-stream", "Last-Event-ID": "0"}
-    assert "event: job.succeeded" in stack.client.get(f"/v1/jobs/{made}/events", headers=headers).text
-    canceled = stack.submit(prompt="A long one", size="512x512", steps=200)
-    answer = stack.client.post(f"/v1/predictions/{canceled['id']}/cancel")
-    assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
-    assert stack.job(canceled["id"])["status"] == "canceled"
+    assert "event: job.succeeded" in own.client.get(f"/v1/jobs/{made}/events", headers=headers).text
+
+
+def test_all_see_one_end(own: Stack, python_client: Path, ref: str) -> None:
+    """Golden regression 7: made with one client, followed and canceled with the other one; each names the same end in its own words."""
+    found = run_script([str(python_client), str(HERE / "across_client.py")], own, REF=ref)
+    ends = {"prediction": "canceled", "response": "cancelled"}
+    first, second, third = (found[name].get() for name in ("made_by_replicate", "made_by_openai", "drawn"))
+    jobs = [own.job(values.pop("id")) for values in (first, second, third)]
+    assert [job["status"] for job in jobs] == ["canceled", "canceled", "succeeded"]
+    assert first == {"first": "response.created", "last": "response.incomplete", "streamed": "cancelled", **ends}
+    assert second == {"canceled": "cancelled", "waited": "canceled", **ends}
+    done = {"prediction": "succeeded", "response": "completed"}
+    assert third == {"last": "response.completed", "streamed": "completed", "has_output": True, **done}
+    for job in jobs:
+        kinds = [event["type"] for event in own.client.get(f"/v1/jobs/{job['id']}/events").json()["data"]]
+        assert [kind for kind in kinds if kind.split(".")[1] in ("succeeded", "failed", "canceled", "expired")] == [f"job.{job['status']}"]
 
 
 def test_webhooks_are_validated(
-    stack: Stack,
+    own: Stack,
     ref: str,
     by_python: dict[str, Outcome],
     python_client: Path,
@@ -173,15 +192,15 @@ def test_webhooks_are_validated(
     """A delivery is a prediction that both clients validate with the secret that they read; a forged one they refuse."""
     url, got = receiver
     body = {"input": {"prompt": "A hook", "seed": 21, "size": "64x64", "num_inference_steps": 2}, "webhook": url}
-    made = stack.client.post(f"/v1/models/{ref}/predictions", json={**body, "webhook_events_filter": ["completed"]}).json()
+    made = own.client.post(f"/v1/models/{ref}/predictions", json={**body, "webhook_events_filter": ["completed"]}).json()
     wait_until(lambda: got, 60)
     given = {"DELIVERY": json.dumps(got[0]), "SECRET": by_python["secret"].get()["key"], "REF": ref, "SCENARIOS": "validate"}
     command = [str(python_client), str(HERE / "replicate_client.py")]
-    seen = run_script(command, stack.url, PNG=_png(), **given)["validate"].get()["prediction"]
+    seen = run_script(command, own, PNG=_png(), **given)["validate"].get()["prediction"]
     assert (seen["id"], seen["status"], seen["input"]["prompt"]) == (made["id"], "succeeded", "A hook")
     script = node_modules / "replicate_client.mjs"
     script.write_bytes((HERE / "node" / script.name).read_bytes())
-    found = run_script(["node", str(script)], stack.url, node_modules, PNG=_png(), **given)["validate"].get()
+    found = run_script(["node", str(script)], own, node_modules, PNG=_png(), **given)["validate"].get()
     assert found == {"valid": True, "forged": False}
 
 
@@ -191,45 +210,44 @@ def test_too_many_requests(stack: Stack, ref: str, python_client: Path, node_mod
 
     Every refusal says in whole seconds when to come again, which is all that Python's client understands.
     """
-    with stack.add_tenant("hurried") as hurried:
-        key = hurried.headers["Authorization"].removeprefix("Bearer ")
+    hurried = stack.as_tenant("hurried")
     [tenant] = stack.client.get("/v1/tenants", params={"name": "hurried"}).json()["data"]
     changed = stack.client.patch(f"/v1/tenants/{tenant['id']}", json={"limits": {"requests_per_minute": 1}})
     assert changed.status_code == 200, changed.text
-    given = {"API_KEY": key, "REF": ref, "SCENARIOS": "too_many", "PNG": ""}
-    found = run_script([str(python_client), str(HERE / "replicate_client.py")], stack.url, **given)["too_many"].get()
+    given = {"REF": ref, "SCENARIOS": "too_many", "PNG": ""}
+    found = run_script([str(python_client), str(HERE / "replicate_client.py")], hurried, **given)["too_many"].get()
     assert (found["status"], found["made"]) == (429, 1)
     assert found["seconds"] < 3
     script = node_modules / "replicate_client.mjs"
     script.write_bytes((HERE / "node" / script.name).read_bytes())
-    found = run_script(["node", str(script)], stack.url, node_modules, **given)["too_many"].get()
+    found = run_script(["node", str(script)], hurried, node_modules, **given)["too_many"].get()
     assert (found["status"], found["made"]) == (429, 1)
     assert len(found["tries"]) == 6
     assert all(status == 429 and retry_after.isdigit() for status, retry_after in found["tries"])
 
 
-def test_event_sources_stop_by_themselves(stack: Stack, node_modules: Path) -> None:
+def test_event_sources_stop_by_themselves(own: Stack, node_modules: Path) -> None:
     """An EventSource hears the snapshot and every event, comes back after the end with its id, is told 204, and stops."""
-    job = stack.submit(prompt="A source", size="128x128", steps=10, seed=31)
+    job = own.submit(prompt="A source", size="128x128", steps=10, seed=31)
     script = node_modules / "eventsource_client.mjs"
     script.write_bytes((HERE / "node" / script.name).read_bytes())
-    found = run_script(["node", str(script)], stack.url, node_modules, JOB_ID=job["id"])["eventsource"].get()
+    found = run_script(["node", str(script)], own, node_modules, JOB_ID=job["id"])["eventsource"].get()
     assert found["events"][0][0] == "job.snapshot"
     assert found["events"][-1][::2] == ["job.succeeded", "succeeded"]
     assert [status for status, _ in found["statuses"]] == [200, 204]
     assert found["statuses"][1][1] == found["events"][-1][1]
 
 
-def test_python_event_clients(stack: Stack, client_cache: Path) -> None:
+def test_python_event_clients(own: Stack, client_cache: Path) -> None:
     """httpx-sse and sseclient read the stream, heartbeats and all, and resume from the last id without a gap."""
     python = install_python(client_cache, *SSE_CLIENTS)
-    job = stack.submit(prompt="Two clients", size="128x128", steps=10, seed=32)
-    found = run_script([str(python), str(HERE / "sse_client.py")], stack.url, JOB_ID=job["id"])
+    job = own.submit(prompt="Two clients", size="128x128", steps=10, seed=32)
+    found = run_script([str(python), str(HERE / "sse_client.py")], own, JOB_ID=job["id"])
     first, second = found["httpx_sse"].get(), found["sseclient"].get()
     assert first["kinds"][0] == second["kinds"][0] == "job.snapshot"
     assert first["kinds"][-1] == second["kinds"][-1] == "job.succeeded"
     assert first["ids"] == sorted(first["ids"], key=int)
-    listed = stack.client.get(f"/v1/jobs/{job['id']}/events?limit=100").json()["data"]
+    listed = own.client.get(f"/v1/jobs/{job['id']}/events?limit=100").json()["data"]
     seqs = [str(event["seq"]) for event in listed]
     # The second client begins after the first event that has a number.
     assert second["ids"] == seqs[seqs.index(second["after"]) + 1 :]

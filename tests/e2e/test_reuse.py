@@ -76,8 +76,8 @@ def test_one_customer_s_pictures_are_never_another_s(stack: Stack) -> None:
     """The same request of another tenant is drawn anew."""
     request = {"prompt": "whose is it", "size": "64x64", "steps": 1, "seed": 8}
     stack.wait(stack.submit(**request))
-    with stack.add_tenant("rival") as rival:
-        other = stack.wait(stack.submit(rival, **request), client=rival)
+    rival = stack.as_tenant("rival")
+    other = rival.wait(rival.submit(**request))
 
     assert other["outputs"][0]["cached"] is False
     assert other["usage"]["decoder_steps"] == 1
@@ -164,5 +164,5 @@ def test_previews_show_the_layout_and_the_picture_on_its_way(stack: Stack) -> No
 def test_a_stranger_s_job_is_not_there(stack: Stack, path: str) -> None:
     """Another tenant cannot approve, reject or redecode it."""
     job = stack.wait(stack.submit(prompt="mine", size="64x64", steps=1))
-    with stack.add_tenant("stranger") as stranger:
-        assert stranger.post(f"/v1/jobs/{job['id']}/{path}", json={}).status_code == 404
+    stranger = stack.as_tenant("stranger")
+    assert stranger.client.post(f"/v1/jobs/{job['id']}/{path}", json={}).status_code == 404
