@@ -1,9 +1,9 @@
 """
-A job whose work is all new, written by one statement outside of a transaction: one trip to Postgres instead of a dozen.
+Jobs whose work is all new, written by one statement outside of a transaction: one trip to Postgres instead of a dozen for each.
 
 Knows rows and tables; `submit.py` makes the rows. Plain INSERTs: where a key is taken (an equal grid or image is there, or the
-idempotency key), the tenant has no room for another job, or an endpoint wants to hear of it, the statement fails and leaves nothing, and
-the job goes the slow way, which finds out why.
+idempotency key), the tenant has no room for so many jobs, an endpoint wants to hear of them, or a line of a batch has its outcome already,
+the statement fails and leaves nothing, and the jobs go the slow way, which finds out why.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 
 from shared.db import Database
 from shared.ids import new_id
-from shared.job_document import JobImage, job_document, timestamp
+from shared.job_document import JobImage, job_document
 from shared.tables import Base, Grid, Image, Job
 
 Row = TypeVar("Row", bound=Base)
@@ -33,6 +33,8 @@ _ATTRIBUTES = {"metadata": "request_metadata"}
 
 _TAKEN_OR_FULL = ("23505", "23502")
 """A unique key is taken; or `seq` is NULL, because no tenant was updated."""
+_WRITTEN = ("grid", "image", "job", "output", "idempotency_key")
+"""Tables in the order of their rows' references."""
 _QUEUED = "job.queued"
 
 
@@ -64,26 +66,53 @@ def insert_new(db: Database, rows: NewRows, max_queued: int | None) -> Inserted 
     Raises:
         DatabaseDownError
     """
-    job_id, tenant_id = rows.job["id"], rows.job["tenant_id"]
     document = _document(rows)
-    written = {
-        "grid": rows.grids,
-        "image": rows.images,
-        "job": [rows.job],
-        "output": rows.outputs,
-        "idempotency_key": [] if rows.idempotency is None else [rows.idempotency],
-    }
-    statement = _statement(tuple((table, tuple(entries[0])) for table, entries in written.items() if entries))
-    given = {**written, "event": new_id("evt"), "document": document}
+    written = _write(db, [rows], [document], (), max_queued)
+    if written is None:
+        return None
+    _, created_at, num_queued = written[0]
+    return Inserted({**document, "created_at": created_at}, num_queued)
+
+
+def insert_lines(db: Database, rows: Mapping[str, NewRows], max_queued: int | None) -> bool:
+    """
+    The same of many jobs of one tenant, each of which becomes the outcome of a line of a batch: all of them or none.
+
+    Args:
+        rows: by the id of the line, in the order in which the jobs are to be numbered.
+    Returns:
+        False: nothing was written.
+    """
+    return _write(db, list(rows.values()), [_document(entry) for entry in rows.values()], list(rows), max_queued) is not None
+
+
+def _write(
+    db: Database, jobs: Sequence[NewRows], documents: Sequence[Mapping[str, Any]], item_ids: Sequence[str], max_queued: int | None
+) -> Sequence[Any] | None:
+    """Rows of id, time of creation and number of queued jobs, one for each job; or None."""
+    tenant_id = jobs[0].job["tenant_id"]
+    given: dict[str, list[Columns]] = {table: [] for table in _WRITTEN}
+    for rows in jobs:
+        given["grid"] += rows.grids
+        given["image"] += rows.images
+        given["job"].append(rows.job)
+        given["output"] += rows.outputs
+        given["idempotency_key"] += [] if rows.idempotency is None else [rows.idempotency]
+    statement = _statement(tuple((table, tuple(entries[0])) for table, entries in given.items() if entries), bool(item_ids))
+    job_ids = [rows.job["id"] for rows in jobs]
+    given["item"] = [{"id": item_id, "job_id": job_id} for item_id, job_id in zip(item_ids, job_ids, strict=False)]
+    given["event"] = [
+        {"id": new_id("evt"), "job_id": job_id, "position": position, "data": document}
+        for position, (job_id, document) in enumerate(zip(job_ids, documents, strict=True), 1)
+    ]
     # One value for everything: of fifty and more psycopg would parse the statement anew each time.
-    values = {"given": json.dumps(given, default=_as_json), "tenant": tenant_id, "max_queued": max_queued}
+    values = {"given": json.dumps(given, default=_as_json), "tenant": tenant_id, "count": len(jobs), "max_queued": max_queued}
     try:
-        created_at, num_queued = db.run_alone(lambda connection: connection.exec_driver_sql(statement, values).one(), (tenant_id, job_id))
+        return db.run_alone(lambda connection: connection.exec_driver_sql(statement, values).all(), (tenant_id, *job_ids))
     except IntegrityError as error:
         if getattr(error.orig, "sqlstate", None) in _TAKEN_OR_FULL:
             return None
         raise
-    return Inserted({**document, "created_at": timestamp(created_at)}, num_queued)
 
 
 def _as_json(value: object) -> str:
@@ -124,7 +153,7 @@ def _jsonb_order(key: str) -> tuple[int, bytes]:
 
 
 @functools.lru_cache(maxsize=256)
-def _statement(written: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
+def _statement(written: tuple[tuple[str, tuple[str, ...]], ...], has_items: bool) -> str:
     """The SQL for rows of these tables with these columns. One shape or two occur, and each is prepared once per connection."""
     inserts = ", ".join(_insert(table, names) for table, names in written)
     # After all of them: a tenant's row comes last in the order of locks, and is held for the shortest time.
@@ -132,10 +161,13 @@ def _statement(written: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
     return f"""
         WITH given AS (SELECT %(given)s::jsonb AS rows),
         {inserts},
+        {_TAKE_LINES if has_items else ""}
         numbered AS (
-            UPDATE tenant SET event_seq = event_seq + 1, num_queued = num_queued + 1
+            UPDATE tenant SET event_seq = event_seq + %(count)s::bigint, num_queued = num_queued + %(count)s::bigint
             FROM (SELECT {after} AS num_written) AS written
-            WHERE id = %(tenant)s AND num_written > 0 AND (%(max_queued)s::bigint IS NULL OR num_queued < %(max_queued)s::bigint)
+            WHERE id = %(tenant)s AND num_written > 0
+                AND (%(max_queued)s::bigint IS NULL OR num_queued + %(count)s::bigint <= %(max_queued)s::bigint)
+                {_ALL_LINES if has_items else ""}
                 -- Endpoints are counted in the tenant's row as it is once it is locked, and looked at as they were when the statement
                 -- began: one that was added meanwhile makes the two differ.
                 AND num_endpoints = (
@@ -146,13 +178,24 @@ def _statement(written: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
         )
         INSERT INTO event (id, tenant_id, seq, job_id, type, data)
         SELECT
-            rows->>'event', %(tenant)s, (SELECT event_seq FROM numbered), new_job.id, '{_QUEUED}',
-            rows->'document' || jsonb_build_object(
+            told.id, %(tenant)s, (SELECT event_seq FROM numbered) - %(count)s::bigint + told.position, new_job.id, '{_QUEUED}',
+            told.data || jsonb_build_object(
                 'created_at', to_char(new_job.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
             )
-        FROM given, new_job
-        RETURNING (SELECT created_at FROM new_job), (SELECT num_queued FROM numbered)
+        FROM given, jsonb_to_recordset(rows->'event') AS told (id text, job_id text, position bigint, data jsonb), new_job
+        WHERE new_job.id = told.job_id
+        RETURNING job_id, data->>'created_at', (SELECT num_queued FROM numbered)
     """  # noqa: S608
+
+
+_TAKE_LINES = """
+        taken AS (
+            UPDATE batch_item SET job_id = line.job_id
+            FROM given, jsonb_to_recordset(rows->'item') AS line (id text, job_id text)
+            WHERE batch_item.id = line.id AND batch_item.job_id IS NULL AND batch_item.error IS NULL
+            RETURNING 1 AS one
+        ),"""
+_ALL_LINES = "AND (SELECT count(*) FROM taken) = %(count)s::bigint"
 
 
 def _insert(table: str, names: tuple[str, ...]) -> str:

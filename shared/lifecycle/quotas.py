@@ -109,6 +109,7 @@ _IN_HAND = (
     select(func.count()).where(Grid.tenant_id == bindparam("tenant"), Grid.state.in_(["released", "running"])).scalar_subquery()
     + select(func.count()).where(Image.tenant_id == bindparam("tenant"), Image.state.in_(["released", "running"])).scalar_subquery()
 )
+_NUM_QUEUED = select(Tenant.num_queued).where(Tenant.id == bindparam("tenant"))
 _RUNNING = select(func.count()).where(Job.tenant_id == bindparam("tenant"), Job.status == JobStatus.RUNNING).scalar_subquery()
 _USED = select(
     Tenant.num_queued,
@@ -124,6 +125,14 @@ def is_running_limited(db: Database) -> bool:
     """Does any tenant have a limit of its own for what runs at once?"""
     row = db.fetch_one(_ANY_LIMITED, {})
     return row is not None and bool(row[0])
+
+
+def queue_room(db: Database, tenant_id: str, limits: Limits) -> int | None:
+    """How many more jobs of this tenant may be queued; None: any number."""
+    if limits.max_queued is None:
+        return None
+    row = db.fetch_one(_NUM_QUEUED, {"tenant": tenant_id})
+    return max(0, limits.max_queued - (0 if row is None else row.num_queued))
 
 
 def tenant_usage(db: Database, tenant_id: str) -> TenantUsage:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select, union_all, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -185,6 +186,24 @@ def store(db: Database, new: NewJob, limits: Limits, idempotency: Idempotency | 
 def _kept_as_long(new: NewJob, limits: Limits) -> NewJob:
     """With the time that its results are kept, where it names none."""
     return new if new.expires_in_s is not None else replace(new, expires_in_s=limits.results_kept_s)
+
+
+def new_rows(db: Database, jobs: Mapping[str, NewJob], limits: Limits) -> dict[str, NewRows]:
+    """The rows of those of these jobs of one tenant that can be written without a look at what is there, by the names that they come by."""
+    rows = {name: _new_rows(_kept_as_long(new, limits), new_id("job"), None) for name, new in jobs.items() if _may_be_all_new(new)}
+    if not rows:
+        return {}
+    keys = {name: {str(row["key"]) for row in (*found.grids, *found.images) if row["key"] is not None} for name, found in rows.items()}
+    tenant_ids, wanted = {new.tenant_id for new in jobs.values()}, set().union(*keys.values())
+    there = union_all(*(select(row.key).where(row.tenant_id.in_(tenant_ids), row.key.in_(wanted)) for row in (Grid, Image)))
+    taken = db.run(lambda session: set(session.scalars(there)))
+    found: dict[str, NewRows] = {}
+    for name in rows:
+        if taken.isdisjoint(keys[name]):
+            found[name] = rows[name]
+        # Equal ones among themselves: the second one shares the work of the first.
+        taken |= keys[name]
+    return found
 
 
 def _may_be_all_new(new: NewJob) -> bool:

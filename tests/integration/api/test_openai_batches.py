@@ -149,21 +149,26 @@ class _KilledError(Exception):
 
 def test_no_line_is_lost_or_doubled(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clerk that dies at any write, before or after it is committed, leaves a batch that its successor ends rightly."""
-    batch = make(client, [line(f"c{index}") for index in range(45)])
-    run = Database.run
+    # Some are written by one statement, some of them one after the other because they share their work.
+    batch = make(client, [line(f"c{index}", **({"prompt": "Alike", "seed": 1} if index % 9 > 6 else {})) for index in range(45)])
+    run, run_alone = Database.run, Database.run_alone
     left = 0
 
-    def dying(self: Database, work: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise _KilledError("before the commit")
-        result = run(self, work)
-        if left == -1:
-            raise _KilledError("after the commit")
-        return result
+    def dying(call: Any) -> Any:
+        def die_or_call(self: Database, *given: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise _KilledError("before the commit")
+            result = call(self, *given)
+            if left == -1:
+                raise _KilledError("after the commit")
+            return result
 
-    monkeypatch.setattr(Database, "run", dying)
+        return die_or_call
+
+    monkeypatch.setattr(Database, "run", dying(run))
+    monkeypatch.setattr(Database, "run_alone", dying(run_alone))
     for fuse in range(13):
         for left in (fuse + 1, fuse):  # noqa: B007 - `dying` counts it down
             with suppress(_KilledError):
@@ -193,13 +198,47 @@ def test_lines_wait_for_room_in_the_queue(client: FlaskClient, clerk: Clerk, db:
 
 def test_two_clerks_at_once(client: FlaskClient, parts: Parts, db: Database) -> None:
     """Even if two of them think that they are the one, each line has one job."""
-    make(client, [line(f"c{index}") for index in range(30)])
+    make(client, [line(f"c{index}", seed=index % 25, prompt="Cat") for index in range(50)])
     threads = [threading.Thread(target=work_all, args=(Clerk(parts, threading.Event()),)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert query(db, "SELECT count(*), count(DISTINCT custom_id) FROM job") == [(30, 30)]
+    assert query(db, "SELECT count(*), count(DISTINCT custom_id) FROM job") == [(50, 50)]
+    assert query(db, "SELECT count(*) FROM grid") == [(25,)]
+
+
+@pytest.mark.parametrize("has_listener", [False, True])
+def test_lines_that_share_work(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, has_listener: bool) -> None:
+    """However lines are written: equal ones are drawn once, jobs stand in the lines' order, and events are numbered without a gap."""
+    if has_listener:
+        client.post("/v1/webhook_endpoints", json={"url": "https://hooks.example/glmq", "event_types": ["job.queued"]})
+    client.post("/v1/jobs", json={"prompt": "Native", "size": "64x64", "seed": 1, "metadata": {"native": "1"}})
+    same = {"prompt": "Same", "seed": 2}
+    lines = [
+        line("a", **same),
+        line("b"),
+        line("c", **same),
+        line("d", prompt="Native", seed=1),
+        line("e", n=3),
+        line("f", cache="off", **same),
+    ]
+    make(client, lines)
+    work_all(clerk)
+    assert query(db, "SELECT custom_id FROM job WHERE batch_id IS NOT NULL ORDER BY created_at") == [(name,) for name in "abcdef"]
+    grids = query(db, "SELECT prompt, count(*)::int FROM grid GROUP BY 1 ORDER BY 1")
+    assert grids == [("Cat b", 1), ("Cat e", 3), ("Native", 1), ("Same", 2)]
+    assert query(db, "SELECT seq, custom_id FROM event JOIN job ON job.id = job_id ORDER BY seq") == [
+        (seq, name) for seq, name in enumerate([None, *"abcdef"], 1)
+    ]
+    assert query(db, "SELECT event_seq, num_queued FROM tenant") == [(7, 7)]
+    assert query(db, "SELECT count(*)::int FROM webhook_delivery") == [(7 if has_listener else 0,)]
+    for job in client.get("/v1/jobs").get_json()["data"]:
+        [event] = client.get(f"/v1/jobs/{job['id']}/events").get_json()["data"]
+        ours = {name: value for name, value in event["data"].items() if name != "progress"}
+        assert ours == {name: job[name] for name in ours}
+    draw(db, parts.storage, PICTURE)
+    assert query(db, "SELECT DISTINCT status FROM job") == [("succeeded",)]
 
 
 def test_failures_have_a_file_of_their_own(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts) -> None:
@@ -237,8 +276,9 @@ def test_a_line_that_is_erased(client: FlaskClient, clerk: Clerk, db: Database, 
     assert (record["custom_id"], record["response"]["status_code"], record["response"]["body"]["error"]["code"]) == ("erased", 410, "gone")
 
 
-def test_a_canceled_batch_keeps_what_there_was(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts) -> None:
+def test_a_canceled_batch_keeps_what_there_was(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, account: Account) -> None:
     """Jobs that are done are in the output, all others in the error file; a cancel of what has ended changes nothing."""
+    limit_tenant(db, account.tenant_id, {"max_queued": 20})
     batch = make(client, [line(f"c{index}") for index in range(50)])
     clerk.work()
     clerk.work()
@@ -266,8 +306,9 @@ def test_a_cancel_before_the_lines_are_read(client: FlaskClient, clerk: Clerk, d
     assert (done["status"], done["output_file_id"], count_rows(db)["job"]) == ("cancelled", None, 0)
 
 
-def test_an_expired_batch_keeps_what_there_was(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts) -> None:
+def test_an_expired_batch_keeps_what_there_was(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, account: Account) -> None:
     """When its time is up, the rest is not run."""
+    limit_tenant(db, account.tenant_id, {"max_queued": 20})
     batch = make(client, [line(f"c{index}") for index in range(30)])
     clerk.work()
     clerk.work()
