@@ -61,6 +61,8 @@ def job_document(
         "object": "job",
         "status": job.status,
         "stage": stage,
+        # Of a moment, and so no part of what is kept: the API fills it in.
+        "queue": None,
         "progress": _progress(job, images, grids, progress or {}),
         "model": job.model,
         "input": job.input,

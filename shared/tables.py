@@ -256,7 +256,15 @@ class Job(Base):
         ),
         Index("ix_job_live", "priority", "created_at", postgresql_where=text("status = 'queued'")),
         Index("ix_job_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND erased_at IS NULL")),
-        Index("ix_job_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
+        Index("ix_job_batch", "batch_id", "created_at", "id", postgresql_where=text("batch_id IS NOT NULL")),
+        Index("ix_job_custom", "tenant_id", "custom_id", "created_at", "id", postgresql_where=text("custom_id IS NOT NULL")),
+        Index(
+            "ix_job_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
+            postgresql_where=text("metadata <> '{}'"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -132,6 +132,15 @@ class JobUrls(BaseModel):
     images: str
 
 
+class QueuePlace(BaseModel):
+    """Where a job stands that has not begun."""
+
+    lane: Priority = Field(description="Lanes before its own are served first.")
+    seconds_ahead: float | None = Field(
+        description="About how long the work that stands before it takes, by all live workers; null if that cannot be told."
+    )
+
+
 class JobAnswer(BaseModel):
     """A job."""
 
@@ -139,6 +148,7 @@ class JobAnswer(BaseModel):
     object: Literal["job"]
     status: JobStatus
     stage: Stage | None
+    queue: QueuePlace | None = Field(description="Null once it has begun, and in events.")
     progress: Progress
     model: JobModel
     input: dict[str, Any] = Field(description="The request as it was sent.")

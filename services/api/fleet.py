@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from shared.cost import DitSize, image_flops, num_ar_tokens
 from shared.db import Database
+from shared.grid import TokenGrid
 from shared.lifecycle.submit import NewJob
 from shared.lifecycle.workers import StageFleet, read_fleet
 from shared.quoting.reference import glyph_texts
@@ -32,15 +33,21 @@ class Fleet:
         Args:
             sources: height and width of its reference images.
         """
-        grid_cost_s = image_cost_s = None
+        grid_cost_s = None
         if self.ar.speed is not None:
             grid_cost_s = num_ar_tokens(new.grid, len(sources)) * self.ar.speed.seconds_per_unit
-        if self.decoder.speed is not None and self.decoder.model is not None and "dit" in self.decoder.model:
-            texts = glyph_texts(new.prompt) if new.glyph_texts is None else new.glyph_texts
-            dit = DitSize(**self.decoder.model["dit"])
-            flops = image_flops(dit, new.grid, new.steps, texts, sources, is_guided=new.guidance_scale > 1)
-            image_cost_s = flops * self.decoder.speed.seconds_per_unit
+        texts = glyph_texts(new.prompt) if new.glyph_texts is None else new.glyph_texts
+        image_cost_s = self.image_seconds(new.grid, new.steps, texts, sources, is_guided=new.guidance_scale > 1)
         return replace(new, grid_cost_s=grid_cost_s, image_cost_s=image_cost_s)
+
+    def image_seconds(
+        self, grid: TokenGrid, steps: int, texts: Sequence[str], sources: Sequence[tuple[int, int]], *, is_guided: bool
+    ) -> float | None:
+        """Seconds of a decoder worker that a picture takes; None where none has told how fast it is."""
+        if self.decoder.speed is None or self.decoder.model is None or "dit" not in self.decoder.model:
+            return None
+        dit = DitSize(**self.decoder.model["dit"])
+        return image_flops(dit, grid, steps, texts, sources, is_guided=is_guided) * self.decoder.speed.seconds_per_unit
 
 
 class FleetReader:

@@ -326,6 +326,8 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         query = read_query(request.args, ListQuery)
         if query.after is not None and not is_id(query.after, "job"):
             raise RequestError("invalid_request", "after: should be the id of a job", "after")
+        if query.batch is not None and not is_id(query.batch, "bat"):
+            raise RequestError("invalid_request", "batch: should be the id of a batch", "batch")
         documents, has_more = list_jobs(
             parts.db, caller.tenant_id, _filter(query), query.limit, query.after, query.order == "desc", parts.live.read_progress
         )
@@ -362,6 +364,7 @@ def _etag(document: dict[str, Any]) -> str:
 def _filter(query: ListQuery) -> JobFilter:
     return JobFilter(
         statuses=tuple(query.status),
+        batch_id=query.batch,
         custom_id=query.custom_id,
         metadata=tuple(query.metadata.items()),
         created_after=query.created_after,

@@ -9,6 +9,7 @@ from flask import request
 
 from services.api.fleet import FleetReader
 from services.api.loaded_model import LoadedModel
+from services.api.outlook import Outlook
 from services.api.quotas import Quotas
 from services.api.settings import ApiSettings
 from services.api.waiting import Waiting
@@ -32,6 +33,7 @@ class Parts:
     sealer: Sealer
     model: LoadedModel
     fleet: FleetReader
+    outlook: Outlook
     fetch_slots: threading.Semaphore
     """Requests that may wait for foreign servers at once; the other threads stay free for everybody else."""
     waiting: Waiting
@@ -56,6 +58,7 @@ def make_parts(settings: ApiSettings, resolver: Resolver = system_resolver) -> P
     """Make every client. Opens no connection yet, so the API starts while its stores are still starting."""
     live = LiveState(settings.redis_url.get_secret_value())
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size, live.tell_changes)
+    fleet = FleetReader(db)
     return Parts(
         settings=settings,
         db=db,
@@ -64,7 +67,8 @@ def make_parts(settings: ApiSettings, resolver: Resolver = system_resolver) -> P
         policy=EgressPolicy(settings.egress_allow, resolver),
         sealer=Sealer(settings.secret_key.get_secret_value()),
         model=LoadedModel(db),
-        fleet=FleetReader(db),
+        fleet=fleet,
+        outlook=Outlook(db, fleet),
         fetch_slots=threading.Semaphore(settings.api_threads // 2),
         waiting=Waiting(live, settings.api_threads, settings.api_max_waiting),
         quotas=Quotas(db, settings.redis_url.get_secret_value(), settings),

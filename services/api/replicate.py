@@ -126,7 +126,7 @@ def replicate_blueprint(parts: Parts) -> APIBlueprint:
         document = find_job(parts, caller, job_id)
         response = jsonify(_shown(parts, caller, [document])[0])
         if not has_ended(document):
-            response.headers["Retry-After"] = str(retry_after_s(document, datetime.now(UTC)))
+            response.headers["Retry-After"] = str(retry_after_s(parts, document))
         return response
 
     @replicate.post("/v1/predictions/<job_id>/cancel")

@@ -278,6 +278,7 @@ class ListQuery(PageQuery):
     status: list[Annotated[JobStatus, Field(strict=False)]] = Field(
         default=[], description="Any of these; repeat it, or separate by commas."
     )
+    batch: str | None = Field(default=None, max_length=64, description="Id of the batch that made them.")
     custom_id: CustomId | None = None
     metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="As `metadata[key]=value`.")
     created_after: Moment | None = None

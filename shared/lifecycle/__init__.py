@@ -2,6 +2,7 @@
 Every status write of glmq, and the reads that go with them. Each function is one transaction, safe to repeat.
 
     estimate.py    what a job would have to run, and what is in front of it
+    line.py        who stands in line before a job
     submit.py      a request becomes a job with its grids and images
     idempotency.py one key, one job
     answers.py     one key, one answer, where no job is made

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select, tuple_
+from sqlalchemy import func, or_, select, text, tuple_
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -30,6 +30,7 @@ class JobFilter:
     """What a listing shows: all given conditions together."""
 
     statuses: tuple[JobStatus, ...] = ()
+    batch_id: str | None = None
     custom_id: str | None = None
     metadata: tuple[tuple[str, str], ...] = ()
     created_after: datetime | None = None
@@ -100,10 +101,13 @@ def list_jobs(
             query = query.where(position < tuple(cursor) if newest_first else position > tuple(cursor))
         if wanted.statuses:
             query = query.where(Job.status.in_(wanted.statuses))
+        if wanted.batch_id is not None:
+            query = query.where(Job.batch_id == wanted.batch_id)
         if wanted.custom_id is not None:
             query = query.where(Job.custom_id == wanted.custom_id)
         if wanted.metadata:
-            query = query.where(Job.request_metadata.contains(dict(wanted.metadata)))
+            # The index has the second condition.
+            query = query.where(Job.request_metadata.contains(dict(wanted.metadata)), text("job.metadata <> '{}'"))
         if wanted.created_after is not None:
             query = query.where(Job.created_at > wanted.created_after)
         if wanted.created_before is not None:

@@ -28,6 +28,7 @@ from services.api.parts import Parts
 from services.api.settings import ApiSettings
 from shared.api_keys import SCOPES, ApiKeyText, new_api_key
 from shared.checkpoint import ModelInfo
+from shared.cost import Speed
 from shared.db import Database
 from shared.lifecycle import claims, finish, work
 from shared.lifecycle.tenants import ensure_api_key, ensure_tenant
@@ -54,6 +55,9 @@ MODEL = ModelInfo(
     source_max_px=512,
     loras=("neon", "sketch"),
 )
+
+AR_SPEED = Speed(seconds_per_unit=0.01, seconds_per_turn=0.02)
+DECODER_SPEED = Speed(seconds_per_unit=1e-9, seconds_per_turn=0.1)
 
 TABLES = ("job", "output", "image", "grid", "event", "file", "idempotency_key", "webhook_delivery", "webhook_endpoint")
 
@@ -205,6 +209,14 @@ def model(db: Database) -> ModelInfo:
 def client(app: APIFlask, account: Account, model: ModelInfo) -> FlaskClient:
     """Sends the admin key of `account`."""
     return client_of(app, account.keys["admin"])
+
+
+@pytest.fixture
+def workers(db: Database, client: FlaskClient) -> None:
+    """One of each stage, which have told how fast they are."""
+    beat_worker(db, "worker-1", Stage.AR, "host", 1, 4, asdict(MODEL), AR_SPEED)
+    loaded = {"revision": MODEL.revision, "dit": {"num_layers": 2, "width": 64}}
+    beat_worker(db, "worker-2", Stage.DECODER, "host", 2, 4, loaded, DECODER_SPEED)
 
 
 def png(height_px: int = 128, width_px: int = 96, colour: str = "red") -> bytes:

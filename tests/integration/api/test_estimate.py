@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,23 +11,9 @@ from flask.testing import FlaskClient
 
 from services.api.answers import EstimateAnswer
 from services.api.settings import ApiSettings
-from shared.cost import Speed
 from shared.db import Database
-from shared.lifecycle.workers import beat_worker
-from shared.states import Stage
 from shared.storage import Storage
-from tests.integration.api.conftest import MODEL, Account, assert_problem, finish_jobs, png, post_multipart
-
-AR_SPEED = Speed(seconds_per_unit=0.01, seconds_per_turn=0.02)
-DECODER_SPEED = Speed(seconds_per_unit=1e-9, seconds_per_turn=0.1)
-
-
-@pytest.fixture
-def workers(db: Database, client: FlaskClient) -> None:
-    """One of each stage, which have told how fast they are."""
-    beat_worker(db, "worker-1", Stage.AR, "host", 1, 4, asdict(MODEL), AR_SPEED)
-    loaded = {"revision": MODEL.revision, "dit": {"num_layers": 2, "width": 64}}
-    beat_worker(db, "worker-2", Stage.DECODER, "host", 2, 4, loaded, DECODER_SPEED)
+from tests.integration.api.conftest import AR_SPEED, Account, assert_problem, finish_jobs, png, post_multipart
 
 
 def estimate(client: FlaskClient, **fields: Any) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from shared.progress import LiveState
 from shared.states import Stage
 from shared.storage import Storage
 from tests.integration.api.conftest import Account, assert_problem, finish_jobs, png
+from tests.ledger import execute
+
+BATCH = "bat_01m8d2cb9nexy9x03x472p3qsj"
 
 
 def claim_grid(db: Database) -> claims.ClaimedGrid:
@@ -163,8 +166,8 @@ def test_list_pages_through_all_jobs(client: FlaskClient) -> None:
         assert seen == expected
 
 
-def test_list_filters(client: FlaskClient) -> None:
-    """Status, custom_id, metadata and time of creation narrow a list, all together."""
+def test_list_filters(client: FlaskClient, db: Database, account: Account) -> None:
+    """Status, batch, custom_id, metadata and time of creation narrow a list, all together."""
     old = client.post("/v1/jobs", json={"prompt": "a fox", "custom_id": "a&b", "metadata": {"k[1]": "v,w"}}).get_json()
     new = client.post("/v1/jobs", json={"prompt": "a fox"}).get_json()
     client.post(f"/v1/jobs/{new['id']}/cancel")
@@ -181,6 +184,11 @@ def test_list_filters(client: FlaskClient) -> None:
     assert ids(status="queued,canceled") == ids(status=["canceled", "queued"]) == [new["id"], old["id"]]
     assert ids(created_after=old["created_at"].replace("Z", "+00:00"), status="canceled") == [new["id"]]
     assert ids(created_before="2000-01-01T00:00:00Z") == []
+    execute(db, "INSERT INTO batch (id, tenant_id, status) VALUES (:id, :tenant, 'running')", id=BATCH, tenant=account.tenant_id)
+    execute(db, "UPDATE job SET batch_id = :id, version = version + 1 WHERE id = :job", id=BATCH, job=old["id"])
+    assert ids(batch=BATCH) == ids(batch=BATCH, status="queued") == [old["id"]]
+    assert ids(batch=BATCH, status="canceled") == ids(batch="bat_" + "0" * 26) == []
+    assert_problem(client.get("/v1/jobs?batch=bat_1"), 400, "invalid_request", "batch")
     empty = client.get("/v1/jobs?custom_id=none").get_json()
     assert empty == {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None}
 
