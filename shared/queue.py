@@ -7,7 +7,7 @@ A message carries one id and nothing else, and is safe to lose, double or delay:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import Celery
@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 
 from shared.errors import GlmqError
 from shared.states import Stage
+from shared.trace import TraceContext
 
 TASK_NAMES = {Stage.AR: "ar.generate_grid", Stage.DECODER: "decoder.render_image"}
 QUEUES = {Stage.AR: "ar", Stage.DECODER: "decoder"}
@@ -62,17 +63,22 @@ def make_celery(redis_url: str) -> Any:
     return app
 
 
-def send_work(app: Any, stage: Stage, work_ids: list[str]) -> None:
+Traced = Mapping[str, TraceContext | None]
+"""Ids of work, and the trace that each belongs to."""
+
+
+def send_work(app: Any, stage: Stage, work_ids: Traced) -> None:
     """
-    Publish ids of released work on one connection.
+    Publish ids of released work on one connection; their traces are in the headers `traceparent` and `tracestate`.
 
     Raises:
         BrokerDownError
     """
     try:
         with app.producer_or_acquire() as producer:
-            for work_id in work_ids:
-                app.send_task(TASK_NAMES[stage], args=[work_id], queue=QUEUES[stage], producer=producer)
+            for work_id, trace in work_ids.items():
+                headers = {} if trace is None else trace.headers()
+                app.send_task(TASK_NAMES[stage], args=[work_id], queue=QUEUES[stage], producer=producer, headers=headers)
     except (OperationalError, OSError) as error:
         raise BrokerDownError(type(error).__name__) from error
 

@@ -296,6 +296,8 @@ class Job(Base):
     """How long its drafts wait for approval; NULL: they need none."""
     approval_deadline: Mapped[datetime | None]
     """The job expires if nobody has decided on its drafts by then. NULL while none wait."""
+    trace: Mapped[dict[str, Any] | None]
+    """The trace context of the request that made it, as `shared/trace.py` hands it on."""
     dialect: Mapped[dict[str, Any] | None]
     """What the interface that the job came by needs to answer in its own words; NULL: the native one."""
     redecode_of: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
@@ -328,6 +330,8 @@ class WorkColumns:
     not_before: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     cost_s: Mapped[float | None]
     """Predicted seconds of a worker; unknown until workers have reported their speed."""
+    trace: Mapped[dict[str, Any] | None]
+    """That of the job that it was made for; others that share it have their own."""
     error: Mapped[dict[str, Any] | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from services.webhook_sender.schedule import Answer
 from shared.errors import StartupError
 from shared.lifecycle.deliveries import Delivery, Kind, Outcome, Room
+from shared.trace import TraceContext
 
 
 class FakeResolver:
@@ -170,7 +171,9 @@ class FakePoster:
         self._answers = answers
         self._at_once: Counter[str] = Counter()
 
-    async def deliver(self, url: str, event_id: str, body: bytes, secrets: tuple[str, ...], timestamp: int, attempt: int) -> Answer:
+    async def deliver(
+        self, url: str, event_id: str, body: bytes, secrets: tuple[str, ...], timestamp: int, attempt: int, trace: TraceContext | None
+    ) -> Answer:
         host = urlsplit(url).netloc
         wait_s, answer = self._answers[host]
         self._at_once[host] += 1
@@ -207,6 +210,7 @@ def make_delivery(
         event_created_at=now,
         now=now,
         dialect=None,
+        trace=None,
         body=None,
     )
     return replace(made, **changes)

@@ -284,6 +284,7 @@ class ProblemAnswer(BaseModel):
     param: str | None = Field(description="The first wrong field.")
     retryable: bool = Field(description="May the same request succeed later?")
     request_id: str
+    trace_id: str | None = Field(description="Of the `traceparent` that the request came with.")
     violated_policies: list[str] = Field(
         default=[], alias="violated-policies", description="Of a quota: which items of RateLimit-Policy were broken."
     )

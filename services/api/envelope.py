@@ -10,6 +10,7 @@ from apiflask import APIFlask
 from flask import Response, g, request
 
 from shared.ids import new_id
+from shared.trace import parse_trace
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET = ("/healthz", "/readyz")
@@ -25,10 +26,11 @@ def install(app: APIFlask) -> None:
     def begin() -> None:
         sent = request.headers.get("X-Request-Id", "")
         g.request_id = sent if _SANE_ID.fullmatch(sent) else new_id("req")
+        g.trace = parse_trace(request.headers.get("traceparent"), request.headers.get("tracestate"))
         g.began = time.monotonic()
         # A thread serves many requests, and inherits nothing of the main thread's context.
         structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=g.request_id)
+        structlog.contextvars.bind_contextvars(request_id=g.request_id, **({} if g.trace is None else {"trace_id": g.trace.trace_id}))
 
     @app.after_request
     def finish(response: Response) -> Response:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from apiflask import APIBlueprint
-from flask import Response, jsonify, request
+from flask import Response, g, jsonify, request
 from pydantic import ValidationError
 
 from services.api.answers import JobAnswer, JobListAnswer
@@ -196,7 +196,7 @@ def store_job(parts: Parts, caller: Caller, job: NewJob, once: Idempotency | Non
     parts.quotas.check_room(caller)
     limits = parts.quotas.limits_of(caller)
     try:
-        stored = store(parts.db, job, limits, once, client_try)
+        stored = store(parts.db, replace(job, trace=g.trace), limits, once, client_try)
     except QueueFullError:
         parts.quotas.note_queued(limits.max_queued)
         raise

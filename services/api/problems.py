@@ -221,6 +221,7 @@ def _body(problem: Problem, detail: str, error: Exception, base_url: str) -> dic
         "instance": f"{quote(request.path)}#{g.request_id}",
         "param": param,
         "request_id": g.request_id,
+        "trace_id": g.trace.trace_id if g.get("trace") else None,
         "errors": _field_errors(error, param),
         # What OpenAI's and Replicate's clients read.
         "error": {"message": detail, "type": _openai_type(problem.status or 500), "param": param, "code": problem.code},
@@ -257,6 +258,7 @@ def example_problem(problem: Problem) -> dict[str, Any]:
         "instance": "/v1/jobs#req_01kb2w5n0v7f9rqs8d3xz4m6ht",
         "param": None,
         "request_id": "req_01kb2w5n0v7f9rqs8d3xz4m6ht",
+        "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
         "errors": [],
         "error": {"message": problem.title, "type": _openai_type(status), "param": None, "code": problem.code},
     }

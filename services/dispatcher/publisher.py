@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from shared.queue import BrokerDownError, send_work
+from shared.queue import BrokerDownError, Traced, send_work
 from shared.states import Stage
 
 _MAX_WAITING = 1000
@@ -24,15 +24,15 @@ class Publisher:
 
     def __init__(self, celery: Any) -> None:
         self._celery = celery
-        self._waiting: queue.Queue[tuple[Stage, list[str]]] = queue.Queue(_MAX_WAITING)
+        self._waiting: queue.Queue[tuple[Stage, Traced]] = queue.Queue(_MAX_WAITING)
         self._thread = threading.Thread(target=self._publish, name="publisher", daemon=True)
 
     def start(self) -> None:
         """Begin to send."""
         self._thread.start()
 
-    def send(self, stage: Stage, work_ids: list[str]) -> None:
-        """Send soon, or never."""
+    def send(self, stage: Stage, work_ids: Traced) -> None:
+        """Send soon, or never. With each id, the trace that its message tells of."""
         try:
             self._waiting.put_nowait((stage, work_ids))
         except queue.Full:

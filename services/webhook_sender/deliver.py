@@ -27,6 +27,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from services.webhook_sender.schedule import Answer
 from shared.egress import EgressPolicy
 from shared.errors import RequestError
+from shared.trace import TraceContext
 from shared.webhooks import sign
 
 _MAX_REPLY_BYTES = 2048
@@ -82,13 +83,16 @@ class Deliverer:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._session.close()
 
-    async def deliver(self, url: str, event_id: str, body: bytes, secrets: Sequence[str], timestamp: int, attempt: int) -> Answer:
+    async def deliver(
+        self, url: str, event_id: str, body: bytes, secrets: Sequence[str], timestamp: int, attempt: int, trace: TraceContext | None = None
+    ) -> Answer:
         """
         Post once. Whatever the receiver does comes back as an answer; nothing is raised for it.
 
         Args:
             timestamp: of this attempt, in seconds by the database's clock.
             attempt: 1 at the first try.
+            trace: what the event belongs to.
         """
         headers = {
             "Content-Type": "application/json",
@@ -98,6 +102,7 @@ class Deliverer:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": sign(secrets, event_id, timestamp, body),
             "X-Attempt": str(attempt),
+            **({} if trace is None else trace.headers()),
         }
         started = time.monotonic()
         answer = await self._post(url, headers, body)

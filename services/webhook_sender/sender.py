@@ -21,6 +21,7 @@ from services.webhook_sender.queues import QUICK_MS, Bounds, Queues
 from services.webhook_sender.schedule import MAX_ATTEMPTS, OVERLOADED, Answer, outcome_of
 from services.webhook_sender.settings import WebhookSenderSettings
 from shared.lifecycle.deliveries import Delivery, Outcome
+from shared.trace import TraceContext
 
 _FINISH_WAITS_S = (0.1, 0.5, 2.0)
 """Between tries to write down outcomes; within the lease's margin."""
@@ -46,7 +47,9 @@ class Writer(Protocol):
 class Poster(Protocol):
     """Posts; `Deliverer`."""
 
-    async def deliver(self, url: str, event_id: str, body: bytes, secrets: tuple[str, ...], timestamp: int, attempt: int) -> Answer:
+    async def deliver(
+        self, url: str, event_id: str, body: bytes, secrets: tuple[str, ...], timestamp: int, attempt: int, trace: TraceContext | None
+    ) -> Answer:
         """Never raises for what the receiver does."""
 
 
@@ -151,7 +154,9 @@ class Sender:
         if delivery.body is None or not secrets:
             return Answer(error="the webhook could not be prepared", is_own_fault=True)
         timestamp = int(delivery.now.timestamp() + time.monotonic() - claimed_at)
-        return await self._poster.deliver(delivery.url, delivery.event_id, delivery.body, secrets, timestamp, delivery.attempt)
+        return await self._poster.deliver(
+            delivery.url, delivery.event_id, delivery.body, secrets, timestamp, delivery.attempt, delivery.trace
+        )
 
     async def _record(self) -> None:
         """

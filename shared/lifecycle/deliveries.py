@@ -20,6 +20,7 @@ from shared.lifecycle.ending import database_now
 from shared.lifecycle.endpoint_health import Health, after_failure, is_given_up
 from shared.lifecycle.endpoints import give_up, health_of, lock_endpoints, set_health
 from shared.tables import WebhookAttempt, WebhookEndpoint
+from shared.trace import TraceContext
 
 Kind = Literal["live", "replay", "test"]
 
@@ -52,6 +53,8 @@ class Delivery:
     """The database's clock, for the signature."""
     dialect: dict[str, Any] | None
     """Of a job's own webhook: what the interface that the job came by has noted, to speak its words."""
+    trace: TraceContext | None
+    """That of the job's request."""
     body: bytes | None
     """What is posted, at every attempt. None: it could not be made."""
 
@@ -152,7 +155,7 @@ SELECT delivery.id, delivery.tenant_id, delivery.lane, delivery.kind, delivery.a
             WHEN endpoint.previous_secret_until > statement_timestamp() THEN endpoint.previous_secret END AS previous_secret,
        coalesce(endpoint.is_thin, false) AS is_thin,
        event.id AS event_id, event.type AS event_type, event.seq AS event_seq, event.data AS event_data,
-       event.created_at AS event_created_at, CASE WHEN delivery.endpoint_id IS NULL THEN job.dialect END AS dialect,
+       event.created_at AS event_created_at, CASE WHEN delivery.endpoint_id IS NULL THEN job.dialect END AS dialect, job.trace,
        statement_timestamp() AS now
 FROM chosen
 JOIN webhook_delivery AS delivery USING (id)
@@ -329,6 +332,7 @@ def _as_claimed(row: Any) -> Delivery:
         event_created_at=row.event_created_at,
         now=row.now,
         dialect=row.dialect,
+        trace=TraceContext.from_headers(row.trace),
         body=row.body,
     )
 

@@ -143,6 +143,7 @@ def _blank(session: Session, job: Job) -> None:
     job.custom_id = None
     job.webhook = None
     job.dialect = None
+    job.trace = None
     session.execute(update(BatchItem).where(BatchItem.job_id == job.id).values(request={}))
     if job.error is not None:
         # Its text may quote what was asked.

@@ -27,6 +27,7 @@ from shared.quoting.reference import glyph_texts
 from shared.rendition import Rendition
 from shared.states import LIVE_WORK, JobStatus, Priority, WorkState
 from shared.tables import File, Grid, Image, Job, Output
+from shared.trace import TraceContext
 
 NUM_SEEDS = 2**63
 """Seeds are 0 … 2^63-1: what Postgres and both engines can hold."""
@@ -56,6 +57,7 @@ class NewJob:
         grid_cost_s: seconds of an AR worker that each grid will take, as far as known; `image_cost_s` is of the decoder.
         redecode_of: the job whose finished layouts are drawn once more. What decides them must be as it is there.
         dialect: what the interface that the request came by needs to answer in its own words.
+        trace: which trace of the customer's the request belongs to.
     """
 
     tenant_id: str
@@ -97,6 +99,7 @@ class NewJob:
     warnings: list[dict[str, Any]] = field(default_factory=list)
     batch_id: str | None = None
     dialect: dict[str, Any] | None = None
+    trace: TraceContext | None = None
 
     def params(self) -> dict[str, Any]:
         """What the engines follow, as the customer sees it."""
@@ -297,6 +300,7 @@ def _job_columns(new: NewJob, job_id: str) -> dict[str, Any]:
         "redecode_of": new.redecode_of,
         "batch_id": new.batch_id,
         "dialect": new.dialect,
+        "trace": new.trace and new.trace.headers(),
     }
 
 
@@ -457,11 +461,16 @@ def _new_grid(new: NewJob, layout: Layout) -> dict[str, Any]:
         "glyph_texts": None if new.glyph_texts is None else list(new.glyph_texts),
         "model_revision": new.model_revision,
         "needs_approval": new.approval_s is not None,
+        "trace": new.trace and new.trace.headers(),
     }
 
 
 def _new_image(new: NewJob, layout: Layout, index: int) -> dict[str, Any]:
-    return image_columns(new, layout, index) | {"lane": _lane(new), "cost_s": new.image_cost_s}
+    return image_columns(new, layout, index) | {
+        "lane": _lane(new),
+        "cost_s": new.image_cost_s,
+        "trace": new.trace and new.trace.headers(),
+    }
 
 
 def _lane(new: NewJob) -> int:

@@ -15,6 +15,7 @@ from shared.lifecycle.ending import database_now, end_work, live_jobs
 from shared.lifecycle.events import record_changes
 from shared.states import Stage, WorkState
 from shared.tables import Grid, Image, Tenant
+from shared.trace import TraceContext
 
 WORK: dict[Stage, Any] = {Stage.AR: Grid, Stage.DECODER: Image}
 """The table of each stage. Any: mypy joins the two row types to their bare base, which has no columns."""
@@ -29,7 +30,9 @@ _BATCH = 100
 _now = func.clock_timestamp
 
 
-def release(db: Database, stage: Stage, window: int, max_running: int | None = None, *, is_any_limited: bool = False) -> list[str]:
+def release(
+    db: Database, stage: Stage, window: int, max_running: int | None = None, *, is_any_limited: bool = False
+) -> dict[str, TraceContext | None]:
     """
     Mark the next units as released, most urgent lane first, oldest first within it, until `window` are released or running.
 
@@ -37,7 +40,8 @@ def release(db: Database, stage: Stage, window: int, max_running: int | None = N
         max_running: units of both stages that a tenant without a limit of its own may have released or running; None: any number.
         is_any_limited: does any tenant have a limit? Looking costs a little for every tenant there is.
     Returns:
-        Their ids, to be sent to Celery after this transaction: a message must never be ahead of its row.
+        Their ids, in the order of the line, to be sent to Celery after this transaction: a message must never be ahead of its row. And
+        the traces that their messages tell of.
     """
     is_limited = is_any_limited or max_running is not None
     statement = _limited_release_statement(stage) if is_limited else _release_statement(stage)
@@ -46,7 +50,7 @@ def release(db: Database, stage: Stage, window: int, max_running: int | None = N
     # Run again after a connection that died, it tells of fewer: idle workers find what no message tells of.
     released = db.run_alone(lambda connection: connection.execute(statement, values).all(), ())
     # An UPDATE returns its rows in no order.
-    return [work_id for _, _, work_id in sorted(tuple(row) for row in released)]
+    return {row.id: TraceContext.from_headers(row.trace) for row in sorted(released, key=lambda row: (row.lane, row.created_at, row.id))}
 
 
 @functools.cache
@@ -72,7 +76,7 @@ def _release_statement(stage: Stage) -> Any:
         .where(row.id.in_(select(picked.c.id)))
         # One time for all: among them the claim goes by age, as the choice did, and not by the order in which rows were touched.
         .values(state=WorkState.RELEASED, released_at=func.statement_timestamp())
-        .returning(row.lane, row.created_at, row.id)
+        .returning(row.lane, row.created_at, row.id, row.trace)
         .execution_options(synchronize_session=False)
     )
 
@@ -114,7 +118,7 @@ def _limited_release_statement(stage: Stage) -> Any:
         update(row)
         .where(row.id.in_(select(picked.cte("picked").c.id)))
         .values(state=WorkState.RELEASED, released_at=func.statement_timestamp())
-        .returning(row.lane, row.created_at, row.id)
+        .returning(row.lane, row.created_at, row.id, row.trace)
         .execution_options(synchronize_session=False)
     )
 

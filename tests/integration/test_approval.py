@@ -49,7 +49,7 @@ def test_approved_draft_becomes_a_picture(db: Database, asking: NewJob) -> None:
     decide_in = datetime.fromisoformat(waiting["approval_deadline"]) - datetime.now(UTC)
     assert timedelta(seconds=590) < decide_in < timedelta(seconds=600)
     assert waiting["usage"] == {"text_tokens": 0, "image_tokens": 0, "ar_tokens": len(DRAFT), "decoder_steps": 0, "images": 0}
-    assert work.release(db, Stage.AR, 10) == []
+    assert work.release(db, Stage.AR, 10) == {}
 
     assert approve(db, asking.tenant_id, job_id)
     going = document(db, asking, job_id)
@@ -237,7 +237,7 @@ def test_cancel_ends_what_waits(db: Database, asking: NewJob) -> None:
         assert canceled == []
         assert approved is True or code_of(approved) == "already_terminal"
         assert document(db, asking, job_id)["status"] == "canceled"
-    assert work.release(db, Stage.AR, 10) == []
+    assert work.release(db, Stage.AR, 10) == {}
 
 
 def test_worker_that_dies_before_the_hold_leaves_its_draft(db: Database, asking: NewJob) -> None:

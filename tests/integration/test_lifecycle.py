@@ -90,8 +90,8 @@ def test_urgent_request_pulls_a_shared_grid_into_its_lane(db: Database, new_job:
     submit(db, replace(new_job, priority=Priority.BULK))
     submit(db, replace(new_job, prompt="other"))
     submit(db, replace(new_job, priority=Priority.INTERACTIVE))
-    first = work.release(db, Stage.AR, 1)
-    assert query(db, "SELECT prompt FROM grid WHERE id = :id", id=first[0]) == [("A cat",)]
+    (first,) = work.release(db, Stage.AR, 1)
+    assert query(db, "SELECT prompt FROM grid WHERE id = :id", id=first) == [("A cat",)]
 
 
 def test_release_keeps_the_window(db: Database, new_job: NewJob) -> None:
@@ -99,10 +99,10 @@ def test_release_keeps_the_window(db: Database, new_job: NewJob) -> None:
     for seed in range(5):
         submit(db, replace(new_job, layout_seed=seed))
     assert len(work.release(db, Stage.AR, 3)) == 3
-    assert work.release(db, Stage.AR, 3) == []
+    assert work.release(db, Stage.AR, 3) == {}
     claimed = claims.claim_grid(db, "w", LEASE_S)
     assert claimed is not None
-    assert work.release(db, Stage.AR, 3) == []
+    assert work.release(db, Stage.AR, 3) == {}
     finish.finish_grid(db, claimed.id, claimed.attempt, ARTIFACT, 10)
     assert len(work.release(db, Stage.AR, 3)) == 1
 
@@ -212,7 +212,7 @@ def test_one_failed_image_fails_the_job_and_drops_the_rest(db: Database, new_job
     finish.fail(db, Stage.DECODER, image.id, image.attempt, PermanentWorkError("decoder_oom", "no"), retryable=False)
     assert document(db, new_job, job_id)["status"] == "failed"
     assert query(db, "SELECT state, count(*) FROM grid GROUP BY 1 ORDER BY 1") == [("canceled", 2), ("done", 1)]
-    assert work.release(db, Stage.AR, 10) == []
+    assert work.release(db, Stage.AR, 10) == {}
 
 
 def test_cancel_ends_now_and_spares_what_others_want(db: Database, new_job: NewJob) -> None:

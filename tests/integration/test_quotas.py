@@ -121,8 +121,8 @@ def test_limited_release_keeps_the_order_and_the_window(db: Database, new_job: N
     tenants = [new_job.tenant_id, ensure_tenant(db, "other", b"sealed")]
     ids = [submit(db, replace(plain_job(tenants[number % 2]), seed=number, layout_seed=number))[0] for number in range(6)]
     grids = {row[0]: row[1] for row in query(db, "SELECT job_id, grid_id FROM output JOIN image ON image.id = image_id")}
-    assert work.release(db, Stage.AR, 4, max_running=10) == [grids[job] for job in ids[:4]]
-    assert work.release(db, Stage.AR, 4, max_running=10) == []
+    assert list(work.release(db, Stage.AR, 4, max_running=10)) == [grids[job] for job in ids[:4]]
+    assert work.release(db, Stage.AR, 4, max_running=10) == {}
 
 
 def test_usage_of_a_day(db: Database, new_job: NewJob) -> None:

@@ -312,7 +312,7 @@ def test_redecode_runs_no_tokens(db: Database, new_job: NewJob) -> None:
     assert (job["stage"], job["redecode_of"]) == ("decoder", source)
     assert [output["layout_seed"] for output in job["outputs"]] == [1, 2]
     assert [output["seed"] for output in job["outputs"]] == [5, 6]
-    assert work.release(db, Stage.AR, 10) == []
+    assert work.release(db, Stage.AR, 10) == {}
     finish_everything(db)
     assert document(db, new_job, job_id)["usage"] == {"text_tokens": 0, "image_tokens": 0, "ar_tokens": 0, "decoder_steps": 18, "images": 2}
     again, _ = submit(db, redraw(replace(new_job, num_images=2), source))

@@ -19,6 +19,7 @@ from standardwebhooks import Webhook
 from services.webhook_sender.deliver import Deliverer
 from services.webhook_sender.schedule import Answer
 from shared.egress import EgressPolicy
+from shared.trace import TraceContext
 from shared.webhooks import new_secret
 from tests.fakes import FakeResolver, Script, ScriptedServer
 
@@ -45,9 +46,12 @@ async def receiving(handler: Handler) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
+TRACE = TraceContext("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "a=1")
+
+
 async def post(url: str, policy: EgressPolicy = LOOPBACK, attempt: int = 1, timeout_s: float = 5) -> Answer:
     async with Deliverer(policy, timeout_s=timeout_s, connect_s=1) as deliverer:
-        return await deliverer.deliver(url, "evt_1", BODY, [SECRET], int(time.time()), attempt)
+        return await deliverer.deliver(url, "evt_1", BODY, [SECRET], int(time.time()), attempt, TRACE)
 
 
 def answer_of(handler: Handler, **options: Any) -> Answer:
@@ -80,6 +84,7 @@ def test_a_receiver_can_verify_what_it_gets() -> None:
     assert headers["X-Attempt"] == "3"
     assert headers["Content-Type"] == "application/json"
     assert headers["User-Agent"].startswith("glmq/")
+    assert (headers["traceparent"], headers["tracestate"]) == (TRACE.traceparent, TRACE.tracestate)
     assert seen[0].path_qs == "/hook?token=secret"
 
 

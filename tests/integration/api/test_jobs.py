@@ -13,6 +13,7 @@ from services.api.settings import ApiSettings
 from shared.checkpoint import ModelInfo
 from shared.db import Database
 from shared.lifecycle import claims, work
+from shared.lifecycle.deliveries import Room, claim_deliveries
 from shared.progress import LiveState
 from shared.states import Stage
 from shared.storage import Storage
@@ -210,3 +211,23 @@ def test_answer_to_a_submit_is_what_is_read_afterwards(client: FlaskClient) -> N
         assert submitted.status_code == 202, submitted.get_json(force=True)
         read = client.get(f"/v1/jobs/{submitted.get_json()['id']}")
         assert submitted.get_data() == read.get_data()
+
+
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def test_traces(client: FlaskClient, db: Database) -> None:
+    """A job keeps the trace of its request: for its messages, for its webhooks, and for the problems that name it."""
+    sent = {"traceparent": PARENT, "tracestate": "a=1"}
+    hook = {"url": "https://hooks.example/x", "events": ["job.queued"]}
+    client.post("/v1/jobs", json={"prompt": "a fox", "seed": 1}, headers=sent)
+    client.post("/v1/jobs", json={"prompt": "a fox", "seed": 2}, headers={"traceparent": "none", "tracestate": "a=1"})
+    client.post("/v1/jobs", json={"prompt": "a fox", "seed": 3, "webhook": hook}, headers=sent)
+    traced = list(work.release(db, Stage.AR, 10).values())
+    assert [trace and trace.headers() for trace in traced] == [sent, None, sent]
+    [delivery] = claim_deliveries(db, Room(9, 9, 9), 30, lambda delivery: b"{}")
+    assert delivery.trace is not None
+    assert delivery.trace.headers() == sent
+    refused = client.post("/v1/jobs", json={}, headers=sent)
+    assert refused.get_json(force=True)["trace_id"] == PARENT[3:35]
+    assert client.post("/v1/jobs", json={}).get_json(force=True)["trace_id"] is None

@@ -75,7 +75,7 @@ def test_redecode_keeps_what_is_left_out(client: FlaskClient, db: Database, sour
     assert (job["status"], job["stage"], job["redecode_of"]) == ("queued", "decoder", source["id"])
     assert (job["metadata"], job["custom_id"], job["priority"]) == ({"k": "v"}, "c", "bulk")
     assert job["params"] == {**source["params"], "steps": 9}
-    assert work.release(db, Stage.AR, 10) == []
+    assert work.release(db, Stage.AR, 10) == {}
 
 
 def test_redecode_changes_what_it_names(client: FlaskClient, source: dict[str, Any]) -> None:

@@ -102,6 +102,7 @@ def test_body_has_every_member(app: APIFlask) -> None:
         "param": "images.0.url",
         "retryable": False,
         "request_id": body["request_id"],
+        "trace_id": None,
         "errors": [{"pointer": "#/images/0/url", "code": "invalid_request", "detail": "size: too large"}],
         "error": {"message": "size: too large", "type": "invalid_request_error", "param": "images.0.url", "code": "invalid_request"},
     }
