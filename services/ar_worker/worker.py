@@ -9,14 +9,15 @@ from typing import NoReturn
 import structlog
 import torch
 
-from services.ar_worker.engine import ArEngine
+from services.ar_worker.engine import ArEngine, GridRequest
 from services.ar_worker.room import choose_room
 from services.ar_worker.settings import ArWorkerSettings
 from services.ar_worker.tasks import GridTasks
 from services.ar_worker.weights import load_ar_model
-from shared.checkpoint import read_model_info, read_revision, resolve_checkpoint
+from shared.checkpoint import ModelInfo, read_model_info, read_revision, resolve_checkpoint
 from shared.db import Database
 from shared.errors import StartupError
+from shared.grid import TokenGrid
 from shared.logs import configure_logs
 from shared.lora_store import list_loras, lora_digest
 from shared.net_loading import NetOptions
@@ -35,6 +36,20 @@ def main() -> None:
         serve(read_settings(ArWorkerSettings))
     except StartupError as error:
         sys.exit(f"ar worker: {error}")
+
+
+def warm_up(engine: ArEngine, info: ModelInfo) -> None:
+    """
+    Write the smallest grid: what is made at first use is made before the first customer, and predictions know how fast this worker is.
+
+    Raises:
+        StartupError: the engine cannot do even that.
+    """
+    request = GridRequest("warm-up", TokenGrid(1, 1), seed=0, temperature=info.temperature, top_p=info.top_p)
+    try:
+        engine.submit(request, lambda *_: None, lambda: False).result()
+    except Exception as error:
+        raise StartupError(f"the AR engine cannot write: {error!r}") from error
 
 
 def serve(settings: ArWorkerSettings) -> NoReturn:
@@ -57,6 +72,7 @@ def serve(settings: ArWorkerSettings) -> NoReturn:
         prefill_tokens_per_turn=settings.ar_prefill_tokens,
     )
     engine.start()
+    warm_up(engine, info)
     live = LiveState(settings.redis_url.get_secret_value())
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size, live.tell_changes)
     tasks = GridTasks(db, Storage(settings), live, engine, info, settings.lease_s)

@@ -9,7 +9,7 @@ from typing import NoReturn
 import structlog
 import torch
 
-from services.decoder_worker.engine import DecoderEngine
+from services.decoder_worker.engine import DecoderEngine, ImageRequest
 from services.decoder_worker.settings import DecoderWorkerSettings
 from services.decoder_worker.tasks import ImageTasks
 from services.decoder_worker.weights import load_decoder_model
@@ -17,6 +17,7 @@ from shared.checkpoint import max_generate_px, read_revision, resolve_checkpoint
 from shared.cost import DitSize
 from shared.db import Database
 from shared.errors import StartupError
+from shared.grid import TokenGrid
 from shared.logs import configure_logs
 from shared.lora_store import lora_digest
 from shared.net_loading import NetOptions
@@ -35,6 +36,20 @@ def main() -> None:
         serve(read_settings(DecoderWorkerSettings))
     except StartupError as error:
         sys.exit(f"decoder worker: {error}")
+
+
+def warm_up(engine: DecoderEngine) -> None:
+    """
+    Draw a small picture: what is made at first use is made before the first customer, and predictions know how fast this worker is.
+
+    Raises:
+        StartupError: the engine cannot do even that.
+    """
+    request = ImageRequest('a "warm-up"', TokenGrid(4, 4), [[0] * 4] * 4, seed=0, steps=2, guidance_scale=1.5)
+    try:
+        engine.submit(request, lambda *_: None, lambda: False).result()
+    except Exception as error:
+        raise StartupError(f"the decoder engine cannot draw: {error!r}") from error
 
 
 def serve(settings: DecoderWorkerSettings) -> NoReturn:
@@ -56,6 +71,7 @@ def serve(settings: DecoderWorkerSettings) -> NoReturn:
         preview_max_px=settings.preview_max_px,
     )
     engine.start()
+    warm_up(engine)
     live = LiveState(settings.redis_url.get_secret_value())
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size, live.tell_changes)
     max_px = max_generate_px(path)

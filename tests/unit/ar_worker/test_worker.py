@@ -1,0 +1,34 @@
+"""The AR worker before its first customer."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.ar_worker.engine import ArEngine
+from services.ar_worker.weights import ArModel
+from services.ar_worker.worker import warm_up
+from shared.checkpoint import ModelInfo
+from shared.errors import StartupError
+
+INFO = ModelInfo("m", "r", 512, 4, 1.5, 0.9, 0.75, 64, 64, 32, 512, 64, 512)
+
+
+def test_a_warm_engine_knows_how_fast_it_is(ar_model: ArModel) -> None:
+    """Predictions have something to go by from the first beat on."""
+    engine = ArEngine(ar_model)
+    engine.start()
+    assert engine.speed() is None
+    warm_up(engine, INFO)
+    speed = engine.speed()
+    engine.close()
+    assert speed is not None
+    assert 0 < speed.seconds_per_unit <= speed.seconds_per_turn
+
+
+def test_an_engine_that_cannot_write_ends_the_process(ar_model: ArModel) -> None:
+    """A worker that could only fail its work takes none."""
+    engine = ArEngine(ar_model)
+    engine.start()
+    engine.close()
+    with pytest.raises(StartupError):
+        warm_up(engine, INFO)
