@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from services.api.batch_files import shown_bytes
 from services.api.batch_lines import read_lines, translate_line
 from services.api.batch_results import Results
 from services.api.field_errors import InvalidFieldsError
@@ -211,7 +212,7 @@ class Clerk:
             filename=f"{batch.id}_{kind}.jsonl",
             storage_key=key,
             sha256=hashlib.sha256(data).hexdigest(),
-            size_bytes=len(data),
+            size_bytes=shown_bytes(self._parts, data),
             content_type="application/jsonl",
             expires_s=batch.output_expires_s,
         )

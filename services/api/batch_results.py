@@ -73,12 +73,16 @@ def _images(request: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]
         "created": unix(document["created_at"]),
         "id": document["id"],
         "background": "opaque",
-        "data": [{STORED: {"key": output["storage_key"], "as": response_format(request)}, "seed": output["seed"]} for output in outputs],
+        "data": [{STORED: _stored(output, response_format(request)), "seed": output["seed"]} for output in outputs],
         "output_format": outputs[0]["format"],
         "quality": quality_name(request.get("quality") or "auto"),
         "size": document["params"]["size"],
         "usage": token_usage(document),
     }
+
+
+def _stored(output: dict[str, Any], shown_as: str) -> dict[str, Any]:
+    return {"key": output["storage_key"], "as": shown_as, "bytes": output["bytes"]}
 
 
 def _response(status: int, request_id: str, body: dict[str, Any]) -> dict[str, Any]:

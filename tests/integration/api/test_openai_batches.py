@@ -20,6 +20,7 @@ from services.api.parts import Parts
 from shared.db import Database
 from shared.lifecycle import batches
 from shared.lifecycle.tenants import limit_tenant
+from shared.storage import StorageMissingError
 from tests.integration.api.conftest import MODEL, Account, assert_problem, client_of, count_rows, png
 from tests.integration.api.openai import draw
 from tests.integration.api.test_openai_files import upload
@@ -87,6 +88,27 @@ def test_a_batch_from_file_to_files(client: FlaskClient, clerk: Clerk, parts: Pa
     assert base64.b64decode(third["data"][0]["b64_json"]) == PICTURE
     assert first["usage"]["total_tokens"] > 0
     assert client.get("/v1/batches").get_json()["data"] == [done]
+
+
+def test_result_files(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts) -> None:
+    """`bytes` is what a read gives, links and pictures too; the files go when they were asked to, and their objects with them."""
+    lines = [line("a"), line("b", response_format="b64_json", n=2), line("doomed"), line("é", prompt="画")]
+    batch = make(client, lines, output_expires_after={"anchor": "created_at", "seconds": 3600})
+    work_all(clerk)
+    draw(db, parts.storage, PICTURE)
+    work_all(clerk)
+    done = read(client, batch)
+    keys = [key for (key,) in query(db, "SELECT storage_key FROM file WHERE purpose = 'batch_output'")]
+    for name in ("output_file_id", "error_file_id"):
+        file = client.get(f"/v1/files/{done[name]}").get_json()
+        assert file["bytes"] == len(client.get(f"/v1/files/{done[name]}/content").get_data())
+        assert file["expires_at"] - file["created_at"] == 3600
+    execute(db, "UPDATE file SET expires_at = now() WHERE purpose = 'batch_output'")
+    assert_problem(client.get(f"/v1/files/{done['output_file_id']}/content"), 404, "not_found")
+    clerk.tidy()
+    for key in keys:
+        with pytest.raises(StorageMissingError):
+            parts.storage.get(key)
 
 
 def test_wrong_lines_by_number(client: FlaskClient, clerk: Clerk, db: Database) -> None:
