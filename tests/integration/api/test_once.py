@@ -13,7 +13,7 @@ from tests.integration.api.conftest import Account, assert_problem, client_of, c
 from tests.ledger import execute, query
 
 KEY = {"Idempotency-Key": '"order-17"'}
-HOOK = {"url": "https://hooks_example/a", "event_types": ["job.*"]}
+HOOK = {"url": "https://hooks.example/a", "event_types": ["job.*"]}
 
 
 def test_a_secret_that_was_lost_on_its_way(client: FlaskClient, db: Database) -> None:
@@ -78,7 +78,7 @@ def test_other_requests_are_a_mismatch(client: FlaskClient) -> None:
 def test_what_is_refused_is_not_kept(client: FlaskClient, db: Database) -> None:
     """A request that was refused is judged again, and leaves its key free."""
     assert_problem(
-        client.post("/v1/webhook_endpoints", json={**HOOK, "url": "https://10.0.0.7/"}, headers=KEY), 400, "forbidden_address", "url"
+        client.post("/v1/webhook_endpoints", json={**HOOK, "url": "https://inside.example/"}, headers=KEY), 400, "forbidden_address", "url"
     )
     assert query(db, "SELECT count(*) FROM stored_answer") == [(0,)]
     assert client.post("/v1/webhook_endpoints", json=HOOK, headers=KEY).status_code == 200
