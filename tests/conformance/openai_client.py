@@ -263,6 +263,15 @@ def resume():
     return {"numbers": seen, "last": last.type, "png": is_png(last.response.output[0].result)}
 
 
+def unwrap():
+    """Webhooks by OpenAI's names, as the client's own receiver reads them."""
+    events = []
+    for sent in json.loads(os.environ["WEBHOOKS"]):
+        event = client.webhooks.unwrap(sent["body"], sent["headers"], secret=sent["secret"])
+        events.append([type(event).__name__, event.type, event.data.id, event.created_at > 0])
+    return {"events": events}
+
+
 def asynchronous():
     async def work():
         async with openai.AsyncOpenAI(base_url=BASE_URL, api_key=API_KEY) as remote:
@@ -290,6 +299,7 @@ SCENARIOS = (
     batches,
     responses,
     resume,
+    unwrap,
     asynchronous,
     failing_stream,
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from shared.webhooks import event_body, new_secret, sign
 from tests.conformance.conftest import HERE, Outcome, install_python, run_script
 from tests.conformance.proxy import losing_answers, overhearing
 from tests.stack import Stack, wait_until
@@ -24,6 +27,28 @@ PICTURE = (
     "gICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgIHAuIzgG/cr/TJwAAAABJRU5ErkJggg=="
 )
 """A red PNG, 64 by 96."""
+
+
+WEBHOOKS = [
+    ("batch.completed", "bat_1", "BatchCompletedWebhookEvent"),
+    ("batch.failed", "bat_2", "BatchFailedWebhookEvent"),
+    ("batch.cancelled", "bat_3", "BatchCancelledWebhookEvent"),
+    ("batch.expired", "bat_4", "BatchExpiredWebhookEvent"),
+    ("response.completed", "resp_1", "ResponseCompletedWebhookEvent"),
+    ("response.failed", "resp_2", "ResponseFailedWebhookEvent"),
+    ("response.cancelled", "resp_3", "ResponseCancelledWebhookEvent"),
+    ("response.incomplete", "resp_4", "ResponseIncompleteWebhookEvent"),
+]
+"""Type, id of what it is about, and the client's class for it."""
+
+
+def webhook(kind: str, about_id: str) -> dict[str, Any]:
+    """What a receiver gets, and the secret that it has; that these are sent at all is proved in integration/api/test_openai_webhooks.py."""
+    now, secret = datetime.now(UTC), new_secret()
+    body = event_body("evt_1", kind, now, 1, {"id": about_id, "object": kind.partition(".")[0]})
+    seconds = int(now.timestamp())
+    signed = {"webhook-id": "evt_1", "webhook-timestamp": str(seconds), "webhook-signature": sign([secret], "evt_1", seconds, body)}
+    return {"body": body.decode(), "headers": signed, "secret": secret}
 
 
 def prompts(stack: Stack, prompt: str) -> list[dict[str, Any]]:
@@ -56,6 +81,7 @@ def python_run(request: pytest.FixtureRequest, stack: Stack, hasty_url: str, cli
             LOSING_URL=first,
             LOSING_URL_2=second,
             OVERHEARD_URL=overheard,
+            WEBHOOKS=json.dumps([webhook(kind, event_id) for kind, event_id, _ in WEBHOOKS]),
         )
     assert outcomes["version"].get()["version"] == VERSIONS[request.param]
     return own, outcomes, bytes(heard)
@@ -218,6 +244,11 @@ def test_streams_are_gone_on_with(python_run: Run) -> None:
     found = python_run[1]["resume"].get()
     assert found["numbers"] == sorted(set(found["numbers"]))
     assert (found["last"], found["png"]) == ("response.completed", True)
+
+
+def test_webhooks_are_unwrapped(python_run: Run) -> None:
+    """The client verifies them, and knows each by its class."""
+    assert python_run[1]["unwrap"].get()["events"] == [[name, kind, about_id, True] for kind, about_id, name in WEBHOOKS]
 
 
 def test_asynchronous(python_run: Run) -> None:
