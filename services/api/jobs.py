@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -44,6 +45,8 @@ from shared.lifecycle.tries import Try, find_earlier
 from shared.storage import PRESIGN_S
 
 SUBMIT_ROUTE = "POST /v1/jobs"
+_PUT_ROUTE = "PUT /v1/jobs/<job_id>"
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 RANDOM_SEEDS = 2**53 - 10
 """How many seeds we draw from. JavaScript reads whole numbers exactly up to 2^53; image 9 adds 9."""
 
@@ -277,6 +280,30 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         key = parse_key(request.headers.get("Idempotency-Key"))
         prefer = parse_prefer(request.headers.getlist("Prefer"))
         return submitted_response(parts, caller, submit_job(parts, caller, read_body(request), key), prefer)
+
+    @jobs.put("/v1/jobs/<job_id>")
+    @jobs.output(JobAnswer, status_code=202, description="The job is accepted. It has an id of its own.")
+    @jobs.doc(
+        summary="Submit a job under a UUID of yours",
+        description="As a submit with the UUID as its Idempotency-Key: however often it is sent, there is one job.",
+        operation_id="put_job",
+        security="ApiKey",
+        responses=[200, 400, 401, 402, 403, 404, 413, 415, 422, 429, 503],
+        extensions=describe(
+            body=JobRequest,
+            example={"prompt": "a red fox"},
+            form={"request": JobRequest, "image": _UPLOADS},
+            form_required=("request",),
+            **{**NEW_JOB, "request_headers": ("Prefer",)},
+        ),
+    )
+    def put_one(job_id: str) -> Response:
+        caller = authenticate(parts.db, request, "submit")
+        if not _UUID.fullmatch(job_id):
+            raise RequestError("not_found", "a job is put under a UUID, such as 0b9c3f5e-7d1a-4c52-9a51-2f6c1d0e8a77")
+        prefer = parse_prefer(request.headers.getlist("Prefer"))
+        body = read_body(request)
+        return submitted_response(parts, caller, submit_job(parts, caller, body, job_id.lower(), Origin(_PUT_ROUTE, body)), prefer)
 
     @jobs.get("/v1/jobs/<job_id>")
     @jobs.output(JobAnswer, description="The job.")

@@ -94,7 +94,12 @@ def install(app: APIFlask) -> None:
     app.spec_processor(complete)
 
 
-_ANSWERS_KEPT = {"409": "The request with this Idempotency-Key is being worked on", "422": "The Idempotency-Key belongs to another request"}
+_ANSWERS_KEPT = {
+    "400": "The Idempotency-Key is not valid",
+    "409": "The request with this Idempotency-Key is being worked on",
+    "413": "More was sent than is read",
+    "422": "The Idempotency-Key belongs to another request",
+}
 """What any route may say that keeps its answers, if it has nothing else to say with this status."""
 
 

@@ -88,3 +88,16 @@ def test_fifty_at_once_make_one_job(app: APIFlask, account: Account, model: Mode
     assert len({body for _, body in answers}) == 1
     rows = count_rows(db)
     assert (rows["job"], rows["grid"], rows["image"], rows["output"], rows["event"]) == (1, 1, 1, 1, 1)
+
+
+def test_a_job_under_a_uuid_of_the_client(client: FlaskClient, db: Database) -> None:
+    """PUT makes a job once, in any spelling of the UUID; with another request it is a mismatch, and no other id will do."""
+    path = "/v1/jobs/0b9c3f5e-7d1a-4c52-9a51-2f6c1d0e8a77"
+    first, again = client.put(path, json={"prompt": "a fox"}), client.put(path.replace("0b9c", "0B9C"), json={"prompt": "a fox"})
+    assert (first.status_code, again.status_code) == (202, 200)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert first.get_json() == again.get_json()
+    assert first.headers["Location"] == f"/v1/jobs/{first.get_json()['id']}"
+    assert_problem(client.put(path, json={"prompt": "a cat"}), 422, "idempotency_mismatch", "Idempotency-Key")
+    assert_problem(client.put(first.headers["Location"], json={"prompt": "a fox"}), 404, "not_found")
+    assert count_rows(db)["job"] == 1

@@ -136,5 +136,6 @@ def test_every_post_has_it(client: FlaskClient) -> None:
     without = {name for name, post in posts.items() if "Idempotency-Key" not in [one["name"] for one in post["parameters"]]}
     assert without == {"estimate_job"}
     for post in (post for name, post in posts.items() if name not in without):
+        assert {"400", "413", "422"} <= set(post["responses"]), post["operationId"]
         done = [answer for status, answer in post["responses"].items() if status < "300"]
         assert any("Idempotency-Replayed" in answer["headers"] for answer in done), post["operationId"]

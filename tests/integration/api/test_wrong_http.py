@@ -110,7 +110,7 @@ def test_wrong_query(refusing: FlaskClient, query: str, param: str) -> None:
 
 def test_routes_and_methods(refusing: FlaskClient) -> None:
     """An unknown route is 404, a wrong method 405 with Allow, and neither redirects."""
-    for path in ("/", "/v1", "/v1/jobs/", "//v1/jobs", "/v1//jobs", "/v2/jobs", "/static/x", "/docs"):
+    for path in ("/", "/v1", "/v1/jobs/", "//v1/jobs", "/v1//jobs", "/v2/jobs", "/static/x", "/docs/"):
         assert_problem(refusing.get(path), 404, "not_found", None)
     for method, path in (("DELETE", "/v1/jobs"), ("PUT", "/v1/jobs"), ("PATCH", "/v1/jobs/x"), ("GET", "/v1/jobs/x/cancel")):
         answer = refusing.open(path, method=method)
