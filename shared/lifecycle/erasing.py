@@ -144,7 +144,10 @@ def _blank(session: Session, job: Job) -> None:
     job.webhook = None
     job.dialect = None
     job.trace = None
-    session.execute(update(BatchItem).where(BatchItem.job_id == job.id).values(request={}))
+    if job.batch_id is not None:
+        # By the batch first, which is what its lines are indexed by.
+        mine = (BatchItem.batch_id == job.batch_id, BatchItem.job_id == job.id)
+        session.execute(update(BatchItem).where(*mine).values(request={}))
     if job.error is not None:
         # Its text may quote what was asked.
         job.error = {"code": job.error["code"], "message": "erased"}

@@ -255,7 +255,9 @@ def _finish_values(unit_id: str, attempt: int, artifact: StoredArtifact, num_uni
 
 def _check_finished(session: Session, row: type[Unit], unit_id: str, attempt: int, artifact: StoredArtifact) -> None:
     """Of a unit that could not be finished: is this very artifact there already, because an unknown commit is being repeated?"""
-    unit = session.get_one(row, unit_id, populate_existing=True)
+    unit = session.get(row, unit_id, populate_existing=True)
+    if unit is None:
+        raise StaleAttemptError(f"{unit_id}: attempt {attempt} is over, its job was erased")
     if unit.state != WorkState.DONE or unit.storage_key != artifact.storage_key:
         raise StaleAttemptError(f"{unit_id}: attempt {attempt} is over, it is {unit.state} at attempt {unit.attempt}")
 
