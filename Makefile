@@ -46,9 +46,9 @@ types: $(INSTALLED) ## Check types
 imports: $(INSTALLED) ## Check who imports whom
 	$(BIN)/lint-imports
 
-# By group: tests of one file share their servers, and folders their stack (tests/conftest.py).
+# By file and by stack: what shares servers runs in one process (tests/conftest.py).
 unit: $(INSTALLED) ## Run the tests alone; ARGS="tests/unit -k grid" chooses some
-	$(BIN)/pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
+	$(BIN)/pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 format: $(INSTALLED) ## Mend style and formatting
 	$(BIN)/ruff check --fix .

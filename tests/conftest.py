@@ -11,9 +11,10 @@ import uuid
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from infra.embedded.find import postgres_programs, redis_program, weed_program
 from infra.embedded.memory import Memory
@@ -38,12 +39,17 @@ _SHARED_STACK = {"e2e": "stack", "conformance": "stack", "faults": "faults"}
 """Folders whose files share a running stack, which takes half a minute to start: all of them run in one xdist worker."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one xdist worker, and those of files that share a stack."""
-    for item in items:
-        group = _SHARED_STACK.get(item.path.parent.name) or "/".join(item.path.parts[-2:])
-        item.add_marker(pytest.mark.xdist_group(group))
+class _ByStack(LoadScopeScheduling):  # type: ignore[misc]  # xdist publishes no types
+    """The tests of a file in one xdist worker, and those of files that share a stack. (xdist's own groups do nothing under pytest 9.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return _SHARED_STACK.get(path.split("/")[1], path)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByStack:
+    """Hand out tests by stack."""
+    return _ByStack(config, log)
 
 
 @pytest.fixture(scope="session")
