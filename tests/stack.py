@@ -184,11 +184,14 @@ def running_stack(
         running.stop()
 
 
-def stack_environment(server: PostgresServer, redis_url: str, s3: S3Server, checkpoint: Path, name: str) -> dict[str, str]:
-    """The stores of one stack: a database and a bucket called `name` of its own, on shared servers."""
+def stack_environment(
+    server: PostgresServer, redis_url: str, s3: S3Server, checkpoint: Path, name: str, redis_number: int = 1
+) -> dict[str, str]:
+    """The stores of one stack: a database and a bucket called `name` of its own, and a numbered database of Redis, on shared servers."""
     return {
         "GLMQ_DATABASE_URL": server.create_database(name),
-        "GLMQ_REDIS_URL": redis_url,
+        # Not 0, which other tests have: the workers of a stack that is still running would take their messages.
+        "GLMQ_REDIS_URL": f"{redis_url.removesuffix('/0')}/{redis_number}",
         "GLMQ_S3_ENDPOINT": s3.endpoint,
         "GLMQ_S3_ACCESS_KEY": s3.access_key,
         "GLMQ_S3_SECRET_KEY": s3.secret_key,

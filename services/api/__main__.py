@@ -20,6 +20,7 @@ from shared.logs import configure_logs
 from shared.settings import read_settings
 
 _IDLE_CONNECTIONS = 1000
+_KEEP_ALIVE_S = 20
 _STOP_S = 6
 """Requests get this long to end after SIGTERM; the process is gone within 8 s."""
 
@@ -55,6 +56,8 @@ class _Server(BaseApplication):  # type: ignore[misc]  # the same
             "threads": num_threads,
             # Of those beyond the threads, connections that are only kept alive.
             "worker_connections": num_threads + _IDLE_CONNECTIONS,
+            # Longer than clients keep an idle connection (httpx and Node 5 s): a request on one that was just closed fails.
+            "keepalive": _KEEP_ALIVE_S,
             "graceful_timeout": _STOP_S,
             "logger_class": _StructuredLog,
             "proc_name": "glmq-api",

@@ -20,7 +20,7 @@ def stack(
     postgres_server: PostgresServer, redis_url: str, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     """Every role running, to be broken; each test leaves it whole."""
-    environment = stack_environment(postgres_server, redis_url, s3, miniature, f"faults_{uuid.uuid4().hex}")
+    environment = stack_environment(postgres_server, redis_url, s3, miniature, f"faults_{uuid.uuid4().hex}", redis_number=2)
     running = Stack(tmp_path_factory.mktemp("stack"), {**environment, **SHORT})
     try:
         running.start_all()

@@ -69,14 +69,16 @@ def test_paused_worker_writes_nothing(stack: Stack, undisturbed: str) -> None:
     try:
         stack.start("decoder_worker")
         done = stack.wait(job, 90)
-    finally:
         paused.send_signal(signal.SIGCONT)
-    time.sleep(2)
-    assert stack.job(job["id"]) == done | {"outputs": stack.job(job["id"])["outputs"]}
-    assert ends(stack, job["id"]) == ["job.succeeded"]
-    assert done["outputs"][0]["sha256"] == undisturbed
-    paused.terminate()
-    paused.wait(12)
+        time.sleep(2)
+        assert stack.job(job["id"]) == done | {"outputs": stack.job(job["id"])["outputs"]}
+        assert ends(stack, job["id"]) == ["job.succeeded"]
+        assert done["outputs"][0]["sha256"] == undisturbed
+    finally:
+        # Whatever happens: the tests after this one count on one worker.
+        paused.send_signal(signal.SIGCONT)
+        paused.terminate()
+        paused.wait(12)
 
 
 @pytest.mark.parametrize("role", ["ar_worker", "decoder_worker"])

@@ -66,7 +66,7 @@ def test_scopes(app: APIFlask, account: Account, model: ModelInfo, scope: str, a
 
 def test_every_route_needs_a_key(app: APIFlask, account: Account) -> None:
     """Without a key, with a wrong one or a revoked one: 401 on every route, except those that say nothing of anybody."""
-    from_outside = {"/healthz", "/readyz", "/openapi.json", "/problems", "/problems/<slug>"}
+    from_outside = {"/healthz", "/readyz", "/openapi.json", "/problems", "/problems/<slug>", "/docs", "/docs/start.js", "/docs/<name>"}
     key = account.keys["admin"]
     wrong = key[:-1] + ("a" if key[-1] != "a" else "b")
     headers = [

@@ -32,7 +32,7 @@ CHECKS = (
     "unsupported_method",
 )
 PICTURE = png()
-BUDGET_S = 12
+BUDGET_S = 5
 """Of each random phase; the examples and edges take what they take."""
 
 
