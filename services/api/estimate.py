@@ -14,7 +14,7 @@ from flask import Response, jsonify, request
 from services.api.answers import EstimateAnswer
 from services.api.auth import authenticate
 from services.api.fleet import Fleet
-from services.api.jobs import read_request
+from services.api.jobs import UPLOADS, read_request
 from services.api.parts import Parts
 from services.api.request_body import read_body
 from services.api.route_docs import describe
@@ -27,7 +27,7 @@ from shared.lifecycle.tenants import Caller
 from shared.states import Stage
 
 _OVERHEAD_S = 0.3
-"""Guess: submit, hand-overs, encoding and upload, measured on an idle laptop."""
+"""Guess, unmeasured: hand-overs, encoding and upload."""
 
 
 def estimate_blueprint(parts: Parts) -> APIBlueprint:
@@ -44,7 +44,7 @@ def estimate_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(
             body=JobRequest,
             example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "n": 4},
-            form={"request": JobRequest, "image": {"type": "array", "items": {"type": "string"}, "description": "Reference images."}},
+            form={"request": JobRequest, "image": UPLOADS},
             form_required=("request",),
             changes_nothing=True,
         ),

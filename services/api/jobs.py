@@ -51,7 +51,7 @@ RANDOM_SEEDS = 2**53 - 10
 """How many seeds we draw from. JavaScript reads whole numbers exactly up to 2^53; image 9 adds 9."""
 
 
-_UPLOADS = {
+UPLOADS = {
     "type": "array",
     "items": {"type": "string", "contentMediaType": "application/octet-stream"},
     "description": "Reference images, after those of `images`.",
@@ -270,7 +270,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(
             body=JobRequest,
             example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "seed": 7},
-            form={"request": JobRequest, "image": _UPLOADS},
+            form={"request": JobRequest, "image": UPLOADS},
             form_required=("request",),
             **NEW_JOB,
         ),
@@ -292,7 +292,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(
             body=JobRequest,
             example={"prompt": "a red fox"},
-            form={"request": JobRequest, "image": _UPLOADS},
+            form={"request": JobRequest, "image": UPLOADS},
             form_required=("request",),
             **{**NEW_JOB, "request_headers": ("Prefer",)},
         ),
