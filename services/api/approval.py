@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from services.api.answers import JobAnswer
 from services.api.auth import authenticate
 from services.api.field_errors import from_pydantic
+from services.api.job_access import find_job
 from services.api.job_answers import job_response
-from services.api.jobs import RANDOM_SEEDS, find_job
 from services.api.parts import Parts
 from services.api.request_body import read_optional_json
 from services.api.route_docs import describe
 from services.api.schemas import RejectRequest
+from services.api.submitting import RANDOM_SEEDS
 from shared.errors import RequestError
 from shared.ids import is_id
 from shared.lifecycle.approval import approve, reject

@@ -22,13 +22,13 @@ from services.api.batch_files import shown_bytes
 from services.api.batch_lines import read_lines, translate_line
 from services.api.batch_results import Results
 from services.api.field_errors import InvalidFieldsError
-from services.api.jobs import read_request
 from services.api.loaded_model import NoModelError
 from services.api.openai_translate import in_sent_words
 from services.api.parts import Parts, make_parts
 from services.api.problems import Problem
 from services.api.settings import ApiSettings
 from services.api.sources import BusyError
+from services.api.submitting import read_request
 from shared.db import DatabaseDownError, LeaderLock
 from shared.errors import QuotaError, RequestError, StartupError
 from shared.ids import new_id

@@ -14,11 +14,12 @@ from flask import Response, jsonify, request
 from services.api.answers import EstimateAnswer
 from services.api.auth import authenticate
 from services.api.fleet import Fleet
-from services.api.jobs import UPLOADS, read_request
+from services.api.jobs import UPLOADS
 from services.api.parts import Parts
 from services.api.request_body import read_body
 from services.api.route_docs import describe
 from services.api.schemas import JobRequest
+from services.api.submitting import read_request
 from shared.cost import num_ar_tokens
 from shared.job_document import timestamp
 from shared.lifecycle.estimate import Plan, plan, seconds_ahead

@@ -12,8 +12,8 @@ from flask import Request, Response, jsonify, request
 
 from services.api.auth import authenticate
 from services.api.event_schemas import EventListAnswer, EventsQuery
+from services.api.job_access import find_job
 from services.api.job_events import PROGRESS_S, JobEvents, TenantEvents, public_event
-from services.api.jobs import find_job
 from services.api.parts import Parts
 from services.api.request_body import read_query
 from services.api.route_docs import describe

@@ -10,8 +10,8 @@ from flask import Response, jsonify, redirect, request
 
 from services.api.answers import ImageListAnswer
 from services.api.auth import authenticate
+from services.api.job_access import find_job
 from services.api.job_answers import public_document
-from services.api.jobs import find_job
 from services.api.parts import Parts
 from services.api.request_body import read_query
 from services.api.route_docs import describe

@@ -7,8 +7,13 @@ from typing import Any
 
 from flask import Response, jsonify
 
+from services.api.job_access import find_job, wait_for_job
 from services.api.parts import Parts
+from services.api.prefer import NO_PREFERENCE, Preference
+from services.api.submitting import Submitted
+from services.api.waiting import NoPlaceError, has_ended
 from shared.job_document import finish_document
+from shared.lifecycle.tenants import Caller
 from shared.states import TERMINAL_JOB
 
 _MAX_POLL_S = 15
@@ -24,6 +29,30 @@ def job_response(parts: Parts, document: dict[str, Any]) -> Response:
     response = jsonify(public_document(parts, document))
     if document["status"] not in TERMINAL_JOB:
         response.headers["Retry-After"] = str(retry_after_s(parts, document))
+    return response
+
+
+def submitted_response(parts: Parts, caller: Caller, submitted: Submitted, prefer: Preference = NO_PREFERENCE) -> Response:
+    """
+    202 with the new job; 200 if it was there before, or if the client waited for it and it has ended.
+
+    Where nobody else may wait, the answer comes at once and says so.
+    """
+    applied = prefer.applied
+    document = submitted.document
+    if document is None or prefer.wait_s:
+        try:
+            document = wait_for_job(parts, caller, submitted.job_id, prefer.wait_s)
+        except NoPlaceError:
+            document, applied = find_job(parts, caller, submitted.job_id), "respond-async"
+    response = job_response(parts, document)
+    is_awaited = prefer.wait_s > 0 and has_ended(document)
+    response.status_code = 200 if submitted.is_replay or is_awaited else 202
+    if applied is not None:
+        response.headers["Preference-Applied"] = applied
+    response.headers["Location"] = f"/v1/jobs/{submitted.job_id}"
+    if submitted.is_replay:
+        response.headers["Idempotency-Replayed"] = "true"
     return response
 
 

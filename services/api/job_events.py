@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from services.api.jobs import find_job
+from services.api.job_access import find_job
 from services.api.parts import Parts
 from services.api.sse import HEARTBEAT, Frames, event_bytes
 from services.api.waiting import Watch

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 from apiflask import APIBlueprint
 from flask import Request, Response, g, jsonify, request
 from werkzeug.datastructures import FileStorage
@@ -18,13 +17,12 @@ from werkzeug.datastructures import FileStorage
 from services.api.auth import authenticate
 from services.api.field_errors import InvalidFieldsError, Path
 from services.api.idempotency import parse_key
+from services.api.job_access import find_job
 from services.api.job_answers import public_document
-from services.api.jobs import Origin, Submitted, find_job, submit_job
 from services.api.openai_answers import (
     Document,
     ImagesAnswer,
     end_error,
-    error_member,
     image_datum,
     images_answer,
     quality_name,
@@ -35,19 +33,17 @@ from services.api.openai_answers import (
 )
 from services.api.openai_schemas import EditRequest, ImageRequest
 from services.api.openai_translate import in_sent_words, native_image_request, nested_fields, read_asked, without_nulls
-from services.api.openai_wait import cut_short, event, heartbeat, wait_for_end, waiting_place, watch_job
+from services.api.openai_wait import error_event, event, stream_job, wait_for_end, waiting_place
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, Upload, read_json, refuse_compression
 from services.api.route_docs import describe
 from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA
 from services.api.strict_json import check_text
-from services.api.waiting import NoPlaceError
-from shared.db import DatabaseDownError
+from services.api.submitting import Origin, Submitted, submit_job
 from shared.errors import RequestError
 from shared.lifecycle.tenants import Caller
 from shared.lifecycle.tries import note_answer
 from shared.states import TERMINAL_JOB, JobStatus
-from shared.storage import StorageDownError, StorageMissingError
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 MAX_JSON_BYTES = 8 << 20
@@ -67,8 +63,6 @@ _DOCS: dict[str, Any] = {
     "same_as": {"202": "200"},
 }
 _RESPONSES = [202, 400, 401, 402, 403, 404, 413, 415, 422, 429, 500, 503, 504]
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -196,7 +190,7 @@ def _answer(parts: Parts, caller: Caller, asked: _Asked) -> Response:
     with waiting_place(parts, caller) as place:
         submitted = submit_translated(parts, caller, asked.route, asked.sent, native)
         if asked.wanted.stream:
-            response = place.stream(_events(parts, caller, submitted.job_id, asked))
+            response = place.stream(stream_job(parts, caller, submitted.job_id, _Events(parts, asked).new_events))
         else:
             response = jsonify(_held(parts, caller, submitted.job_id, asked.wanted))
     if submitted.is_replay:
@@ -225,40 +219,8 @@ def _held(parts: Parts, caller: Caller, job_id: str, wanted: ImageRequest) -> di
     return images_answer(parts, document, wanted.quality, wanted.response_format)
 
 
-def _events(parts: Parts, caller: Caller, job_id: str, asked: _Asked) -> Iterator[bytes]:
-    """The stream of one job. Whatever goes wrong is told in the stream: its status was sent with the first byte."""
-    # At once, so that the client sees that its request was taken.
-    yield heartbeat()
-    previews = _Previews(parts, asked)
-    document: Document | None = None
-    try:
-        for document in watch_job(parts, caller, job_id, parts.settings.sync_max_s, parts.settings.stream_heartbeat_s):
-            if document is None:
-                yield heartbeat()
-                continue
-            # What is read from the stores is work, as it is within a request; what is sent to a slow client is not.
-            with parts.waiting.turn():
-                shown = list(previews.new_events(document))
-            yield from shown
-            if document["status"] in TERMINAL_JOB:
-                note_answer(parts.db, job_id)
-                if document["status"] != JobStatus.SUCCEEDED:
-                    raise end_error(document)
-                yield from _completed(parts, document, asked)
-                return
-        raise cut_short(parts, job_id)
-    except RequestError as error:
-        yield event(None, {"error": error_member(error), "job_id": job_id})
-    except NoPlaceError as error:
-        yield event(None, {"error": error_member(RequestError("engine_unavailable", str(error))), "job_id": job_id})
-    except (DatabaseDownError, StorageDownError, StorageMissingError) as error:
-        log.warning("stream_cut", job_id=job_id, error=type(error).__name__)
-        away = RequestError("engine_unavailable", f"a store does not answer; job {job_id} goes on")
-        yield event(None, {"error": error_member(away), "job_id": job_id})
-
-
-class _Previews:
-    """Which pictures on the way a stream has shown."""
+class _Events:
+    """What a stream has to tell of its job: the pictures on the way, and at the end those that were asked for."""
 
     def __init__(self, parts: Parts, asked: _Asked) -> None:
         self._parts = parts
@@ -266,6 +228,14 @@ class _Previews:
         self._shown: dict[int, set[str]] = {}
 
     def new_events(self, document: Document) -> Iterator[bytes]:
+        """What has happened since the last document."""
+        yield from self._new_previews(document)
+        if document["status"] == JobStatus.SUCCEEDED:
+            yield from _completed(self._parts, document, self._asked)
+        elif document["status"] in TERMINAL_JOB:
+            yield error_event(end_error(document), document["id"])
+
+    def _new_previews(self, document: Document) -> Iterator[bytes]:
         for output in document["outputs"]:
             shown = self._shown.setdefault(output["index"], set())
             for preview in output["previews"]:

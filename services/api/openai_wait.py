@@ -9,20 +9,24 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import structlog
 from flask import Request, Response
 
-from services.api.jobs import find_job
-from services.api.openai_answers import Document
+from services.api.job_access import find_job
+from services.api.openai_answers import Document, error_member
 from services.api.parts import Parts
 from services.api.unfinished import UnfinishedError
 from services.api.waiting import NoPlaceError
+from shared.db import DatabaseDownError
+from shared.errors import RequestError
 from shared.lifecycle.tenants import Caller
+from shared.lifecycle.tries import note_answer
 from shared.states import TERMINAL_JOB
+from shared.storage import StorageDownError, StorageMissingError
 
 _LOOK_UP_S = 2.0
 """How often a request that waits looks whether its client is still there."""
@@ -71,10 +75,41 @@ def wait_for_end(parts: Parts, caller: Caller, job_id: str, request: Request) ->
             break
     if last is not None and last["status"] in TERMINAL_JOB:
         return last
-    raise cut_short(parts, job_id)
+    raise _cut_short(parts, job_id)
 
 
-def cut_short(parts: Parts, job_id: str) -> UnfinishedError | NoPlaceError:
+def stream_job(parts: Parts, caller: Caller, job_id: str, new_events: Callable[[Document], Iterator[bytes]]) -> Iterator[bytes]:
+    """
+    The events of a job until it has ended. Whatever goes wrong is told in the stream: its status was sent with the first byte.
+
+    Args:
+        new_events: what a document of the job has that those before it had not.
+    """
+    # At once, so that the client sees that its request was taken.
+    yield heartbeat()
+    try:
+        for document in watch_job(parts, caller, job_id, parts.settings.sync_max_s, parts.settings.stream_heartbeat_s):
+            if document is None:
+                yield heartbeat()
+                continue
+            # What is read from the stores is work, as it is within a request; what is sent to a slow client is not.
+            with parts.waiting.turn():
+                found = list(new_events(document))
+            yield from found
+            if document["status"] in TERMINAL_JOB:
+                note_answer(parts.db, job_id)
+                return
+        raise _cut_short(parts, job_id)
+    except RequestError as error:
+        yield error_event(error, job_id)
+    except NoPlaceError as error:
+        yield error_event(RequestError("engine_unavailable", str(error)), job_id)
+    except (DatabaseDownError, StorageDownError, StorageMissingError) as error:
+        log.warning("stream_cut", job_id=job_id, error=type(error).__name__)
+        yield error_event(RequestError("engine_unavailable", f"a store does not answer; job {job_id} goes on"), job_id)
+
+
+def _cut_short(parts: Parts, job_id: str) -> UnfinishedError | NoPlaceError:
     """Why a wait has ended before its job."""
     if parts.waiting.is_closed:
         return NoPlaceError(f"the server is being restarted; job {job_id} goes on")
@@ -126,6 +161,11 @@ def event(name: str | None, data: dict[str, Any]) -> bytes:
     """
     named = f"event: {name}\n" if name else ""
     return f"{named}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+def error_event(error: RequestError, job_id: str) -> bytes:
+    """The end of a stream that has failed."""
+    return event(None, {"error": error_member(error), "job_id": job_id})
 
 
 def heartbeat() -> bytes:

@@ -13,7 +13,9 @@ from services.api.auth import authenticate
 from services.api.callbacks import collect_webhook
 from services.api.field_errors import ErrorCollector, from_pydantic
 from services.api.idempotency import fingerprint, parse_key
-from services.api.jobs import NEW_JOB, Submitted, find_job, store_job, submitted_response
+from services.api.job_access import find_job
+from services.api.job_answers import submitted_response
+from services.api.jobs import NEW_JOB
 from services.api.new_job import check_format, check_renditions, check_sides, chosen_lora, new_rendition
 from services.api.parts import Parts
 from services.api.prefer import parse_prefer
@@ -22,6 +24,7 @@ from services.api.priority import with_allowed_priority
 from services.api.request_body import RequestBody, read_json
 from services.api.route_docs import describe
 from services.api.schemas import RedecodeRequest, RenditionRequest
+from services.api.submitting import Submitted, store_job
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
 from shared.grid import TOKEN_PX, TokenGrid

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 from services.api.auth import authenticate
 from services.api.field_errors import InvalidFieldsError, from_pydantic
 from services.api.idempotency import parse_key
+from services.api.job_access import cancel_job, find_job, wait_for_job
 from services.api.job_answers import public_document, retry_after_s
-from services.api.jobs import Origin, cancel_job, find_job, submit_job, wait_for_job
 from services.api.parts import Parts
 from services.api.prefer import parse_prefer
 from services.api.replicate_models import check_model, check_version, model_document, version_document
@@ -38,6 +38,7 @@ from services.api.replicate_translate import as_sent, deadline_of, echoed_input,
 from services.api.request_body import RequestBody, read_json, read_query
 from services.api.route_docs import describe
 from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA, EventStream, Pace, stream_response
+from services.api.submitting import Origin, submit_job
 from services.api.waiting import NoPlaceError, has_ended
 from shared.errors import RequestError
 from shared.ids import is_id

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import ClassVar
 
+from services.api.job_access import find_job
 from services.api.job_events import ProgressWatch
-from services.api.jobs import find_job
 from services.api.parts import Parts
 from services.api.sse import Frames, event_bytes
 from services.api.waiting import Watch, has_ended

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from services.api.answers import JobAnswer
 from services.api.auth import authenticate
 from services.api.field_errors import from_pydantic
+from services.api.job_access import find_job
 from services.api.job_answers import job_response
-from services.api.jobs import find_job
 from services.api.parts import Parts
 from services.api.request_body import read_optional_json
 from services.api.rerun_schemas import ErasedAnswer, RetryRequest
