@@ -23,7 +23,7 @@ from infra.embedded.s3 import S3Server
 
 ROLES = ("api", "dispatcher", "ar_worker", "decoder_worker", "webhook_sender")
 """What every story needs."""
-BATCH_CLERK = "api.batch_clerk"
+BATCH_CLERK = "api.openai.batch_clerk"
 """What those with batches need besides."""
 API_KEY = "glmq_testtesttest_" + "t" * 43
 _READY_S = 240

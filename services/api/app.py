@@ -16,22 +16,22 @@ from services.api.health import health_blueprint
 from services.api.images import images_blueprint
 from services.api.jobs import jobs_blueprint
 from services.api.model_list import models_blueprint
-from services.api.openai_batches import batches_blueprint
-from services.api.openai_files import files_blueprint
-from services.api.openai_images import openai_images_blueprint
-from services.api.openai_responses import responses_blueprint
+from services.api.openai.batches import batches_blueprint
+from services.api.openai.files import files_blueprint
+from services.api.openai.images import openai_images_blueprint
+from services.api.openai.responses import responses_blueprint
 from services.api.parts import make_parts
 from services.api.problem_pages import problem_pages_blueprint
 from services.api.redecode import redecode_blueprint
-from services.api.replicate import replicate_blueprint
+from services.api.replicate.predictions import replicate_blueprint
 from services.api.request_body import MAX_JSON_BYTES
 from services.api.reruns import reruns_blueprint
 from services.api.settings import ApiSettings
 from services.api.tenants import tenants_blueprint
 from services.api.usage import usage_blueprint
-from services.api.webhook_deliveries import webhook_deliveries_blueprint
-from services.api.webhook_endpoints import webhook_endpoints_blueprint
-from services.api.webhook_secrets import webhook_secrets_blueprint
+from services.api.webhooks.deliveries import webhook_deliveries_blueprint
+from services.api.webhooks.endpoints import webhook_endpoints_blueprint
+from services.api.webhooks.secrets import webhook_secrets_blueprint
 from shared.egress import Resolver, system_resolver
 
 
@@ -66,7 +66,6 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
         estimate_blueprint,
         events_blueprint,
         reruns_blueprint,
-        replicate_blueprint,
         redecode_blueprint,
         approval_blueprint,
         models_blueprint,
@@ -81,8 +80,8 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
         health_blueprint,
     ):
         app.register_blueprint(make(parts))
-    # The dialects, each over the functions of jobs.py.
-    for make in (openai_images_blueprint, files_blueprint, batches_blueprint, responses_blueprint):
+    # The dialects, each over `submitting.py` and `job_access.py`.
+    for make in (openai_images_blueprint, files_blueprint, batches_blueprint, responses_blueprint, replicate_blueprint):
         app.register_blueprint(make(parts))
     once.install(app, parts)
     return app

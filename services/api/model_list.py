@@ -7,7 +7,7 @@ from flask import Response, jsonify, request
 
 from services.api.answers import ModelAnswer, ModelListAnswer
 from services.api.auth import authenticate
-from services.api.openai_schemas import is_model_name
+from services.api.openai.schemas import is_model_name
 from services.api.parts import Parts
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError

@@ -21,7 +21,7 @@ from services.api.examples import example_of
 from services.api.problems import MEDIA_TYPE as PROBLEM_TYPE
 from services.api.problems import Problem, example_problem
 from services.api.route_docs import EXTENSION, RouteDocs
-from services.api.webhook_docs import webhook_items, webhook_models
+from services.api.webhooks.docs import webhook_items, webhook_models
 
 _REF = "#/components/schemas/{model}"
 _METHODS = ("get", "post", "put", "patch", "delete")

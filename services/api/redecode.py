@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from services.api.answers import JobAnswer
 from services.api.auth import authenticate
-from services.api.callbacks import collect_webhook
 from services.api.field_errors import ErrorCollector, from_pydantic
 from services.api.idempotency import fingerprint, parse_key
 from services.api.job_access import find_job
@@ -25,6 +24,7 @@ from services.api.request_body import RequestBody, read_json
 from services.api.route_docs import describe
 from services.api.schemas import RedecodeRequest, RenditionRequest
 from services.api.submitting import Submitted, store_job
+from services.api.webhooks.callbacks import collect_webhook
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
 from shared.grid import TOKEN_PX, TokenGrid

@@ -15,7 +15,6 @@ from typing import Any
 from flask import g
 from pydantic import ValidationError
 
-from services.api.callbacks import collect_webhook
 from services.api.field_errors import ErrorCollector, from_pydantic
 from services.api.idempotency import fingerprint
 from services.api.new_job import check_request, new_job, requested_size
@@ -24,6 +23,7 @@ from services.api.priority import with_allowed_priority
 from services.api.request_body import RequestBody
 from services.api.schemas import JobRequest
 from services.api.sources import SourceReader
+from services.api.webhooks.callbacks import collect_webhook
 from shared.errors import QueueFullError
 from shared.lifecycle.idempotency import Idempotency, find_replay
 from shared.lifecycle.submit import NewJob, SourceFile, store

@@ -37,7 +37,7 @@ def start(settings: ApiSettings, tmp_path: Path) -> Iterator[Callable[[], subpro
     with (tmp_path / "clerk.log").open("ab") as log:
 
         def run() -> subprocess.Popen[bytes]:
-            command = [sys.executable, "-m", "services.api.batch_clerk"]
+            command = [sys.executable, "-m", "services.api.openai.batch_clerk"]
             clerks.append(subprocess.Popen(command, env={**os.environ, **ours}, stdout=log, stderr=log))
             return clerks[-1]
 

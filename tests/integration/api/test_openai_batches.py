@@ -14,8 +14,8 @@ import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
-from services.api.batch_clerk import Clerk
-from services.api.batch_lines import EDITS, GENERATIONS, MAX_LINES, read_lines
+from services.api.openai.batch_clerk import Clerk
+from services.api.openai.batch_lines import EDITS, GENERATIONS, MAX_LINES, read_lines
 from services.api.parts import Parts
 from shared.db import Database
 from shared.lifecycle import batches

@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import encode_multipart
 
-from services.api.openai_images import EDITS, GENERATIONS
+from services.api.openai.images import EDITS, GENERATIONS
 from services.api.parts import Parts
 from services.api.settings import ApiSettings
 from shared.db import Database

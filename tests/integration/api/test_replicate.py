@@ -14,7 +14,7 @@ import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
-from services.api.replicate_schemas import HostedModelAnswer, PredictionAnswer, VersionAnswer
+from services.api.replicate.schemas import HostedModelAnswer, PredictionAnswer, VersionAnswer
 from services.api.settings import ApiSettings
 from services.webhook_sender.letter import LetterWriter
 from services.webhook_sender.settings import WebhookSenderSettings
@@ -217,7 +217,7 @@ def test_aspect_ratios(client: FlaskClient, ratio: str, size: str) -> None:
 
 def test_lists_page_both_ways(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """All jobs are predictions, newest first; `next` leads to older ones and `previous` back, by absolute URLs."""
-    monkeypatch.setattr("services.api.replicate._PAGE", 2)
+    monkeypatch.setattr("services.api.replicate.predictions._PAGE", 2)
     made = [create(client, seed=seed)["id"] for seed in range(4)]
     made.append(client.post("/v1/jobs", json={"prompt": "native"}).get_json()["id"])
     url, pages, seen = "http://localhost/v1/predictions", [], []

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from services.api.field_errors import ErrorCollector, InvalidFieldsError, from_pydantic
 from services.api.fields import CustomId, Sent
 from services.api.new_job import check_request
-from services.api.openai_schemas import EditRequest, ImageRequest
-from services.api.openai_translate import native_image_request, read_asked, without_nulls
+from services.api.openai.schemas import EditRequest, ImageRequest
+from services.api.openai.translate import native_image_request, read_asked, without_nulls
 from services.api.request_body import MAX_JSON_BYTES, RequestBody
 from services.api.schemas import JobRequest
 from services.api.strict_json import parse_object

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from services.api.batch_files import STORED
-from services.api.batch_lines import response_format
-from services.api.openai_answers import end_error, error_member, quality_name, token_usage, unix
+from services.api.openai.answers import end_error, error_member, quality_name, token_usage, unix
+from services.api.openai.batch_files import STORED
+from services.api.openai.batch_lines import response_format
 from services.api.problems import Problem
 from shared.job_document import timestamp
 from shared.lifecycle.batches import CANCELED, EXPIRED, Outcome

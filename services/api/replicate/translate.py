@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from services.api.field_errors import FieldError, InvalidFieldsError, Path
-from services.api.replicate_schemas import MAX_IMAGES, ModelPredictionRequest, PredictionInput
+from services.api.replicate.schemas import MAX_IMAGES, ModelPredictionRequest, PredictionInput
 from services.api.request_body import RequestBody, Upload
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from services.api.openai_answers import read_base64
+from services.api.openai.answers import read_base64
 from services.api.parts import Parts
 from shared.storage import PRESIGN_S, StorageMissingError
 

@@ -12,8 +12,8 @@ from services.api.pages import check_cursor, page_response
 from services.api.parts import Parts
 from services.api.request_body import read_query
 from services.api.route_docs import describe
-from services.api.webhook_endpoints import found
-from services.api.webhook_schemas import (
+from services.api.webhooks.endpoints import found
+from services.api.webhooks.schemas import (
     AllDeliveriesQuery,
     DeliveryAnswer,
     DeliveryDetailAnswer,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from services.api.openai_answers import Document, end_error, read_base64, token_usage, unix
-from services.api.openai_wait import event
+from services.api.openai.answers import Document, end_error, read_base64, token_usage, unix
+from services.api.openai.wait import event
 from services.api.parts import Parts
 from shared.states import TERMINAL_JOB, JobStatus, Priority
 

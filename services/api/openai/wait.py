@@ -17,7 +17,7 @@ import structlog
 from flask import Request, Response
 
 from services.api.job_access import find_job
-from services.api.openai_answers import Document, error_member
+from services.api.openai.answers import Document, error_member
 from services.api.parts import Parts
 from services.api.unfinished import UnfinishedError
 from services.api.waiting import NoPlaceError

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from services.api.field_errors import InvalidFieldsError
-from services.api.openai_schemas import EditRequest, ImageRequest
-from services.api.openai_translate import native_image_request, nested_fields, read_asked
+from services.api.openai.schemas import EditRequest, ImageRequest
+from services.api.openai.translate import native_image_request, nested_fields, read_asked
 from services.api.schemas import JobRequest
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError

@@ -1,5 +1,5 @@
 """
-`python -m services.api.batch_clerk`: reads the lines of batches, makes jobs of them, and writes their results into files.
+`python -m services.api.openai.batch_clerk`: reads the lines of batches, makes jobs of them, and writes their results into files.
 
 A process of its own, of the API's code: what a line means is a matter of the interface, and 50,000 of them would hold up every other
 request of an API process. One clerk works, others stand by. It keeps nothing in memory that a crash could lose: each step begins with
@@ -18,12 +18,12 @@ from typing import Any
 
 import structlog
 
-from services.api.batch_files import shown_bytes
-from services.api.batch_lines import read_lines, translate_line
-from services.api.batch_results import Results
 from services.api.field_errors import InvalidFieldsError
 from services.api.loaded_model import NoModelError
-from services.api.openai_translate import in_sent_words
+from services.api.openai.batch_files import shown_bytes
+from services.api.openai.batch_lines import read_lines, translate_line
+from services.api.openai.batch_results import Results
+from services.api.openai.translate import in_sent_words
 from services.api.parts import Parts, make_parts
 from services.api.problems import Problem
 from services.api.settings import ApiSettings

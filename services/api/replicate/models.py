@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.api.openai_schemas import is_model_name
+from services.api.openai.schemas import is_model_name
 from services.api.parts import Parts
-from services.api.replicate_schemas import PredictionInput
+from services.api.replicate.schemas import PredictionInput
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
 from shared.job_document import timestamp

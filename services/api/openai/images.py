@@ -19,7 +19,7 @@ from services.api.field_errors import InvalidFieldsError, Path
 from services.api.idempotency import parse_key
 from services.api.job_access import find_job
 from services.api.job_answers import public_document
-from services.api.openai_answers import (
+from services.api.openai.answers import (
     Document,
     ImagesAnswer,
     end_error,
@@ -31,9 +31,9 @@ from services.api.openai_answers import (
     token_usage,
     unix,
 )
-from services.api.openai_schemas import EditRequest, ImageRequest
-from services.api.openai_translate import in_sent_words, native_image_request, nested_fields, read_asked, without_nulls
-from services.api.openai_wait import error_event, event, stream_job, wait_for_end, waiting_place
+from services.api.openai.schemas import EditRequest, ImageRequest
+from services.api.openai.translate import in_sent_words, native_image_request, nested_fields, read_asked, without_nulls
+from services.api.openai.wait import error_event, event, stream_job, wait_for_end, waiting_place
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, Upload, read_json, refuse_compression
 from services.api.route_docs import describe

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from services.api.fields import QueryInt, Sent
-from services.api.openai_schemas import Asked, Picture
+from services.api.openai.schemas import Asked, Picture
 from services.api.schemas import MAX_PROMPT_CHARS
 
 UNSUPPORTED = {

@@ -12,7 +12,7 @@ from services.api.field_errors import from_pydantic
 from services.api.parts import Parts
 from services.api.request_body import read_optional_json
 from services.api.route_docs import describe
-from services.api.webhook_schemas import RotatedSecretAnswer, RotationRequest
+from services.api.webhooks.schemas import RotatedSecretAnswer, RotationRequest
 from shared.job_document import timestamp
 from shared.lifecycle.endpoints import rotate_default_secret
 from shared.lifecycle.tenants import get_webhook_secret

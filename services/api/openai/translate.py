@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, Path, from_pydantic
-from services.api.openai_schemas import Asked, EditRequest, ImageReference, ImageRequest, Picture, is_model_name, refuse_unsupported
+from services.api.openai.schemas import Asked, EditRequest, ImageReference, ImageRequest, Picture, is_model_name, refuse_unsupported
 from services.api.request_body import RequestBody, Upload
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError

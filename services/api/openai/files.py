@@ -11,15 +11,15 @@ from pydantic import BaseModel, Field, ValidationError
 from werkzeug.datastructures import FileStorage
 
 from services.api.auth import authenticate
-from services.api.batch_files import read_output
 from services.api.field_errors import from_pydantic
 from services.api.fields import QueryInt, Sent
-from services.api.openai_answers import unix
-from services.api.openai_translate import nested_fields
+from services.api.openai.answers import unix
+from services.api.openai.batch_files import read_output
+from services.api.openai.translate import nested_fields
 from services.api.pages import page_response
 from services.api.parts import Parts
-from services.api.replicate_files import is_content_upload, store_content
-from services.api.replicate_schemas import UploadedFileAnswer
+from services.api.replicate.files import is_content_upload, store_content
+from services.api.replicate.schemas import UploadedFileAnswer
 from services.api.request_body import read_query, refuse_compression
 from services.api.route_docs import describe
 from services.api.strict_json import check_text

@@ -22,8 +22,8 @@ from services.api.job_access import cancel_job, find_job, wait_for_job
 from services.api.job_answers import public_document, retry_after_s
 from services.api.parts import Parts
 from services.api.prefer import parse_prefer
-from services.api.replicate_models import check_model, check_version, model_document, version_document
-from services.api.replicate_schemas import (
+from services.api.replicate.models import check_model, check_version, model_document, version_document
+from services.api.replicate.schemas import (
     HostedModelAnswer,
     ModelPredictionRequest,
     PredictionAnswer,
@@ -33,8 +33,8 @@ from services.api.replicate_schemas import (
     VersionAnswer,
     VersionListAnswer,
 )
-from services.api.replicate_stream import PredictionEvents
-from services.api.replicate_translate import as_sent, deadline_of, echoed_input, native_request
+from services.api.replicate.stream import PredictionEvents
+from services.api.replicate.translate import as_sent, deadline_of, echoed_input, native_request
 from services.api.request_body import RequestBody, read_json, read_query
 from services.api.route_docs import describe
 from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA, EventStream, Pace, stream_response

@@ -9,14 +9,14 @@ from flask import Response, jsonify, request
 from pydantic import BaseModel, Field, ValidationError
 
 from services.api.auth import authenticate
-from services.api.batch_lines import EDITS, GENERATIONS
 from services.api.field_errors import from_pydantic
 from services.api.fields import MAX_METADATA, MetadataKey, MetadataValue, QueryInt, Sent
 from services.api.idempotency import fingerprint, parse_key
-from services.api.openai_answers import unix
-from services.api.openai_files import ExpiresAfter
-from services.api.openai_images import try_number
-from services.api.openai_translate import without_nulls
+from services.api.openai.answers import unix
+from services.api.openai.batch_lines import EDITS, GENERATIONS
+from services.api.openai.files import ExpiresAfter
+from services.api.openai.images import try_number
+from services.api.openai.translate import without_nulls
 from services.api.pages import page_response
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, read_json, read_query

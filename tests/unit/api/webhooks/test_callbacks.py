@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from services.api.callbacks import check_webhook
 from services.api.schemas import Webhook
+from services.api.webhooks.callbacks import check_webhook
 from shared.egress import EgressPolicy
 from shared.errors import ForbiddenAddressError
 from shared.lifecycle.events import JOB_EVENTS

@@ -17,10 +17,10 @@ from flask import Response, jsonify, request
 from services.api.auth import authenticate
 from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, Path
 from services.api.job_access import cancel_job, find_job
-from services.api.openai_answers import Document
-from services.api.openai_images import MAX_JSON_BYTES, submit_translated
-from services.api.openai_response_answers import ResponseEvents, response_document
-from services.api.openai_response_schemas import (
+from services.api.openai.answers import Document
+from services.api.openai.images import MAX_JSON_BYTES, submit_translated
+from services.api.openai.response_answers import ResponseEvents, response_document
+from services.api.openai.response_schemas import (
     UNSUPPORTED,
     ImagePart,
     ResponseAnswer,
@@ -29,9 +29,9 @@ from services.api.openai_response_schemas import (
     ResponseRequest,
     UserMessage,
 )
-from services.api.openai_schemas import ImageReference, find_unsupported
-from services.api.openai_translate import check_model, lane_and_company, picture_fields, place_images, read_asked, without_nulls
-from services.api.openai_wait import Place, stream_job, wait_for_end, waiting_place
+from services.api.openai.schemas import ImageReference, find_unsupported
+from services.api.openai.translate import check_model, lane_and_company, picture_fields, place_images, read_asked, without_nulls
+from services.api.openai.wait import Place, stream_job, wait_for_end, waiting_place
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, read_json, read_query
 from services.api.reruns import erase_job

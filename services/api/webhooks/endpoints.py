@@ -14,13 +14,13 @@ from flask import Response, jsonify, request
 from pydantic import ValidationError
 
 from services.api.auth import authenticate
-from services.api.callbacks import check_receiver
 from services.api.field_errors import from_pydantic
 from services.api.pages import check_cursor, page_response
 from services.api.parts import Parts
 from services.api.request_body import Model, read_json, read_optional_json, read_query
 from services.api.route_docs import describe
-from services.api.webhook_schemas import (
+from services.api.webhooks.callbacks import check_receiver
+from services.api.webhooks.schemas import (
     DeletedEndpointAnswer,
     EndpointAnswer,
     EndpointChange,

@@ -1,0 +1,1 @@
+"""OpenAI's interface over the native jobs: images, responses, files and batches."""

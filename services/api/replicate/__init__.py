@@ -1,0 +1,1 @@
+"""Replicate's interface over the native jobs."""
