@@ -42,4 +42,9 @@ def num_decoders(checkpoint: str, environ: Mapping[str, str] = os.environ, gpu: 
     folder = Path(checkpoint)
     is_small = folder.is_absolute() and sum(file.stat().st_size for file in folder.rglob("*.safetensors")) <= _SMALL_BYTES
     on_cpu = environ.get("GLMQ_DEVICE", "auto") == "cpu" or not gpu.exists()
-    return min(len(os.sched_getaffinity(0)), _MOST_BY_DEFAULT) if is_small and on_cpu else 1
+    return min(_num_cores(), _MOST_BY_DEFAULT) if is_small and on_cpu else 1
+
+
+def _num_cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -136,13 +136,10 @@ class LeaseKeeper:
                 continue
             now = time.monotonic()
             self._publish(held)
-            stops = self._live.read_stops([unit.id for unit in held])
-            for unit in held:
-                if unit.id in stops:
-                    unit.stop(StopReason.CANCELED)
-            if now - beat_at >= self._settings.heartbeat_s:
+            flagged = self._live.read_stops([unit.id for unit in held if unit.stop_reason is None])
+            if flagged or now - beat_at >= self._settings.heartbeat_s:
                 beat_at = now
-                self._beat(held)
+                self._beat(held, flagged)
             self._distrust(held)
 
     def _publish(self, held: list[HeldWork]) -> None:
@@ -152,7 +149,8 @@ class LeaseKeeper:
             for unit in held:
                 unit.published = news.get(unit.id, unit.published)
 
-    def _beat(self, held: list[HeldWork]) -> None:
+    def _beat(self, held: list[HeldWork], flagged: set[str]) -> None:
+        """Extend the leases, and stop what is not ours any more. A flag is a hint to ask now: it may be late, and the work wanted again."""
         # Counted from before the call: the database may have answered long after it extended the lease.
         asked_at = time.monotonic()
         try:
@@ -165,7 +163,8 @@ class LeaseKeeper:
                 unit.kept_at = asked_at
             else:
                 # Canceled, or rescued from us. Either way the row is not ours to write.
-                unit.stop(StopReason.LOST)
+                unit.stop(StopReason.CANCELED if unit.id in flagged else StopReason.LOST)
+        self._live.clear_stops([unit.id for unit in held if unit.id in flagged and (unit.id, unit.attempt) in still_ours])
 
     def _distrust(self, held: list[HeldWork]) -> None:
         now = time.monotonic()

@@ -112,9 +112,9 @@ def logs(document: Mapping[str, Any]) -> str:
 
 
 def _error(document: Mapping[str, Any]) -> str | None:
-    # A text, always: clients print it.
+    # A text, always: clients print it. Of a canceled one the status says all.
     error = document["error"]
-    return None if error is None else f"{error['code']}: {error['message']}"
+    return None if error is None or document["status"] == JobStatus.CANCELED else f"{error['code']}: {error['message']}"
 
 
 def _metrics(document: Mapping[str, Any]) -> dict[str, Any]:

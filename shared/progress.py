@@ -98,6 +98,8 @@ class LiveState:
 
     def read_stops(self, work_ids: list[str]) -> set[str]:
         """Which of this work is flagged to stop."""
+        if not work_ids:
+            return set()
         values: list[bytes | None] = self._try(lambda: self._redis.mget([f"glmq:stop:{work_id}" for work_id in work_ids]), [])
         return {work_id for work_id, value in zip(work_ids, values, strict=False) if value}
 

@@ -8,13 +8,18 @@ import io
 from PIL import Image
 
 from shared.errors import PermanentWorkError
+from shared.ids import new_id
 from shared.lifecycle.claims import Source
 from shared.storage import Storage, StorageMissingError
 
 
 def source_key(tenant_id: str, sha256: str) -> str:
-    """Where a tenant's source image lies: one object for the same picture sent twice."""
-    return f"t/{tenant_id}/sources/{sha256}.png"
+    """
+    Where a tenant's source image will lie: an object for each time that it is stored.
+
+    By its hash alone it would lie where an erased one lay, which is still to be deleted.
+    """
+    return f"t/{tenant_id}/sources/{sha256}/{new_id('src')}.png"
 
 
 def load_source(storage: Storage, source: Source) -> Image.Image:

@@ -131,6 +131,7 @@ class File(Base):
     __table_args__ = (
         CheckConstraint("purpose IN ('source', 'batch', 'batch_output', 'vision', 'user_data', 'assistants')", name="purpose_known"),
         Index("ix_file_tenant", "tenant_id", "created_at", "id", postgresql_where=text("purpose <> 'source' AND deleted_at IS NULL")),
+        Index("ix_file_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND deleted_at IS NULL")),
         CheckConstraint("size_bytes >= 0", name="size_not_negative"),
         CheckConstraint("purpose <> 'source' OR (height_px > 0 AND width_px > 0)", name="source_has_size"),
         # The same picture sent twice is stored once.

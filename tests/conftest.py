@@ -21,6 +21,7 @@ from infra.embedded.memory import Memory
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.redis import RedisServer
 from infra.embedded.s3 import S3Server
+from tests.nursery import Nursery
 
 if TYPE_CHECKING:
     from tests.stack import Stack
@@ -131,8 +132,20 @@ def miniature(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
+def nursery(throwaway: Path) -> Iterator[Nursery]:
+    """Where the processes of stacks are started from."""
+    with Nursery(throwaway) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def stack(
-    postgres_server: PostgresServer, redis_url: str, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory
+    nursery: Nursery,
+    postgres_server: PostgresServer,
+    redis_url: str,
+    s3: S3Server,
+    miniature: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stack]:
     """
     Every role and the clerk of batches running, with random weights; for all who break nothing.
@@ -154,5 +167,5 @@ def stack(
     # Clients are to meet the comments of silent streams, which come every ten seconds unless told otherwise.
     short = {"GLMQ_LORA_DIR": str(adapters), "GLMQ_STREAM_HEARTBEAT_S": "0.2"}
     folder = tmp_path_factory.mktemp("stack")
-    with running_stack(postgres_server, redis_url, s3, miniature, folder, BATCH_CLERK, **short) as running:
+    with running_stack(nursery, postgres_server, redis_url, s3, miniature, folder, BATCH_CLERK, **short) as running:
         yield running

@@ -20,6 +20,7 @@ import httpx
 
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
+from tests.nursery import Child, Nursery
 
 ROLES = ("api", "dispatcher", "ar_worker", "decoder_worker", "webhook_sender")
 """What every story needs."""
@@ -50,7 +51,8 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 60, pause_s: flo
 class Stack:
     """Processes of all roles with one environment; each can be killed and started again."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, nursery: Nursery, folder: Path, environment: Mapping[str, str]) -> None:
+        self._nursery = nursery
         self._folder = folder
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -65,7 +67,7 @@ class Stack:
             "OMP_NUM_THREADS": "1",
             **environment,
         }
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Child] = {}
         self._clients: list[httpx.Client] = []
         self.api_key = API_KEY
         self.client = self._client(API_KEY)
@@ -92,14 +94,8 @@ class Stack:
 
     def start(self, name: str, role: str | None = None, **environment: str) -> None:
         """Start a process; `name` tells several of one role apart."""
-        with (self._folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", f"services.{role or name}"],
-                env={**self.environment, **environment},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        log = self._folder / f"{name}.log"
+        self.processes[name] = self._nursery.start(f"services.{role or name}", {**self.environment, **environment}, log)
 
     def start_all(self, *more: str) -> None:
         """Migrate, start every role and `more`, and wait until the service is ready."""
@@ -173,10 +169,10 @@ class Stack:
 
 @contextmanager
 def running_stack(
-    server: PostgresServer, redis_url: str, s3: S3Server, checkpoint: Path, folder: Path, *more: str, **environment: str
+    nursery: Nursery, server: PostgresServer, redis_url: str, s3: S3Server, checkpoint: Path, folder: Path, *more: str, **environment: str
 ) -> Iterator[Stack]:
     """Every role and `more` running with this checkpoint, logs in `folder`."""
-    running = Stack(folder, stack_environment(server, redis_url, s3, checkpoint, f"e2e_{uuid.uuid4().hex}") | environment)
+    running = Stack(nursery, folder, stack_environment(server, redis_url, s3, checkpoint, f"e2e_{uuid.uuid4().hex}") | environment)
     try:
         running.start_all(*more)
         yield running

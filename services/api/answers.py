@@ -18,7 +18,7 @@ class Progress(BaseModel):
 
 
 class JobError(BaseModel):
-    """Why a job failed or expired."""
+    """Why a job failed, expired or was canceled."""
 
     code: str
     message: str

@@ -43,7 +43,7 @@ _BY_NAME: dict[str, Any] = {
     "height": 768,
     "size": "1024x768",
     "error": None,
-    "code": "worker_lost",
+    "code": "poison",
 }
 _FUTURE = "2099-12-31T23:59:59Z"
 """An example that is tried must not have become wrong."""

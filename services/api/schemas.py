@@ -127,7 +127,10 @@ class FormatOptions(Sent):
 
     quality: int | None = Field(default=None, ge=1, le=100, description="For jpeg and webp. More is better and larger.")
     max_bytes: int | None = Field(
-        default=None, ge=1024, description="For jpeg and webp: the quality is lowered until the file has no more bytes than this."
+        default=None,
+        ge=1024,
+        le=1 << 40,
+        description="For jpeg and webp: the quality is lowered until the file has no more bytes than this.",
     )
 
 

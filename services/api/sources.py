@@ -6,6 +6,7 @@ In two steps, because nothing may be stored for a request of which any part is w
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -25,7 +26,7 @@ from shared.lifecycle.tenants import StoredFile, add_source, get_source
 from shared.source_image import NormalisedImage, normalise
 from shared.source_size import SourceLimits, legal_size
 from shared.source_store import source_key
-from shared.storage import StorageMissingError
+from shared.storage import StorageDownError, StorageMissingError
 
 
 class BusyError(GlmqError):
@@ -127,4 +128,9 @@ class SourceReader:
         key = source_key(self._tenant_id, image.sha256)
         # The object before the row: a row always has its object.
         self._parts.storage.put(key, image.png, "image/png")
-        return add_source(self._parts.db, self._tenant_id, key, image.sha256, len(image.png), image.height_px, image.width_px)
+        stored = add_source(self._parts.db, self._tenant_id, key, image.sha256, len(image.png), image.height_px, image.width_px)
+        if stored.storage_key != key:
+            # The same picture was there before.
+            with contextlib.suppress(StorageDownError):
+                self._parts.storage.delete(key)
+        return stored

@@ -96,6 +96,10 @@ def run(settings: DispatcherSettings, stopping: threading.Event) -> None:
             ticked_at = float("-inf")
             stopping.wait(_STANDBY_S)
             continue
+        except Exception:  # what is wrong with one row must not end the process that looks after all the others
+            log.exception("dispatch_failed")
+            stopping.wait(_STANDBY_S)
+            continue
         # In a burst of rings, what has come meanwhile is released in one go.
         stopping.wait(_MIN_PAUSE_S)
         doorbell.wait(ticked_at + pause_s - time.monotonic())

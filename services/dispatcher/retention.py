@@ -1,5 +1,5 @@
 """
-Retention: results whose time is up are erased; old events, deliveries and idempotency keys are deleted.
+Retention: results and files whose time is up are erased; old events, deliveries and idempotency keys are deleted.
 
 On a thread of its own, so that releases do not wait for it; by the leader alone; in steps of milliseconds. Objects in S3 are only doomed
 here: the sweeper deletes them, when the store is there.
@@ -15,6 +15,7 @@ import structlog
 from services.dispatcher.settings import DispatcherSettings
 from shared.db import Database, DatabaseDownError
 from shared.lifecycle.erasing import erase_expired
+from shared.lifecycle.files import delete_expired_files
 from shared.lifecycle.retention import prune_deliveries, prune_events, prune_keys
 from shared.progress import LiveState
 
@@ -39,6 +40,7 @@ def look(db: Database, live: LiveState, settings: DispatcherSettings) -> int:
         "events": prune_events(db, settings.events_kept_s, _STEP),
         "deliveries": prune_deliveries(db, settings.webhook_log_s, _STEP),
         "keys": prune_keys(db, settings.idempotency_s, _STEP),
+        "files": delete_expired_files(db, _STEP),
     }
     done = {name: count for name, count in counts.items() if count}
     if done:

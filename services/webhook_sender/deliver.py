@@ -184,7 +184,7 @@ def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
         return float(text)
     try:
         at = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     # A date without a zone is in UTC, as HTTP's are.
     return (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds()

@@ -131,7 +131,11 @@ class Sender:
             self._close_at = time.monotonic() + (0 if has_more else _CLOSE_EVERY_S)
 
     async def _send(self, delivery: Delivery, claimed_at: float) -> None:
-        answer = await self._attempt(delivery, claimed_at)
+        try:
+            answer = await self._attempt(delivery, claimed_at)
+        except Exception as error:  # its place in the line must be given back, whatever a receiver has come up with
+            self._log.error("attempt_crashed", delivery_id=delivery.id, event_id=delivery.event_id, error=type(error).__name__)
+            answer = Answer(error="the answer could not be read")
         outcome = outcome_of(answer, delivery.tries, self._rng, 1 if delivery.kind == "test" else MAX_ATTEMPTS)
         now = time.monotonic()
         self._queues.posted(delivery, answer.is_success and answer.latency_ms < QUICK_MS)

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from shared.db import Database
 from shared.errors import RequestError
 from shared.ids import new_id
-from shared.lifecycle.ending import end_jobs
+from shared.lifecycle.ending import end_canceled
 from shared.lifecycle.events import record_event, record_item_failure
 from shared.lifecycle.fast_submit import insert_lines
 from shared.lifecycle.files import NewFile, add_file_in
@@ -350,7 +350,7 @@ def cancel_jobs(db: Database, batch_id: str) -> tuple[int, list[str]]:
     def work(session: Session) -> tuple[int, list[str]]:
         live = _live_jobs(batch_id).order_by(Job.id).limit(_CANCEL_AT_ONCE).with_for_update(skip_locked=True)
         jobs = session.scalars(live).all()
-        return len(jobs), end_jobs(session, jobs, JobStatus.CANCELED) if jobs else []
+        return len(jobs), end_canceled(session, jobs, "the batch was canceled") if jobs else []
 
     return db.run(work)
 

@@ -56,6 +56,11 @@ def succeed(session: Session, jobs: Sequence[Job], at: datetime | None = None) -
         record_changes(session, jobs, "job.succeeded")
 
 
+def end_canceled(session: Session, jobs: Sequence[Job], why: str = "the job was canceled") -> list[str]:
+    """`end_jobs` because the customer wants them no more."""
+    return end_jobs(session, jobs, JobStatus.CANCELED, {"code": "canceled_by_user", "message": why})
+
+
 def end_jobs(session: Session, jobs: Sequence[Job], status: JobStatus, error: dict[str, Any] | None = None) -> list[str]:
     """
     End jobs of one tenant, which this transaction has locked, before they have succeeded: what they still had to do is dropped, unless

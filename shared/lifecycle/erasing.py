@@ -15,13 +15,15 @@ from sqlalchemy import ARRAY, Text, cast, delete, exists, func, select, text, up
 from sqlalchemy.orm import Session
 
 from shared.db import Database
-from shared.lifecycle.ending import database_now, end_jobs
+from shared.lifecycle.ending import database_now, end_canceled
 from shared.lifecycle.events import count_change
-from shared.states import TERMINAL_JOB, JobStatus
+from shared.states import TERMINAL_JOB
 from shared.tables import BatchItem, DoomedObject, Event, File, Grid, Image, Job, Output, WebhookAttempt, WebhookDelivery
 
 LATE_S = 900
 """A worker that was stopped by the erasure may still store what it was drawing; by then it has surely heard, or is dead."""
+
+_POSTPONED_S = 60
 
 _now = func.clock_timestamp
 
@@ -83,7 +85,7 @@ def erase_expired(db: Database) -> Erased | None:
 
 def _erase(session: Session, job: Job) -> Erased:
     """Erase a job that this transaction has locked."""
-    stopped = [] if job.status in TERMINAL_JOB else end_jobs(session, [job], JobStatus.CANCELED)
+    stopped = [] if job.status in TERMINAL_JOB else end_canceled(session, [job], "the job was deleted")
     images, grids = _drop_units(session, job)
     _drop_sources(session, job.tenant_id, grids)
     _blank(session, job)
@@ -102,6 +104,13 @@ def forget_objects(db: Database, ids: Collection[int]) -> None:
     """They are deleted."""
     if ids:
         db.run(lambda session: session.execute(delete(DoomedObject).where(DoomedObject.id.in_(ids))))
+
+
+def postpone_objects(db: Database, ids: Collection[int]) -> None:
+    """They could not be deleted: not again before a minute has passed."""
+    if ids:
+        later = update(DoomedObject).where(DoomedObject.id.in_(ids)).values(due_at=_now() + timedelta(seconds=_POSTPONED_S))
+        db.run(lambda session: session.execute(later))
 
 
 def _drop_units(session: Session, job: Job) -> tuple[list[Image], list[Grid]]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy import ColumnElement, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.errors import RequestError
-from shared.tables import File
+from shared.tables import DoomedObject, File
 
 _now = func.clock_timestamp
 
@@ -112,21 +111,25 @@ def list_files(
     return db.run(work)
 
 
-def delete_file(db: Database, tenant_id: str, file_id: str) -> str | None:
-    """Take a file away; the key of its object, which is to be removed next, or None if there is no such file."""
-    gone = update(File).where(*_is_there(tenant_id), File.id == file_id).values(deleted_at=_now()).returning(File.storage_key)
-    return db.run(lambda session: session.scalar(gone))
+def delete_file(db: Database, tenant_id: str, file_id: str) -> bool:
+    """Take a file away; its object is doomed with it. False: there is no such file."""
+    return db.run(lambda session: _delete(session, *_is_there(tenant_id), File.id == file_id)) > 0
 
 
-def expired_files(db: Database, limit: int) -> list[str]:
-    """Take away files whose time is up; the keys of their objects, which are to be removed next."""
+def delete_expired_files(db: Database, limit: int) -> int:
+    """Take away files whose time is up; how many there were."""
 
-    def work(session: Session) -> list[str]:
+    def work(session: Session) -> int:
         late = select(File.id).where(File.expires_at < _now(), File.deleted_at.is_(None)).limit(limit).with_for_update(skip_locked=True)
-        gone: Any = update(File).where(File.id.in_(late)).values(deleted_at=_now()).returning(File.storage_key)
-        return list(session.scalars(gone))
+        return _delete(session, File.id.in_(late))
 
     return db.run(work)
+
+
+def _delete(session: Session, *which: ColumnElement[bool]) -> int:
+    keys = session.scalars(update(File).where(*which).values(deleted_at=_now()).returning(File.storage_key)).all()
+    session.add_all(DoomedObject(prefix=key) for key in keys)
+    return len(keys)
 
 
 def _is_there(tenant_id: str) -> tuple[ColumnElement[bool], ...]:

@@ -14,7 +14,7 @@ from shared.db import Database
 from shared.errors import RequestError
 from shared.job_document import WATCHED_WORK, Progress, has_image, job_document
 from shared.lifecycle.claims import StoredArtifact, finished_artifact
-from shared.lifecycle.ending import end_jobs
+from shared.lifecycle.ending import end_canceled, end_jobs
 from shared.lifecycle.events import images_and_grids
 from shared.states import TERMINAL_JOB, JobStatus
 from shared.tables import Grid, Image, Job, Output
@@ -137,7 +137,7 @@ def cancel(db: Database, tenant_id: str, job_id: str) -> list[str] | None:
             raise RequestError("gone", "the job was erased")
         if job.status in TERMINAL_JOB:
             raise RequestError("already_terminal", f"the job is {job.status} and cannot change any more")
-        return end_jobs(session, [job], JobStatus.CANCELED)
+        return end_canceled(session, [job])
 
     return db.run(work)
 

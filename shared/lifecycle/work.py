@@ -199,9 +199,13 @@ def rescue(db: Database, stage: Stage) -> tuple[int, list[str]]:
         ).all()
         stopped: list[str] = []
         for unit in expired:
+            if unit.state != WorkState.RUNNING:
+                # It ended with another unit of its job, a moment ago.
+                continue
             unit.num_lost += 1
+            unit.error = {"code": "worker_lost", "message": "the worker that did this died or fell silent"}
             if unit.num_lost >= MAX_LOST:
-                error = {"code": "worker_lost", "message": f"the worker was lost {unit.num_lost} times while doing this"}
+                error = {"code": "poison", "message": f"{unit.num_lost} workers were lost while doing this"}
                 stopped += end_work(session, unit, error)
             else:
                 requeue(session, unit, delay_s=2.0**unit.num_lost)

@@ -10,6 +10,7 @@ import pytest
 
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
+from tests.nursery import Nursery
 from tests.stack import Stack, stack_environment
 
 SHORT = {"GLMQ_LEASE_S": "3", "GLMQ_HEARTBEAT_S": "0.5", "GLMQ_POLL_S": "0.5", "GLMQ_RESCUE_S": "0.5"}
@@ -17,11 +18,16 @@ SHORT = {"GLMQ_LEASE_S": "3", "GLMQ_HEARTBEAT_S": "0.5", "GLMQ_POLL_S": "0.5", "
 
 @pytest.fixture(scope="session")
 def stack(
-    postgres_server: PostgresServer, redis_url: str, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory
+    nursery: Nursery,
+    postgres_server: PostgresServer,
+    redis_url: str,
+    s3: S3Server,
+    miniature: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stack]:
     """Every role running, to be broken; each test leaves it whole."""
     environment = stack_environment(postgres_server, redis_url, s3, miniature, f"faults_{uuid.uuid4().hex}", redis_number=2)
-    running = Stack(tmp_path_factory.mktemp("stack"), {**environment, **SHORT})
+    running = Stack(nursery, tmp_path_factory.mktemp("stack"), {**environment, **SHORT})
     try:
         running.start_all()
         yield running

@@ -13,15 +13,18 @@ import pytest
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
 from tests.faults.conftest import SHORT
+from tests.nursery import Nursery
 from tests.stack import Stack, free_port, stack_environment, wait_until
 
 
 @pytest.fixture(scope="module")
-def stack(postgres_server: PostgresServer, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(
+    nursery: Nursery, postgres_server: PostgresServer, s3: S3Server, miniature: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
     """Every role running, and nobody at the address of Redis."""
     nobody = f"redis://127.0.0.1:{free_port()}/0"
     environment = stack_environment(postgres_server, nobody, s3, miniature, f"away_{uuid.uuid4().hex}")
-    running = Stack(tmp_path_factory.mktemp("stack"), {**environment, **SHORT})
+    running = Stack(nursery, tmp_path_factory.mktemp("stack"), {**environment, **SHORT})
     try:
         running.start_all()
         yield running

@@ -157,16 +157,20 @@ def test_finish_may_be_repeated(db: Database, new_job: NewJob) -> None:
 
 
 def test_work_that_kills_its_workers_fails(db: Database, new_job: NewJob) -> None:
-    """After three lost leases a unit fails with `worker_lost`, and its job with it."""
-    job_id, _ = submit(db, new_job)
-    for _ in range(work.MAX_LOST):
+    """After three lost leases two units of a job fail at once, and their job with them; before, they tell of each loss."""
+    job_id, _ = submit(db, replace(new_job, num_images=2, same_layout=False))
+    for number in range(1, work.MAX_LOST + 1):
         execute(db, "UPDATE grid SET not_before = clock_timestamp()")
+        claim_grid(db)
         claim_grid(db)
         execute(db, "UPDATE grid SET lease_until = clock_timestamp() - interval '1 s'")
         work.rescue(db, Stage.AR)
+        if number < work.MAX_LOST:
+            assert query(db, "SELECT DISTINCT error->>'code' FROM grid") == [("worker_lost",)]
     failed = document(db, new_job, job_id)
-    assert (failed["status"], failed["error"]["code"]) == ("failed", "worker_lost")
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "poison")
     assert failed["outputs"][0]["status"] == "failed"
+    assert sorted(query(db, "SELECT state FROM grid")) == [("canceled",), ("failed",)]
 
 
 def test_unclaimed_release_comes_back(db: Database, new_job: NewJob) -> None:
@@ -221,7 +225,8 @@ def test_cancel_ends_now_and_spares_what_others_want(db: Database, new_job: NewJ
     second, _ = submit(db, new_job)
     grid = claim_grid(db)
     assert jobs.cancel(db, new_job.tenant_id, first) == []
-    assert document(db, new_job, first)["status"] == "canceled"
+    canceled = document(db, new_job, first)
+    assert (canceled["status"], canceled["error"]["code"]) == ("canceled", "canceled_by_user")
     assert work.heartbeat(db, Stage.AR, {(grid.id, grid.attempt)}, LEASE_S) == {(grid.id, grid.attempt)}
     assert jobs.cancel(db, new_job.tenant_id, second) == [grid.id]
     assert work.heartbeat(db, Stage.AR, {(grid.id, grid.attempt)}, LEASE_S) == set()

@@ -260,9 +260,12 @@ def test_a_name_server_that_hangs_costs_the_connect_time_only() -> None:
     gc.collect()
 
 
+_FAR = "Mon, 01 Jan 2030 00:00:00 +99999999999999999999"
+
+
 @pytest.mark.parametrize(
     ("status", "value", "expected_s"),
-    [(503, "120", 120), (429, "7", 7), (500, "120", None), (503, "soon", None), (503, "-1", None), (503, "9" * 30, None)],
+    [(503, "120", 120), (429, "7", 7), (500, "120", None), *((503, text, None) for text in ("soon", "-1", "9" * 30, _FAR))],
 )
 def test_retry_after_is_read(status: int, value: str, expected_s: float | None) -> None:
     """Seconds on 429 and 503; nonsense is as if it were not there."""

@@ -12,6 +12,7 @@ import hashlib
 import signal
 import sys
 import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -50,8 +51,8 @@ _PAUSE_S = 0.5
 """Between two looks while nothing is to be done: batches are bulk work."""
 _LINES_AT_ONCE = 200
 """Jobs of one statement: half a second's work, most of it spent on reading the lines."""
+_PREPARE_S = 2.0
 _RESULTS_AT_ONCE = 500
-_EXPIRED_AT_ONCE = 100
 
 log = structlog.get_logger()
 
@@ -78,12 +79,11 @@ class Clerk:
                 has_worked |= self._step(batch)
             except (NoModelError, BusyError) as error:
                 log.info("batch_waits", batch_id=batch.id, why=str(error))
+            except (DatabaseDownError, StorageDownError):
+                raise
+            except Exception:  # whatever is wrong with one batch, the others go on, and the next look may find it mended
+                log.exception("batch_stumbled", batch_id=batch.id)
         return has_worked
-
-    def tidy(self) -> None:
-        """Remove files whose time is up."""
-        for key in files.expired_files(self._parts.db, _EXPIRED_AT_ONCE):
-            self._parts.storage.delete(key)
 
     def _step(self, batch: BatchDocument) -> bool:
         match batch.status:
@@ -134,8 +134,10 @@ class Clerk:
         if not pending:
             return False
         ready: dict[str, NewJob | dict[str, Any]] = {}
+        began = time.monotonic()
         for item in pending:
-            if self._stopping.is_set():
+            # A line may name pictures that take seconds to come: the other batches have their turn in between.
+            if self._stopping.is_set() or time.monotonic() - began > _PREPARE_S:
                 break
             ready[item.id] = self._prepare(batch, item.custom_id, item.request)
         return self._submit(batch, ready, limits)
@@ -234,7 +236,6 @@ def run(settings: ApiSettings, stopping: threading.Event) -> None:
                 stopping.wait(_STANDBY_S)
                 continue
             if not clerk.work():
-                clerk.tidy()
                 stopping.wait(_PAUSE_S)
         except (DatabaseDownError, StorageDownError) as error:
             log.warning("store_away", error=type(error).__name__, why=str(error))

@@ -183,10 +183,8 @@ def files_blueprint(parts: Parts) -> APIBlueprint:
     @files.doc(summary="Delete a file (OpenAI)", operation_id="openai_delete_file", security="ApiKey", responses=[401, 403, 404, 503])
     def delete_one(file_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")
-        key = delete_file(parts.db, caller.tenant_id, file_id) if is_id(file_id, "file") else None
-        if key is None:
+        if not (is_id(file_id, "file") and delete_file(parts.db, caller.tenant_id, file_id)):
             raise RequestError("not_found", "there is no such file")
-        parts.storage.delete(key)
         return jsonify({"id": file_id, "object": "file", "deleted": True})
 
     return files

@@ -7,7 +7,6 @@ Whatever the native request would refuse under another name is checked here firs
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -237,8 +236,8 @@ def _data_of(url: str, path: Path) -> bytes:
     found = _DATA_URL.match(url)
     try:
         if found is None:
-            raise binascii.Error("not base64")
+            raise ValueError("not base64")
         return base64.b64decode(url[found.end() :], validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         detail = f"{name}: a data URL should be data:image/png;base64, and the bytes in base 64"
         raise InvalidFieldsError([FieldError(path, "data_url", detail, "invalid_image")]) from None

@@ -49,6 +49,7 @@ def watch_job(parts: Parts, caller: Caller, job_id: str, timeout_s: float, pause
     with parts.waiting.watch(job_id) as watch:
         goes_on = True
         while True:
+            watch.take()
             with parts.waiting.turn():
                 document = find_job(parts, caller, job_id)
             left_s = give_up_at - time.monotonic()

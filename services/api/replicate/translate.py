@@ -5,7 +5,6 @@ From Replicate's words to ours: input, webhook filters, images and Cancel-After.
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import re
 from collections.abc import Mapping
@@ -136,9 +135,9 @@ def _bytes_of(uri: str, param: str) -> bytes:
     found = _DATA_URL.match(uri)
     try:
         if found is None:
-            raise binascii.Error("not base64")
+            raise ValueError("not base64")
         return base64.b64decode(uri[found.end() :], validate=True)
-    except binascii.Error:
+    except ValueError:
         detail = f"{param}: a data URL should be data:image/png;base64, and the bytes in base 64"
         raise RequestError("invalid_image", detail, param) from None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future
 from typing import Any
 
 from services.api.field_errors import ErrorCollector
@@ -51,19 +49,8 @@ def check_receiver(policy: EgressPolicy, url: str, param: str) -> ParsedUrl:
         ForbiddenAddressError: it leads to an address that is not public.
     """
     parsed = policy.check_url(url, param)
-    found: Future[None] = Future()
-
-    def look_up() -> None:
-        try:
-            policy.resolve(parsed.host, parsed.port, param)
-            found.set_result(None)
-        except BaseException as error:  # handed to the waiting thread, whatever it is
-            found.set_exception(error)
-
-    # In a thread of its own, since the operating system's look-up knows no time limit.
-    threading.Thread(target=look_up, name="resolve-webhook", daemon=True).start()
     try:
-        found.result(_RESOLVE_S)
+        policy.resolve_aside(parsed.host, parsed.port, param).result(_RESOLVE_S)
     except TimeoutError:
         pass
     except RequestError as error:

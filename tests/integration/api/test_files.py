@@ -141,6 +141,7 @@ def test_pictures_that_expire(client: FlaskClient, db: Database, settings: ApiSe
         ({"preset": "square", "width": 64, "height": 64}, "preset"),
         ({"format_options": {"max_bytes": 9000}}, "format_options.max_bytes"),
         ({"format": "jpeg", "format_options": {"max_bytes": 1}}, "format_options.max_bytes"),
+        ({"format": "jpeg", "format_options": {"max_bytes": 10**22}}, "format_options.max_bytes"),
         ({"renditions": [{"name": "a"}, {"name": "a"}]}, "renditions"),
         ({"renditions": [{"name": "A"}]}, "renditions.0.name"),
         ({"renditions": [{"name": "../x"}]}, "renditions.0.name"),

@@ -19,8 +19,10 @@ from services.api.openai.batch_lines import EDITS, GENERATIONS, MAX_LINES, read_
 from services.api.parts import Parts
 from shared.db import Database
 from shared.lifecycle import batches
+from shared.lifecycle.files import delete_expired_files
 from shared.lifecycle.tenants import limit_tenant
 from shared.storage import StorageMissingError
+from shared.sweep import sweep
 from tests.integration.api.conftest import MODEL, Account, assert_problem, client_of, count_rows, png
 from tests.integration.api.openai import draw
 from tests.integration.api.test_openai_files import upload
@@ -105,7 +107,8 @@ def test_result_files(client: FlaskClient, clerk: Clerk, db: Database, parts: Pa
         assert file["expires_at"] - file["created_at"] == 3600
     execute(db, "UPDATE file SET expires_at = now() WHERE purpose = 'batch_output'")
     assert_problem(client.get(f"/v1/files/{done['output_file_id']}/content"), 404, "not_found")
-    clerk.tidy()
+    delete_expired_files(db, 10)
+    sweep(db, parts.storage)
     for key in keys:
         with pytest.raises(StorageMissingError):
             parts.storage.get(key)

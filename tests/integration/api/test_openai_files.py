@@ -13,9 +13,9 @@ from werkzeug.test import encode_multipart
 
 from services.api.parts import Parts
 from shared.db import Database
-from shared.lifecycle.files import expired_files
+from shared.lifecycle.files import delete_expired_files
 from tests.integration.api.conftest import Account, assert_problem, client_of, count_rows, png
-from tests.ledger import execute
+from tests.ledger import execute, query
 
 
 def upload(client: FlaskClient, data: bytes, name: str = "a.jsonl", **fields: str) -> Any:
@@ -62,8 +62,9 @@ def test_files_expire(client: FlaskClient, db: Database) -> None:
     assert file["expires_at"] - file["created_at"] == 3600
     execute(db, "UPDATE file SET expires_at = now()")
     assert_problem(client.get(f"/v1/files/{file['id']}"), 404, "not_found")
-    assert len(expired_files(db, 10)) == 1
-    assert expired_files(db, 10) == []
+    assert delete_expired_files(db, 10) == 1
+    assert delete_expired_files(db, 10) == 0
+    assert query(db, "SELECT prefix FROM doomed_object") == query(db, "SELECT storage_key FROM file")
 
 
 def test_strangers(client: FlaskClient, app: APIFlask, stranger: Account) -> None:

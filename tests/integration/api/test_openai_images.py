@@ -15,6 +15,8 @@ from flask.testing import FlaskClient
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import encode_multipart
 
+from services.api.job_access import find_job
+from services.api.openai import wait
 from services.api.openai.images import EDITS, GENERATIONS
 from services.api.parts import Parts
 from services.api.settings import ApiSettings
@@ -169,6 +171,15 @@ def test_a_wait_that_is_too_long(hasty: FlaskClient, parts: Parts, db: Database)
     assert hasty.get(body["job"]).get_json()["status"] == "succeeded"
     [event] = events_of(generate(hasty, stream=True).get_data())
     assert event["error"]["code"] == "deadline"
+
+
+def test_a_wait_looks_only_after_a_change(hasty: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One change during a long wait costs one more look at the job."""
+    looks = []
+    monkeypatch.setattr(wait, "find_job", lambda *args: looks.append(args) or find_job(*args))
+    answer = generate(hasty)
+    assert answer.status_code == 504
+    assert len(looks) < 8
 
 
 def test_only_so_many_may_wait(client: FlaskClient, parts: Parts, account: Account, db: Database) -> None:

@@ -150,6 +150,7 @@ def test_wrong_requests(client: FlaskClient) -> None:
     refused("invalid_request", "input.size", input={"prompt": "a", "size": "9000x9000"})
     refused("invalid_request", "input.aspect_ratio", input={"prompt": "a", "aspect_ratio": "1:1", "size": "64x64"})
     refused("invalid_image", "input.image", input={"prompt": "a", "image": "data:image/png;base64,%%%"})
+    refused("invalid_image", "input.image", input={"prompt": "a", "image": "data:image/png;base64,é"})
     refused("unsupported_media", "input.image", 415, input={"prompt": "a", "image": "data:image/png;base64,AAAA"})
     refused("forbidden_address", "input.image", input={"prompt": "a", "image": "http://10.0.0.7/a.png"})
     red = "data:image/png;base64," + base64.b64encode(png()).decode()

@@ -14,11 +14,14 @@ from flask.testing import FlaskClient
 from PIL import Image
 from sqlalchemy import text
 
+from services.api.parts import Parts
 from services.api.settings import ApiSettings
 from shared.db import Database
 from shared.storage import Storage
+from shared.sweep import sweep
 from tests.fakes import ScriptedServer
 from tests.integration.api.conftest import Account, assert_problem, client_of, count_rows, finish_jobs, png, post_multipart
+from tests.ledger import query
 
 Serve = Callable[[bytes], ScriptedServer]
 
@@ -75,7 +78,7 @@ def test_every_kind_of_source_in_order(client: FlaskClient, db: Database, settin
     for file_id in file_ids(job):
         key, sha256 = keys[file_id]
         data = Storage(settings).get(key)
-        assert key == f"t/{account.tenant_id}/sources/{sha256}.png"
+        assert key.startswith(f"t/{account.tenant_id}/sources/{sha256}/")
         assert hashlib.sha256(data).hexdigest() == sha256
         with Image.open(io.BytesIO(data)) as image:
             assert (image.format, image.mode) == ("PNG", "RGB")
@@ -93,6 +96,17 @@ def test_same_picture_is_stored_once(client: FlaskClient, db: Database) -> None:
     jobs = [post_multipart(client, parts).get_json() for _ in range(2)]
     assert file_ids(jobs[0]) == file_ids(jobs[1])
     assert count_rows(db)["file"] == 1
+
+
+def test_same_picture_outlives_the_deletion_of_another_job(client: FlaskClient, db: Database, parts: Parts) -> None:
+    """A picture that is sent again while the one of a deleted job is still to be removed from the store stays there."""
+    sent = {"request": json.dumps({"prompt": "a fox", "seed": 1}), "image": (png(), "a.png")}
+    first = post_multipart(client, sent).get_json()
+    assert client.delete(f"/v1/jobs/{first['id']}").status_code == 200
+    assert post_multipart(client, sent).status_code == 202
+    sweep(db, parts.storage)
+    ((key,),) = query(db, "SELECT storage_key FROM file")
+    assert parts.storage.get(key)
 
 
 def test_foreign_sources_are_unknown(

@@ -1,0 +1,162 @@
+"""
+Starts the service's processes for tests as forks of one process that has imported them: a GPU worker imports for ten seconds of CPU, and
+the tests start some fifty of them.
+
+What runs in a child is what `python -m services.NAME` runs, with an environment, a session and a log of its own. That the real command
+works too, the tests of `glmq demo` prove.
+
+    with Nursery(folder) as nursery:
+        process = nursery.start("services.api", environment, log)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+_IMPORTS = {
+    "services.api": "services.api.app",
+    "services.api.openai.batch_clerk": "services.api.app",
+    "services.dispatcher": "services.dispatcher.main",
+    "services.webhook_sender": "services.webhook_sender.main",
+    "services.ar_worker": "services.ar_worker.worker",
+    "services.decoder_worker": "services.decoder_worker.worker",
+}
+"""What is imported before the first process of a kind is forked; the rest of it is imported by the child."""
+_NUMBER = struct.Struct("i")
+_START_S = 240
+"""Imports take ten seconds on a quiet machine, and minutes on one that is full."""
+
+
+class Child:
+    """A forked process, with as much of `subprocess.Popen` as tests use. Not a child of ours: its end is told through a socket."""
+
+    def __init__(self, pid: int, told: socket.socket) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._told = told
+
+    def poll(self) -> int | None:
+        """The exit status, as `Popen.poll` tells it; None while the process lives."""
+        return self.returncode if self.returncode is not None else self._read(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """
+        The exit status once the process has ended.
+
+        Raises:
+            subprocess.TimeoutExpired
+        """
+        code = self.returncode if self.returncode is not None else self._read(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        return code
+
+    def _read(self, timeout: float | None) -> int | None:
+        if select.select([self._told], [], [], timeout)[0]:
+            self.returncode = _receive(self._told)
+            self._told.close()
+        return self.returncode
+
+
+class Nursery:
+    """The process that has imported, and the way to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._address = str(folder / "nursery.sock")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self._process = subprocess.Popen([sys.executable, "-m", "tests.nursery", self._address], env=environment)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def start(self, module: str, environment: Mapping[str, str], log: Path) -> Child:
+        """Run `python -m MODULE` with this environment and nothing of ours, its output appended to `log`."""
+        give_up_at = time.monotonic() + _START_S
+        told = socket.socket(socket.AF_UNIX)
+        told.settimeout(_START_S)
+        while told.connect_ex(self._address):
+            assert self._process.poll() is None, "the nursery ended"
+            assert time.monotonic() < give_up_at
+            time.sleep(0.02)
+        told.sendall(json.dumps([module, dict(environment), str(log)]).encode() + b"\n")
+        return Child(_receive(told), told)
+
+
+def _receive(told: socket.socket) -> int:
+    data = told.recv(_NUMBER.size, socket.MSG_WAITALL)
+    assert len(data) == _NUMBER.size, "the nursery ended"
+    return int(_NUMBER.unpack(data)[0])
+
+
+def _main(address: str) -> None:
+    """Fork for whoever connects, until we are killed. A connection lives as long as its child, and hears how that ended."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(64)
+    woken, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    signal.set_wakeup_fd(wakes)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    told: dict[int, socket.socket] = {}
+    parent = os.getppid()
+    while os.getppid() == parent:
+        ready, _, _ = select.select([listener, woken], [], [], 1)
+        if woken in ready:
+            os.read(woken, 4096)
+        if listener in ready:
+            connection, _ = listener.accept()
+            module, environment, log = json.loads(connection.makefile().readline())
+            importlib.import_module(_IMPORTS[module])
+            # Or every collection of a child would copy all pages of what was imported.
+            gc.collect()
+            gc.freeze()
+            pid = os.fork()
+            if pid == 0:
+                for other in (listener, connection, *told.values()):
+                    other.close()
+                os.close(woken)
+                _become(module, environment, log)
+                return
+            connection.sendall(_NUMBER.pack(pid))
+            told[pid] = connection
+        while told and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            with told.pop(ended[0]) as connection, contextlib.suppress(BrokenPipeError):
+                connection.sendall(_NUMBER.pack(os.waitstatus_to_exitcode(ended[1])))
+
+
+def _become(module: str, environment: dict[str, str], log: str) -> None:
+    """Be the process that `python -m MODULE` would have been, to its end: what it raises ends this process."""
+    os.setsid()
+    os.close(signal.set_wakeup_fd(-1))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.close(output)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [module]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
