@@ -9,15 +9,18 @@ starts, so no slot waits for another.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from services.ar_worker.decode_step import DecodeStep
 from services.ar_worker.kv_cache import SlotCache
-from services.ar_worker.prefill import Prefix, prefill, prefill_written, read_prompt, tokenize_sources
+from services.ar_worker.prefill import Prefix, check_length, prefill, prefill_written, tokenize_sources
+from services.ar_worker.prompt import ArPrompt, build_prompt
 from services.ar_worker.race import Race
 from services.ar_worker.requests import GridRequest, GridResult, WrittenTokens
 from services.ar_worker.room import cache_shape, choose_room
@@ -30,7 +33,7 @@ from shared.lora import Lora
 
 __all__ = ["ArEngine", "GridRequest", "GridResult", "WrittenTokens"]
 
-GridTicket = Ticket[GridRequest, GridResult, WrittenTokens]
+GridTicket = Ticket["PreparedGrid", GridResult, WrittenTokens]
 
 SHOW_EVERY = 256
 """Ids between two showings of what is written: what a successor computes twice at most. A 1024x1024 picture is shown five times."""
@@ -41,6 +44,21 @@ Prompt ids after which a turn admits no further request, so that those who write
 
 On a GPU such a prompt takes as long as some ten decode steps (guess, unmeasured). One request is always admitted, however long.
 """
+
+
+@dataclass(frozen=True)
+class PreparedGrid:
+    """
+    A request whose prompt was read.
+
+    Attributes:
+        prompt: in host memory.
+        key: see `GridRequest.prefix_key`.
+    """
+
+    request: GridRequest
+    prompt: ArPrompt
+    key: Hashable
 
 
 @dataclass(eq=False)
@@ -55,14 +73,13 @@ class _Row:
 
     ticket: GridTicket
     sampler: TokenSampler
-    prefix_key: Hashable
     prefix: Prefix = field(init=False)
     start: int = 0
     count: int = 0
 
     @property
     def request(self) -> GridRequest:
-        return self.ticket.request
+        return self.ticket.work.request
 
     @property
     def end(self) -> int:
@@ -70,7 +87,7 @@ class _Row:
         return self.start + self.count
 
 
-class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
+class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]):
     """
     Writes grids. Phases of progress are `draft` and `grid`, told after every token; stopping is asked before every one.
 
@@ -106,9 +123,23 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
         self._race = Race(model.rules, model.codebook_size, slots)
         self._table: SlotTable[_Row] = SlotTable(slots, self._move)
         self._rows: dict[GridTicket, _Row] = {}
+        # Requests that differ in their seeds alone come together, so one prompt does for all that are on their way.
+        self._prompts: WeakValueDictionary[Hashable, ArPrompt] = WeakValueDictionary()
+        # Tokenizers are no friends of several threads.
+        self._preparing = threading.Lock()
         self._lora: Lora | None = ()
         self._has_changed = False
         self.num_prefills = 0
+
+    def prepare(self, request: GridRequest) -> PreparedGrid:
+        """Hash and resize source images, render and tokenise: milliseconds for which every slot would stand still."""
+        key = request.prefix_key()
+        with self._preparing:
+            prompt = self._prompts.get(key)
+            if prompt is None:
+                self._prompts[key] = prompt = build_prompt(self._model, request.prompt, request.grid, request.sources)
+        check_length(prompt, request, self._cache.capacity)
+        return PreparedGrid(request, prompt, key)
 
     def live(self) -> Collection[GridTicket]:
         """The tickets whose rows are in the table."""
@@ -142,20 +173,18 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
 
     def _begin(self, ticket: GridTicket) -> int:
         """Take a request up; returns how many ids were read for it."""
-        request, model = ticket.request, self._model
+        prepared, model = ticket.work, self._model
+        request = prepared.request
         sampler = TokenSampler(model.rules, request.temperature, request.top_p, request.seed)
         written = request.usable_written(model.codebook_size)
-        key = request.prefix_key()
-        twin = next((row for row in self._table.rows if row.prefix_key == key), None)
-        prompt = twin.prefix.prompt if twin else read_prompt(model, request, self._cache.capacity)
-        if self.stopped(ticket):
-            return 0
+        twin = next((row for row in self._table.rows if row.ticket.work.key == prepared.key), None)
+        prompt = twin.prefix.prompt if twin else prepared.prompt.to(model.device)
         if len(written) == request.num_ids:
             source_ids = twin.prefix.source_ids if twin else tokenize_sources(model, prompt)
             self.finish(ticket, self._result(request, torch.tensor(written), source_ids, prompt.input_ids.shape[1]))
             return 0
         self._use_lora(request.lora)
-        row = _Row(ticket, sampler, key)
+        row = _Row(ticket, sampler)
         self._rows[ticket] = row
         self._has_changed = True
         slot = self._table.insert(row, request.lora)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from services.ar_worker.engine import ArEngine, GridRequest, GridResult, WrittenTokens
+from services.ar_worker.prompt import ArPrompt, build_prompt
 from services.ar_worker.race import Race
 from services.ar_worker.settings import CompileMode
 from services.ar_worker.weights import ArModel
@@ -177,6 +178,39 @@ def test_requests_that_differ_in_sampling_share_their_prompt(engine: ArEngine) -
         engine, [QUICK, replace(QUICK, prompt="A dog")]
     )
     assert engine.num_prefills == before + 1 + 2 * 3
+
+
+def test_prompts_are_read_on_the_thread_that_submits(engine: ArEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's thread neither tokenises nor touches a pixel, so no slot waits; one reading does for all that are on their way."""
+    readers: list[str] = []
+    read = build_prompt
+
+    def note_thread(*arguments: Any) -> ArPrompt:
+        readers.append(threading.current_thread().name)
+        return read(*arguments)
+
+    monkeypatch.setattr("services.ar_worker.engine.build_prompt", note_thread)
+    go_on = hold_engine(engine)
+    futures = [engine.submit(replace(QUICK, seed=seed), ignore, never) for seed in range(3)]
+    go_on.set()
+    wait(futures, timeout=60)
+
+    assert readers == ["MainThread"] * 2
+
+
+def test_a_shared_prompt_is_measured_for_each_request(ar_model: ArModel) -> None:
+    """A draft may fit into a slot where the whole grid of the same prompt does not."""
+    engine = ArEngine(ar_model, slots=2, cache_tokens=320)
+    engine.start()
+    whole = GridRequest("A cat", TokenGrid(16, 16), 5, 0.9, 0.75)
+    go_on = hold_engine(engine)
+    draft = engine.submit(replace(whole, draft_only=True), ignore, never)
+    too_long = engine.submit(whole, ignore, never)
+    go_on.set()
+
+    assert isinstance(too_long.exception(timeout=60), PermanentWorkError)
+    assert draft.result(timeout=60).token_ids == []
+    engine.close()
 
 
 def test_a_draft_alone_ends_with_the_draft(engine: ArEngine) -> None:
