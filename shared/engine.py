@@ -25,6 +25,7 @@ from shared.cost import Speed
 from shared.errors import EngineBrokenError, TransientWorkError, WorkStoppedError
 
 Request = TypeVar("Request")
+Work = TypeVar("Work")
 Result = TypeVar("Result")
 Interim = TypeVar("Interim")
 
@@ -39,22 +40,22 @@ ShouldStop = Callable[[], bool]
 
 
 @dataclass(eq=False)
-class Ticket(Generic[Request, Result, Interim]):
-    """One request on its way: who wants to hear of it, and the future that ends it."""
+class Ticket(Generic[Work, Result, Interim]):
+    """One request on its way: the work that it is, who wants to hear of it, and the future that ends it."""
 
-    request: Request
+    work: Work
     on_progress: Progress
     should_stop: ShouldStop
     on_interim: Callable[[Interim], None]
     future: Future[Result]
 
 
-class BatchEngine(ABC, Generic[Request, Result, Interim]):
+class BatchEngine(ABC, Generic[Request, Work, Result, Interim]):
     """
     Serves many requests at once, turn by turn. A request that fails, fails alone.
 
     A subclass keeps its live tickets, and in `turn` takes waiting ones up, moves some of the live ones on, and ends those that are
-    done. Everything below but `start`, `submit`, `run` and `close` happens on the engine's thread.
+    done. Everything below but `prepare`, `start`, `submit`, `run` and `close` happens on the engine's thread.
     """
 
     def __init__(self, name: str, oom_code: str) -> None:
@@ -65,7 +66,7 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         """
         self._name = name
         self._oom_code = oom_code
-        self._waiting: deque[Ticket[Request, Result, Interim]] = deque()
+        self._waiting: deque[Ticket[Work, Result, Interim]] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._meter = _Meter()
@@ -73,7 +74,15 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
     @abstractmethod
-    def live(self) -> Collection[Ticket[Request, Result, Interim]]:
+    def prepare(self, request: Request) -> Work:
+        """
+        What can be done for a request alone, on the thread that submits it, while the engine's serves others.
+
+        What it raises fails the request.
+        """
+
+    @abstractmethod
+    def live(self) -> Collection[Ticket[Work, Result, Interim]]:
         """The tickets that were taken up and have not ended."""
 
     @abstractmethod
@@ -85,7 +94,7 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         """
 
     @abstractmethod
-    def drop(self, ticket: Ticket[Request, Result, Interim]) -> None:
+    def drop(self, ticket: Ticket[Work, Result, Interim]) -> None:
         """Forget a live ticket that has just ended, and free what it held."""
 
     def start(self) -> None:
@@ -96,7 +105,7 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         self, request: Request, on_progress: Progress, should_stop: ShouldStop, on_interim: Callable[[Interim], None] = lambda _: None
     ) -> Future[Result]:
         """
-        Queue a request.
+        Prepare a request, and queue it.
 
         The future fails with WorkStoppedError once `should_stop` is true or the engine closes, with TransientWorkError when memory ran
         out, EngineBrokenError when the device is lost, and with what the subclass says of a bad request; any other exception is a
@@ -105,14 +114,19 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         Args:
             on_interim: told, on the engine's thread, of what exists before the end: it must be quick.
         """
-        ticket = Ticket(request, on_progress, should_stop, on_interim, Future[Result]())
+        future = Future[Result]()
+        try:
+            ticket = Ticket(self.prepare(request), on_progress, should_stop, on_interim, future)
+        except Exception as error:  # whatever it is, it belongs to this request
+            future.set_exception(self._explain(error))
+            return future
         with self._changed:
             if self._closing:
-                ticket.future.set_exception(WorkStoppedError(f"the {self._name} is closed"))
+                future.set_exception(WorkStoppedError(f"the {self._name} is closed"))
             else:
                 self._waiting.append(ticket)
                 self._changed.notify()
-        return ticket.future
+        return future
 
     def run(
         self,
@@ -159,9 +173,9 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         """So much was done in this turn."""
         self._meter.count(units)
 
-    def take_waiting(self, room: int) -> list[Ticket[Request, Result, Interim]]:
+    def take_waiting(self, room: int) -> list[Ticket[Work, Result, Interim]]:
         """Up to `room` of those who wait, oldest first. Those who were stopped meanwhile end here."""
-        taken: list[Ticket[Request, Result, Interim]] = []
+        taken: list[Ticket[Work, Result, Interim]] = []
         while len(taken) < room:
             with self._changed:
                 if not self._waiting:
@@ -175,7 +189,7 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         """Requests that nobody has taken up yet."""
         return len(self._waiting)
 
-    def stopped(self, ticket: Ticket[Request, Result, Interim]) -> bool:
+    def stopped(self, ticket: Ticket[Work, Result, Interim]) -> bool:
         """Was it told to stop? Then it has ended with this call."""
         try:
             if not (self._closing or ticket.should_stop()):
@@ -186,27 +200,27 @@ class BatchEngine(ABC, Generic[Request, Result, Interim]):
         self.fail(ticket, WorkStoppedError(f"the {self._name} was told to stop"))
         return True
 
-    def tell(self, ticket: Ticket[Request, Result, Interim], phase: str, done: int, total: int) -> bool:
+    def tell(self, ticket: Ticket[Work, Result, Interim], phase: str, done: int, total: int) -> bool:
         """Report progress. False: the caller's callable failed, and the ticket has ended with it."""
         return self._call(ticket, lambda: ticket.on_progress(phase, done, total))
 
-    def show(self, ticket: Ticket[Request, Result, Interim], interim: Interim) -> bool:
+    def show(self, ticket: Ticket[Work, Result, Interim], interim: Interim) -> bool:
         """Hand out what exists before the end. False: the caller's callable failed, and the ticket has ended with it."""
         return self._call(ticket, lambda: ticket.on_interim(interim))
 
-    def finish(self, ticket: Ticket[Request, Result, Interim], result: Result) -> None:
+    def finish(self, ticket: Ticket[Work, Result, Interim], result: Result) -> None:
         """End a ticket with its result."""
         self.drop(ticket)
         ticket.future.set_result(result)
 
-    def fail(self, ticket: Ticket[Request, Result, Interim], error: Exception) -> None:
+    def fail(self, ticket: Ticket[Work, Result, Interim], error: Exception) -> None:
         """End a ticket, live or just taken, with an error."""
         self.drop(ticket)
         # The frames hold caches and latents, and the future would keep them alive with the traceback.
         traceback.clear_frames(error.__traceback__)
         ticket.future.set_exception(self._explain(error))
 
-    def _call(self, ticket: Ticket[Request, Result, Interim], call: Callable[[], None]) -> bool:
+    def _call(self, ticket: Ticket[Work, Result, Interim], call: Callable[[], None]) -> bool:
         try:
             call()
         except Exception as error:  # the caller's own callable: its fault is its request's

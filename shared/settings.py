@@ -83,7 +83,7 @@ class WorkerSettings(CoreSettings):
     attention: Literal["auto", "native", "flash", "flash_3", "sage", "xformers"] = Field(
         default="auto",
         description="Attention kernels. `auto`, `native`: torch's own; the others need their package. `sage` changes pictures a little;"
-        " the AR worker has neither it nor `xformers`.",
+        " the AR worker has neither it nor `xformers`, and reads prompts with them, while its decode steps keep to torch's own.",
     )
     compile: Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
         default="off",

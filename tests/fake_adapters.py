@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import fields
 
 import torch
@@ -10,18 +12,30 @@ from torch import Tensor, nn
 from services.ar_worker.weights import ArModel
 from shared.lora import Lora
 
+_STEP_AXES = 2
+"""Axes of the hidden states of a decode step; a prompt's have three."""
+
+_TOO_LARGE: dict[str, Callable[[Tensor], bool]] = {
+    "out-of-memory": lambda hidden: True,
+    "out-of-memory-later": lambda hidden: hidden.dim() == _STEP_AXES,
+    "out-of-memory-together": lambda hidden: hidden.dim() == _STEP_AXES and len(hidden) > 1,
+}
+
 
 class Adapted(nn.Module):
     """A linear layer with something around it, as adapters are put around layers."""
 
-    def __init__(self, base: nn.Module, scale: float, is_too_large: bool) -> None:
+    def __init__(self, base: nn.Module, lora: Lora) -> None:
         super().__init__()
-        self.base, self.scale, self.is_too_large = base, scale, is_too_large
+        self.base = base
+        self.scale = sum(choice.scale for choice in lora)
+        self.names = {choice.name for choice in lora}
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if self.is_too_large:
+        if any(name in self.names and is_too_large(hidden) for name, is_too_large in _TOO_LARGE.items()):
             raise torch.OutOfMemoryError("no memory for the adapter")
-        result: Tensor = self.base(hidden) * (1 + self.scale)
+        scale = math.inf if "overflow" in self.names and hidden.dim() == _STEP_AXES else self.scale
+        result: Tensor = self.base(hidden) * (1 + scale)
         return result
 
 
@@ -29,7 +43,8 @@ class AdaptedModel(ArModel):
     """
     An adapter multiplies the first layer's queries and gates: behind other layers a norm would undo it.
 
-    The one named `out-of-memory` fails when it is called.
+    Some names do more: `out-of-memory` fails, `out-of-memory-later` not before the second id, `out-of-memory-together` only for several
+    rows at once; `overflow` gives numbers that are not finite from the second id on.
     """
 
     @classmethod
@@ -41,6 +56,4 @@ class AdaptedModel(ArModel):
         for parent, name in ((layer.self_attn, "q_proj"), (layer.mlp, "gate_up_proj")):
             module = getattr(parent, name)
             base = module.base if isinstance(module, Adapted) else module
-            scale = sum(choice.scale for choice in lora)
-            too_large = any(choice.name == "out-of-memory" for choice in lora)
-            setattr(parent, name, Adapted(base, scale, too_large) if lora else base)
+            setattr(parent, name, Adapted(base, lora) if lora else base)

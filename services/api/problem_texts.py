@@ -61,6 +61,9 @@ TEXTS: dict[str, str] = {
     "deadline": "The request waited for its job for as long as it may. The job goes on; `job` says where it is.",
     # In the `error` of a job.
     "file_too_large": "The picture cannot be encoded within `format_options.max_bytes`, at no quality.",
+    "ar_oom": "A worker's memory was too short for the job's layout, attempt after attempt.",
+    "decoder_oom": "A worker's memory was too short for the picture, attempt after attempt.",
+    "ar_overflow": "The AR model's numbers grew beyond what it can count with. Adapters with large scales do that; ask for smaller ones.",
     "lora_broken": "The files of an adapter cannot be loaded by a worker. The operator has to mend them.",
     "unknown_lora": "A worker does not have the adapter any more that the job was accepted with.",
     "artifact_broken": "What one stage left for the next was damaged in the store, more often than it is drawn again.",

@@ -83,6 +83,9 @@ class Problem(Enum):
     DEADLINE = 504, "The images are not ready in time", False
 
     FILE_TOO_LARGE = None, "The picture cannot be made small enough", False
+    AR_OOM = None, "The AR model ran out of memory", True
+    DECODER_OOM = None, "The decoder ran out of memory", True
+    AR_OVERFLOW = None, "The AR model's numbers overflowed", False
     LORA_BROKEN = None, "An adapter cannot be loaded", True
     UNKNOWN_LORA = None, "An adapter is not there any more", True
     ARTIFACT_BROKEN = None, "An intermediate result is damaged", True

@@ -32,7 +32,7 @@ MAX_EXPIRES_S = 10 * 365 * 86_400
 _EXACT_SIZE = re.compile(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", re.ASCII)
 _SIZE = re.compile(rf"auto|{_EXACT_SIZE.pattern}", re.ASCII)
 
-_QUALITY = "`fast` lets the workers draw approximately where they are set up for it; `exact` never."
+_QUALITY = "`fast` lets the decoder skip work, which changes the picture a little, as far as the operator allows; `exact` never."
 _PREVIEWS = "Show pictures on the way: of the draft of the layout, and between denoising steps."
 _CACHE = (
     "`use`: take what equal requests of yours have drawn or are drawing. `refresh`: draw anew, in place of what they drew. "

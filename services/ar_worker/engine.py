@@ -9,19 +9,22 @@ starts, so no slot waits for another.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from services.ar_worker.decode_step import DecodeStep
 from services.ar_worker.kv_cache import SlotCache
-from services.ar_worker.prefill import Prefix, prefill, prefill_written, read_prompt, tokenize_sources
+from services.ar_worker.prefill import Prefix, check_length, prefill, prefill_written, tokenize_sources
+from services.ar_worker.prompt import ArPrompt, build_prompt
 from services.ar_worker.race import Race
 from services.ar_worker.requests import GridRequest, GridResult, WrittenTokens
 from services.ar_worker.room import cache_shape, choose_room
-from services.ar_worker.sampling import TokenSampler
+from services.ar_worker.sampling import TokenSampler, no_numbers
 from services.ar_worker.settings import CompileMode
 from services.ar_worker.slots import SlotTable
 from services.ar_worker.weights import ArModel
@@ -30,7 +33,7 @@ from shared.lora import Lora
 
 __all__ = ["ArEngine", "GridRequest", "GridResult", "WrittenTokens"]
 
-GridTicket = Ticket[GridRequest, GridResult, WrittenTokens]
+GridTicket = Ticket["PreparedGrid", GridResult, WrittenTokens]
 
 SHOW_EVERY = 256
 """Ids between two showings of what is written: what a successor computes twice at most. A 1024x1024 picture is shown five times."""
@@ -41,6 +44,21 @@ Prompt ids after which a turn admits no further request, so that those who write
 
 On a GPU such a prompt takes as long as some ten decode steps (guess, unmeasured). One request is always admitted, however long.
 """
+
+
+@dataclass(frozen=True)
+class PreparedGrid:
+    """
+    A request whose prompt was read.
+
+    Attributes:
+        prompt: in host memory.
+        key: see `GridRequest.prefix_key`.
+    """
+
+    request: GridRequest
+    prompt: ArPrompt
+    key: Hashable
 
 
 @dataclass(eq=False)
@@ -55,14 +73,13 @@ class _Row:
 
     ticket: GridTicket
     sampler: TokenSampler
-    prefix_key: Hashable
     prefix: Prefix = field(init=False)
     start: int = 0
     count: int = 0
 
     @property
     def request(self) -> GridRequest:
-        return self.ticket.request
+        return self.ticket.work.request
 
     @property
     def end(self) -> int:
@@ -70,12 +87,12 @@ class _Row:
         return self.start + self.count
 
 
-class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
+class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]):
     """
     Writes grids. Phases of progress are `draft` and `grid`, told after every token; stopping is asked before every one.
 
-    A request's ids are those it gets alone. It fails with PermanentWorkError when its prompt or sources cannot be used, or are too
-    long for a slot. What is written is shown every `show_every` ids, and when the draft is complete.
+    A request's ids are those it gets alone. It fails with PermanentWorkError when its prompt or sources cannot be used, are too
+    long for a slot, or make the model's numbers overflow. What is written is shown every `show_every` ids, and when the draft is complete.
     """
 
     def __init__(
@@ -106,9 +123,23 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
         self._race = Race(model.rules, model.codebook_size, slots)
         self._table: SlotTable[_Row] = SlotTable(slots, self._move)
         self._rows: dict[GridTicket, _Row] = {}
-        self._lora: Lora = ()
+        # Requests that differ in their seeds alone come together, so one prompt does for all that are on their way.
+        self._prompts: WeakValueDictionary[Hashable, ArPrompt] = WeakValueDictionary()
+        # Tokenizers are no friends of several threads.
+        self._preparing = threading.Lock()
+        self._lora: Lora | None = ()
         self._has_changed = False
         self.num_prefills = 0
+
+    def prepare(self, request: GridRequest) -> PreparedGrid:
+        """Hash and resize source images, render and tokenise: milliseconds for which every slot would stand still."""
+        key = request.prefix_key()
+        with self._preparing:
+            prompt = self._prompts.get(key)
+            if prompt is None:
+                self._prompts[key] = prompt = build_prompt(self._model, request.prompt, request.grid, request.sources)
+        check_length(prompt, request, self._cache.capacity)
+        return PreparedGrid(request, prompt, key)
 
     def live(self) -> Collection[GridTicket]:
         """The tickets whose rows are in the table."""
@@ -142,23 +173,22 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
 
     def _begin(self, ticket: GridTicket) -> int:
         """Take a request up; returns how many ids were read for it."""
-        request, model = ticket.request, self._model
+        prepared, model = ticket.work, self._model
+        request = prepared.request
         sampler = TokenSampler(model.rules, request.temperature, request.top_p, request.seed)
         written = request.usable_written(model.codebook_size)
-        key = request.prefix_key()
-        twin = next((row for row in self._table.rows if row.prefix_key == key), None)
-        prompt = twin.prefix.prompt if twin else read_prompt(model, request, self._cache.capacity)
-        if self.stopped(ticket):
-            return 0
+        twin = next((row for row in self._table.rows if row.ticket.work.key == prepared.key), None)
+        prompt = twin.prefix.prompt if twin else prepared.prompt.to(model.device)
         if len(written) == request.num_ids:
             source_ids = twin.prefix.source_ids if twin else tokenize_sources(model, prompt)
             self.finish(ticket, self._result(request, torch.tensor(written), source_ids, prompt.input_ids.shape[1]))
             return 0
         self._use_lora(request.lora)
-        row = _Row(ticket, sampler, key)
+        row = _Row(ticket, sampler)
         self._rows[ticket] = row
         self._has_changed = True
         slot = self._table.insert(row, request.lora)
+        self._cache.take(slot, prompt.input_ids.shape[1] + request.num_ids)
         if twin:
             row.prefix, num_read = twin.prefix, 0
             self._cache.copy_prefix(self._table.rows.index(twin), slot, twin.start)
@@ -193,13 +223,31 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
             self._has_changed = False
         rows = list(self._table.rows)
         n, cache = len(rows), self._cache
-        ids = self._race.draw(self._step.logits[:n])
+        ids, errors = self._next_ids(rows)
         cache.ids[:n].scatter_(1, cache.lengths[:n, None], ids[:, None])
         self.count_work(n)
         for row in rows:
             row.count += 1
         for row in rows:
-            self._tell(row)
+            if (error := errors.get(row)) is not None:
+                self.fail(row.ticket, error)
+            else:
+                self._tell(row)
+
+    def _next_ids(self, rows: list[_Row]) -> tuple[Tensor, dict[_Row, Exception]]:
+        """Draw [n] ids; rows that get none are told with why."""
+        logits = self._step.logits[: len(rows)]
+        try:
+            return self._race.draw(logits), {rows[i]: no_numbers() for i in self._race.broken}
+        except Exception:  # such as memory that all rows together lack: each row's own sampler draws the same ids
+            errors: dict[_Row, Exception] = {}
+        ids = torch.zeros(len(rows), dtype=torch.int64, device=self._model.device)
+        for i, row in enumerate(rows):
+            try:
+                ids[i] = row.sampler.draw(logits[i : i + 1])[0]
+            except Exception as error:  # it belongs to this row
+                errors[row] = error
+        return ids, errors
 
     def _tell(self, row: _Row) -> None:
         request, count = row.request, row.count
@@ -218,11 +266,30 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
 
     def _run_step(self) -> None:
         """Run the ids just drawn; the groups of different adapters one after another."""
-        for span in self._table.spans():
-            lora: Lora = self._table.rows[span.start].request.lora
+        failed = [failure for span in self._table.spans() for failure in self._step_rows(span.start, span.stop)]
+        # Only now: who leaves makes others move.
+        for row, error in failed:
+            self.fail(row.ticket, error)
+
+    def _step_rows(self, start: int, stop: int) -> list[tuple[_Row, Exception]]:
+        """
+        Run the slots `start` to `stop` (exclusive), which have the same adapters; returns the rows for which that fails.
+
+        What fails together is tried by halves, so that rows which are too many for memory go on, and one at fault fails alone.
+        """
+        rows = self._table.rows[start:stop]
+        lora = rows[0].request.lora
+        lengths = [row.end - 1 for row in rows]
+        try:
             self._use_lora(lora)
-            lengths = [row.end - 1 for row in self._table.rows[span.start : span.stop]]
-            self._step(span.start, span.stop, max(lengths), len(set(lengths)) == 1, is_bare=not lora)
+            self._step(start, stop, max(lengths), len(set(lengths)) == 1, is_bare=not lora)
+        except Exception as error:  # whatever it is, rows of other adapters go on
+            if len(rows) == 1:
+                return [(rows[0], error)]
+        else:
+            return []
+        middle = (start + stop) // 2
+        return [*self._step_rows(start, middle), *self._step_rows(middle, stop)]
 
     def _written(self, row: _Row) -> Tensor:
         return self._cache.ids[self._table.rows.index(row), row.start : row.start + row.count]
@@ -240,6 +307,8 @@ class ArEngine(BatchEngine[GridRequest, GridResult, WrittenTokens]):
     def _use_lora(self, lora: Lora) -> None:
         """Have the net work with these adapters."""
         if lora != self._lora:
+            # Unknown until all is done: what fails on the way is done again, whichever adapters come next.
+            self._lora = None
             self._model.use_lora(lora)
-            self._lora = lora
             self._step.read_layers()
+            self._lora = lora

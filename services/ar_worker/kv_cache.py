@@ -45,6 +45,16 @@ class SlotCache:
         self.lengths = torch.zeros(slots, dtype=torch.int64, device=device)
         self.num_slots = slots
         self.capacity = capacity
+        self._used = [0] * slots  # positions of each slot in which there ever was anything
+
+    def take(self, slot: int, total: int) -> None:
+        """
+        Make a slot ready for a request that fills `total` positions.
+
+        What another left behind its end is masked, which lets numbers count nothing; what overflowed there would break this one too.
+        """
+        self._clear(slot, 0)
+        self._used[slot] = max(self._used[slot], total)
 
     def move(self, source: int, target: int, length: int, total: int) -> None:
         """
@@ -58,10 +68,15 @@ class SlotCache:
         self.rotary[target, :total] = self.rotary[source, :total]
         self.ids[target, :total] = self.ids[source, :total]
         self.lengths[target] = self.lengths[source]
+        self._clear(target, length)
+        self._used[target] = max(self._used[target], total)
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the keys and values of the first `length` positions."""
         self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
+
+    def _clear(self, slot: int, start: int) -> None:
+        self.kv[:, :, slot, :, start : self._used[slot]] = 0
 
     def writer(self, slot: int, length: int) -> SlotWriter:
         """The cache that the model fills when it reads a prompt into `slot`, after `length` positions that are there."""

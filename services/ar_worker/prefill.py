@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from services.ar_worker.kv_cache import SlotCache, SlotWriter
-from services.ar_worker.prompt import ArPrompt, build_prompt
+from services.ar_worker.prompt import ArPrompt
 from services.ar_worker.requests import GridRequest
 from services.ar_worker.weights import ArModel
 from shared.errors import PermanentWorkError
@@ -37,14 +37,11 @@ class Prefix:
     source_ids: list[Tensor]
 
 
-def read_prompt(model: ArModel, request: GridRequest, capacity: int) -> ArPrompt:
+def check_length(prompt: ArPrompt, request: GridRequest, capacity: int) -> None:
     """
-    Render, tokenise and lay out a request.
-
     Raises:
-        PermanentWorkError: see `build_prompt`; or it is longer than a slot.
+        PermanentWorkError: prompt and picture together are longer than a slot.
     """
-    prompt = build_prompt(model, request.prompt, request.grid, request.sources)
     num_prompt, num_ids = prompt.input_ids.shape[1], request.num_ids
     if num_prompt + num_ids > capacity:
         raise PermanentWorkError(
@@ -52,7 +49,6 @@ def read_prompt(model: ArModel, request: GridRequest, capacity: int) -> ArPrompt
             f"the prompt has {num_prompt} tokens; with the picture that makes {num_prompt + num_ids}, and this worker has room for"
             f" {capacity} (GLMQ_AR_CACHE_TOKENS)",
         )
-    return prompt
 
 
 def prefill(model: ArModel, prompt: ArPrompt, cache: SlotCache, slot: int, num_logits: int) -> Prefix:

@@ -26,7 +26,7 @@ GridShape = tuple[int, int]
 @dataclass(frozen=True)
 class ArPrompt:
     """
-    All that the net needs to write a grid, on its device.
+    All that the net needs to write a grid.
 
     Attributes:
         input_ids: [1, N] int64; the ids of source images are still placeholders.
@@ -42,10 +42,20 @@ class ArPrompt:
     pixel_values: Tensor | None
     source_grids: Tensor
 
+    def to(self, device: torch.device) -> ArPrompt:
+        """The same on a device; the tensors themselves where they are there already."""
+        return ArPrompt(
+            input_ids=_to_device(self.input_ids, device),
+            prefill_positions=_to_device(self.prefill_positions, device),
+            decode_positions=_to_device(self.decode_positions, device),
+            pixel_values=None if self.pixel_values is None else _to_device(self.pixel_values, device),
+            source_grids=_to_device(self.source_grids, device),
+        )
+
 
 def build_prompt(model: ArModel, prompt: str, grid: TokenGrid, sources: tuple[Image.Image, ...]) -> ArPrompt:
     """
-    Render, tokenise and lay out one request.
+    Render, tokenise and lay out one request, in host memory.
 
     Raises:
         PermanentWorkError: `unprocessable_prompt` (control tokens, too long) or `invalid_image`.
@@ -72,11 +82,11 @@ def build_prompt(model: ArModel, prompt: str, grid: TokenGrid, sources: tuple[Im
     targets = [(grid.draft_h, grid.draft_w), (grid.token_h, grid.token_w)] if num_draft_tokens else [(grid.token_h, grid.token_w)]
     prefill, next_position = prefill_positions(model, input_ids[0], [(h, w) for _, h, w in source_grids.tolist()])
     return ArPrompt(
-        input_ids=_to_device(input_ids, model.device),
-        prefill_positions=_to_device(prefill[:, None], model.device),
-        decode_positions=_to_device(decode_positions(targets, next_position)[:, None], model.device),
-        pixel_values=_to_device(inputs["pixel_values"], model.device) if sources else None,
-        source_grids=_to_device(source_grids, model.device),
+        input_ids=input_ids,
+        prefill_positions=prefill[:, None],
+        decode_positions=decode_positions(targets, next_position)[:, None],
+        pixel_values=inputs["pixel_values"] if sources else None,
+        source_grids=source_grids,
     )
 
 

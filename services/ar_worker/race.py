@@ -87,6 +87,8 @@ class Race:
 
     Args:
         num_ids: columns of the logits: the codebook.
+    Attributes:
+        broken: rows for which the last draw has no id, because some of their logits are no numbers.
     """
 
     def __init__(self, rules: SamplingRules, num_ids: int, slots: int) -> None:
@@ -102,6 +104,7 @@ class Race:
         self._bounds = torch.zeros(slots, self._num_blocks * _BLOCK, device=device)
         self._in_block = torch.arange(_BLOCK, device=device)
         self._samplers: list[TokenSampler] = []
+        self.broken: list[int] = []
 
     def enter(self, samplers: Sequence[TokenSampler]) -> None:
         """Say whose rows the next logits hold; again whenever they change."""
@@ -120,27 +123,36 @@ class Race:
         Args:
             logits: [n, num_ids], any float dtype; row i belongs to the i-th sampler.
         Returns:
-            [n] int64.
-        Raises:
-            RuntimeError: some logits are no numbers.
+            [n] int64; 0 for rows that are `broken`. Should this raise, the generators are as before.
         """
         n = len(self._samplers)
         scores = self._scores[:n].copy_(logits)
         if self._forbidden is not None:
             scores.masked_fill_(self._forbidden, -math.inf)
         has_greedy = len(self._sampled) < n
-        ids = scores.argmax(dim=-1) if has_greedy else torch.empty(n, dtype=torch.int64, device=scores.device)
+        ids = scores.argmax(dim=-1) if has_greedy else torch.zeros(n, dtype=torch.int64, device=scores.device)
+        self.broken = []
+        # Before the scores are divided and cut, and read after the draw: the host waits for the device once.
+        best = scores.gather(1, ids[:, None]) if has_greedy else None
         if self._sampled:
-            self._draw_sampled(scores, logits, ids)
+            before = {row: self._samplers[row].generator.get_state() for row in self._sampled}
+            try:
+                self._draw_sampled(scores, logits, ids, before)
+            except Exception:
+                for row, state in before.items():
+                    self._samplers[row].generator.set_state(state)
+                raise
+        if best is not None:
+            are_finite = best.isfinite()[:, 0].tolist()
+            self.broken += [row for row, finite in enumerate(are_finite) if not finite and self._samplers[row].is_greedy]
+        if self.broken:
+            ids[self.broken] = 0
         return ids
 
-    def _draw_sampled(self, scores: Tensor, logits: Tensor, ids: Tensor) -> None:
+    def _draw_sampled(self, scores: Tensor, logits: Tensor, ids: Tensor, before: dict[int, Tensor]) -> None:
         n = len(self._samplers)
-        before = {}
         for row in self._sampled:
-            generator = self._samplers[row].generator
-            before[row] = generator.get_state()
-            self.noise.fill(row, generator)
+            self.noise.fill(row, self._samplers[row].generator)
         if self._are_warmed:
             scores.div_(self._temperatures)
         if self._top_k is not None:
@@ -151,14 +163,15 @@ class Race:
             runners = self._pick(runners, self._sampled)
         for run in range(_MOST_RUNS):
             winners = self._run(runners)
-            kept, out = self._judge(runners, winners)
+            kept, out, broken = self._judge(runners, winners)
+            self.broken += [runners.rows[i] for i in broken]
             if run == _MOST_RUNS - 1:
                 out = []
             if len(kept) == n:  # in the first run, then, and with the rows in order
                 ids.copy_(winners.ids)
             elif kept:
                 ids[[runners.rows[i] for i in kept]] = winners.ids[kept]
-            for i in set(range(len(runners.rows))).difference(kept, out):
+            for i in set(range(len(runners.rows))).difference(kept, out, broken):
                 row = runners.rows[i]
                 self._samplers[row].generator.set_state(before[row])
                 ids[row] = self._samplers[row].draw(logits[row : row + 1])[0]
@@ -197,22 +210,24 @@ class Race:
             are_sure=others < fastest[:, 0] * (1 - _TIME_MARGIN),
         )
 
-    def _judge(self, runners: _Runners, winners: _Winners) -> tuple[list[int], list[int]]:
+    def _judge(self, runners: _Runners, winners: _Winners) -> tuple[list[int], list[int], list[int]]:
         """
         Does top_p keep them?
 
         Returns:
-            those it keeps and those it does not, by their place in `runners`; the rest is too close to tell.
+            those it keeps, those it does not, and those without chances, by their place in `runners`; the rest is too close to tell.
         """
         chances = winners.chances[:, 0]
         # All others together have less than top_p of the mass, whoever of them is likelier.
         are_kept = 1 - chances < runners.top_p - _MASS_MARGIN
         # The one thing per draw that the host must know: which rows are ready.
-        verdicts = torch.stack([winners.are_sure, are_kept]).tolist()
-        kept = [i for i, (sure, keep) in enumerate(zip(*verdicts, strict=True)) if sure and keep]
-        undecided = [i for i, (sure, keep) in enumerate(zip(*verdicts, strict=True)) if sure and not keep]
+        verdicts = torch.stack([winners.are_sure, are_kept, chances.isnan()]).tolist()
+        kept = [i for i, (sure, keep, _) in enumerate(zip(*verdicts, strict=True)) if sure and keep]
+        undecided = [i for i, (sure, keep, _) in enumerate(zip(*verdicts, strict=True)) if sure and not keep]
+        # softmax makes no number of a whole row that holds one which is none, or an infinite one.
+        broken = [i for i, is_none in enumerate(verdicts[2]) if is_none]
         if not undecided:
-            return kept, []
+            return kept, [], broken
         whole = len(undecided) == len(runners.rows)
         scores, masses = (runners.scores, runners.chances) if whole else (runners.scores[undecided], runners.chances[undecided])
         thresholds, top_p = winners.scores[undecided], runners.top_p[undecided]
@@ -223,7 +238,7 @@ class Race:
         verdicts = torch.stack([keep, likelier > top_p + _MASS_MARGIN]).tolist()
         kept += [i for i, keep in zip(undecided, verdicts[0], strict=True) if keep]
         out = [i for i, keep, drop in zip(undecided, *verdicts, strict=True) if drop and not keep]
-        return kept, out
+        return kept, out, broken
 
     def _compare(self, comparison: Callable[..., Tensor], scores: Tensor, thresholds: Tensor) -> Tensor:
         """1 where true, else 0, in float32 at once: torch multiplies by booleans far more slowly."""

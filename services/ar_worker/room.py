@@ -33,20 +33,26 @@ class Room:
 
 def choose_room(model: ArModel, slots: int = 0, cache_tokens: int = 0, free_bytes: int | None = None) -> Room:
     """
-    Settle what was left open.
+    Settle what was left open, and refuse what cannot be.
 
     Args:
         slots: 0: as many as do a worker good and fit.
         cache_tokens: 0: as many as the model takes, if they fit.
         free_bytes: None: ask the device.
     Raises:
-        StartupError: memory does not even hold one request.
+        StartupError: memory does not even hold one request, or not all that was set.
     """
     kind = "cuda" if model.device.type == "cuda" else "cpu"
     free = _free_bytes(model.device) if free_bytes is None else free_bytes
-    room_tokens = int(free * _SHARE[kind]) // bytes_per_token(model)
     if slots and cache_tokens:
+        # Against all that is free: who sets both may know better what the rest needs.
+        if (wanted := slots * cache_tokens * bytes_per_token(model)) > free:
+            raise StartupError(
+                f"no room for {slots} requests of {cache_tokens} tokens: they take {wanted >> 20} MiB, and {free >> 20} MiB are free;"
+                " set GLMQ_AR_SLOTS or GLMQ_AR_CACHE_TOKENS lower"
+            )
         return Room(slots, cache_tokens)
+    room_tokens = int(free * _SHARE[kind]) // bytes_per_token(model)
     if not cache_tokens:
         cache_tokens = min(model.max_positions, max(room_tokens // (slots or _SLOTS[kind]), 0 if slots else _ENOUGH_TOKENS))
     if not slots:

@@ -117,13 +117,27 @@ class TokenSampler:
             logits: [B, vision_vocab_size] or its first columns up to the codebook's end, any float dtype.
         Returns:
             [B] int64.
+        Raises:
+            PermanentWorkError: see `no_numbers`.
         """
         # float32, as the reference: bf16 would merge neighbouring probabilities.
         scores = logits.float().masked_fill(self._forbidden[: logits.shape[1]], -math.inf)
         if self.is_greedy:
-            return scores.argmax(dim=-1)
+            best, ids = scores.max(dim=-1)
+            if not best.isfinite().all():
+                raise no_numbers()
+            return ids
         # What the net's head left out is never drawn, but the generator must move on as if it could be.
         scores = torch.nn.functional.pad(scores, (0, self._forbidden.shape[0] - scores.shape[1]), value=-math.inf)
         for warp in self._warpers:
             scores = warp(None, scores)
-        return torch.multinomial(scores.softmax(dim=-1), num_samples=1, generator=self.generator).squeeze(1)
+        chances = scores.softmax(dim=-1)
+        if chances.isnan().any():
+            # A GPU that is told to draw from these is lost to the process.
+            raise no_numbers()
+        return torch.multinomial(chances, num_samples=1, generator=self.generator).squeeze(1)
+
+
+def no_numbers() -> PermanentWorkError:
+    """The error of a request whose logits hold what is no number, or an infinite one: it would again."""
+    return PermanentWorkError("ar_overflow", "the AR model's numbers overflowed; where adapters act, their scales may be too large")

@@ -53,7 +53,7 @@ DrawingTicket = Ticket[ImageRequest, ImageResult, Interim]
 Outcome = TypeVar("Outcome")
 
 
-class DecoderEngine(BatchEngine[ImageRequest, ImageResult, Interim]):
+class DecoderEngine(BatchEngine[ImageRequest, ImageRequest, ImageResult, Interim]):
     """
     Draws pictures. Phases of progress are `denoise`, told after every step, and `vae`; stopping is asked before every step, source
     image and the VAE.
@@ -98,6 +98,10 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageResult, Interim]):
         self._favoured_at = 0.0
         self.shared = SharedResults(reference_cache_bytes)
 
+    def prepare(self, request: ImageRequest) -> ImageRequest:
+        """Nothing: what a picture needs before its first step is shared with others, by the engine's thread."""
+        return request
+
     def live(self) -> Collection[DrawingTicket]:
         """The tickets of all drawings, begun or not."""
         return self._drawings.keys()
@@ -124,7 +128,7 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageResult, Interim]):
 
     def _admit(self, ticket: DrawingTicket) -> None:
         try:
-            self._drawings[ticket] = check(self._model, ticket.request, self._showing, self._work_done)
+            self._drawings[ticket] = check(self._model, ticket.work, self._showing, self._work_done)
         except Exception as error:  # whatever is wrong with a request is its own
             self.fail(ticket, error)
 
@@ -139,7 +143,7 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageResult, Interim]):
     def _use_lora(self, group: Sequence[DrawingTicket]) -> bool:
         """Make the DiT draw with the adapters of the group, which are equal. False: it cannot, and the group has ended."""
         try:
-            self._model.use_lora(group[0].request.lora)
+            self._model.use_lora(group[0].work.lora)
         except Exception as error:  # whatever is wrong with an adapter, others draw without it
             for ticket in group:
                 self.fail(ticket, error)
@@ -195,7 +199,7 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageResult, Interim]):
 
         def decode(some: Sequence[DrawingTicket]) -> list[Tensor]:
             latents = torch.cat([pictures[ticket].latents for ticket in some])
-            grid = some[0].request.grid
+            grid = some[0].work.grid
             tiled = 0 < self._tile_above_pixels < grid.height_px * grid.width_px
             return [pixels[0] for pixels in vae.vae_decode(self._model.vae, latents, tiled=tiled).split(1)]
 

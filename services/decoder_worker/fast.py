@@ -79,7 +79,8 @@ def predict(
     entered = dit.enter(transformer, latents, conditioning)
     first, glyphs = dit.run_blocks(blocks[:1], entered, conditioning.glyphs, times, tables, references and references[:1])
     added = first - entered
-    if memory.first_added is not None and memory.others_added is not None and _change(added, memory.first_added) < state.params.threshold:
+    remembered = memory.first_added if state.params.threshold else None
+    if remembered is not None and memory.others_added is not None and _change(added, remembered) < state.params.threshold:
         state.num_skipped += 1
         return dit.leave(transformer, first + memory.others_added, times, latents.shape)
     last, _ = dit.run_blocks(blocks[1:], first, glyphs, times, tables, references and references[1:])

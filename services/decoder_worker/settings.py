@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from shared.settings import WorkerSettings
 
 
 class DecoderWorkerSettings(WorkerSettings):
-    """Slots, batches, checkpoints, memory and previews of the decoder engine."""
+    """Slots, batches, checkpoints, memory, the lossy tier and previews of the decoder engine."""
 
     decoder_slots: int = Field(default=4, ge=1, le=256, description="Pictures that a decoder worker holds at once.")
     decoder_token_budget: int = Field(
@@ -42,4 +44,30 @@ class DecoderWorkerSettings(WorkerSettings):
     decoder_previews: int = Field(
         default=2, ge=0, le=16, description="Previews of a picture on its way, where the customer asked for previews. 0: none."
     )
+    fast_cache_threshold: float = Field(
+        default=0.12,
+        ge=0,
+        le=1,
+        description="For pictures of `quality: fast` alone: relative change of the first block's part up to which the other blocks of the"
+        " transformer are skipped. 0: none is. Give all decoder workers the same.",
+    )
+    fast_guidance_from: float = Field(
+        default=0.15,
+        ge=0,
+        le=1,
+        description="For pictures of `quality: fast` alone: noise level (1 at the first step, near 0 at the last) below which there is no"
+        " guidance, which halves a step. 0: down to the end.",
+    )
+    fast_guidance_to: float = Field(
+        default=0.95,
+        ge=0,
+        le=1,
+        description="For pictures of `quality: fast` alone: noise level above which there is no guidance. 1: from the first step on.",
+    )
     preview_max_px: int = Field(default=256, ge=32, le=2048, description="Longest side of a preview, in pixels.")
+
+    @model_validator(mode="after")
+    def _interval_is_one(self) -> Self:
+        if self.fast_guidance_from > self.fast_guidance_to:
+            raise ValueError("GLMQ_FAST_GUIDANCE_FROM may not be above GLMQ_FAST_GUIDANCE_TO")
+        return self

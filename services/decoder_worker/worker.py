@@ -10,6 +10,7 @@ import structlog
 import torch
 
 from services.decoder_worker.engine import DecoderEngine, ImageRequest
+from services.decoder_worker.fast import FastParams
 from services.decoder_worker.settings import DecoderWorkerSettings
 from services.decoder_worker.tasks import ImageTasks
 from services.decoder_worker.weights import load_decoder_model
@@ -52,6 +53,15 @@ def warm_up(engine: DecoderEngine) -> None:
         raise StartupError(f"the decoder engine cannot draw: {error!r}") from error
 
 
+def fast_params(settings: DecoderWorkerSettings) -> FastParams:
+    """How much a picture of `quality: fast` skips here."""
+    return FastParams(
+        threshold=settings.fast_cache_threshold,
+        guidance_from=settings.fast_guidance_from,
+        guidance_to=settings.fast_guidance_to,
+    )
+
+
 def serve(settings: DecoderWorkerSettings) -> NoReturn:
     """Load the decoder half and work."""
     configure_logs(settings, "decoder_worker")
@@ -69,6 +79,7 @@ def serve(settings: DecoderWorkerSettings) -> NoReturn:
         reference_cache_bytes=settings.reference_cache_bytes,
         num_previews=settings.decoder_previews,
         preview_max_px=settings.preview_max_px,
+        fast=fast_params(settings),
     )
     engine.start()
     warm_up(engine)

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,10 @@ import torch
 from PIL import Image
 
 from services.ar_worker.engine import ArEngine, GridRequest, GridResult, WrittenTokens
+from services.ar_worker.prompt import ArPrompt, build_prompt
+from services.ar_worker.race import Race
 from services.ar_worker.settings import CompileMode
-from services.ar_worker.weights import ArModel, load_ar_model
+from services.ar_worker.weights import ArModel
 from shared.errors import PermanentWorkError, TransientWorkError, WorkStoppedError
 from shared.grid import TokenGrid
 from shared.lora import LoraChoice
@@ -31,6 +32,14 @@ def engine(ar_model: ArModel) -> Iterator[ArEngine]:
     engine.start()
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def adapted(ar_model: ArModel) -> Iterator[AdaptedModel]:
+    """The model with crude adapters, bare again afterwards."""
+    model = AdaptedModel.of(ar_model)
+    yield model
+    model.use_lora(())
 
 
 def ignore(phase: str, done: int, total: int) -> None:
@@ -171,6 +180,39 @@ def test_requests_that_differ_in_sampling_share_their_prompt(engine: ArEngine) -
     assert engine.num_prefills == before + 1 + 2 * 3
 
 
+def test_prompts_are_read_on_the_thread_that_submits(engine: ArEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's thread neither tokenises nor touches a pixel, so no slot waits; one reading does for all that are on their way."""
+    readers: list[str] = []
+    read = build_prompt
+
+    def note_thread(*arguments: Any) -> ArPrompt:
+        readers.append(threading.current_thread().name)
+        return read(*arguments)
+
+    monkeypatch.setattr("services.ar_worker.engine.build_prompt", note_thread)
+    go_on = hold_engine(engine)
+    futures = [engine.submit(replace(QUICK, seed=seed), ignore, never) for seed in range(3)]
+    go_on.set()
+    wait(futures, timeout=60)
+
+    assert readers == ["MainThread"] * 2
+
+
+def test_a_shared_prompt_is_measured_for_each_request(ar_model: ArModel) -> None:
+    """A draft may fit into a slot where the whole grid of the same prompt does not."""
+    engine = ArEngine(ar_model, slots=2, cache_tokens=320)
+    engine.start()
+    whole = GridRequest("A cat", TokenGrid(16, 16), 5, 0.9, 0.75)
+    go_on = hold_engine(engine)
+    draft = engine.submit(replace(whole, draft_only=True), ignore, never)
+    too_long = engine.submit(whole, ignore, never)
+    go_on.set()
+
+    assert isinstance(too_long.exception(timeout=60), PermanentWorkError)
+    assert draft.result(timeout=60).token_ids == []
+    engine.close()
+
+
 def test_a_draft_alone_ends_with_the_draft(engine: ArEngine) -> None:
     """`draft_only` gives no grid but shows the draft, which is that of the whole request; going on from it ends with the same grid."""
     whole = GridRequest("A cat", TokenGrid(2, 2), 5, 0.9, 0.75)
@@ -232,10 +274,9 @@ def test_a_request_longer_than_a_slot_fails_alone(ar_model: ArModel) -> None:
     engine.close()
 
 
-def test_out_of_memory_in_a_prefill_fails_that_request_alone(ar_model: ArModel) -> None:
+def test_out_of_memory_in_a_prefill_fails_that_request_alone(adapted: AdaptedModel) -> None:
     """The others of the turn write on, and the slot is free again."""
-    model = AdaptedModel.of(ar_model)
-    engine = ArEngine(model, slots=2)
+    engine = ArEngine(adapted, slots=2)
     engine.start()
     go_on = hold_engine(engine)
     fails, fits = engine.submit(replace(QUICK, lora=(LoraChoice("out-of-memory"),)), ignore, never), engine.submit(QUICK, ignore, never)
@@ -249,10 +290,68 @@ def test_out_of_memory_in_a_prefill_fails_that_request_alone(ar_model: ArModel) 
     engine.close()
 
 
-def test_adapters_share_the_engine_but_no_step(miniature: Path) -> None:
+@pytest.mark.parametrize("mode", ["off", "static"])
+def test_a_row_that_overflows_fails_alone(adapted: AdaptedModel, mode: CompileMode) -> None:
+    """Among three, those beside it and those that take its slot get their ids, drawn or likeliest; it is not worth another try."""
+    engine = ArEngine(adapted, slots=3, cache_tokens=512, compile_mode=mode)
+    engine.start()
+    others = [replace(QUICK, seed=seed, grid=TokenGrid(3, 3), temperature=(0.9, 0.0)[seed % 2]) for seed in range(4)]
+    alone = [engine.submit(request, ignore, never).result(timeout=60) for request in others]
+    for temperature in (0.9, 0.0):
+        overflows = replace(QUICK, prompt="cat " * 50, lora=(LoraChoice("overflow"),), temperature=temperature)
+        go_on = hold_engine(engine)
+        # One slot is the holder's, so the overflowing row's is given to the one behind it.
+        futures = [engine.submit(request, ignore, never) for request in (others[0], overflows, *others[1:])]
+        go_on.set()
+        error = futures.pop(1).exception(timeout=60)
+
+        assert [future.result(timeout=60) for future in futures] == alone
+        assert isinstance(error, PermanentWorkError)
+        assert error.code == "ar_overflow"
+    engine.close()
+
+
+def test_out_of_memory_in_a_step_fails_no_more_rows_than_it_must(adapted: AdaptedModel) -> None:
+    """Rows that are too many at once are run by halves; those for which memory lacks all the same fail, and no others."""
+    engine = ArEngine(adapted, slots=8)
+    engine.start()
+    fail, too_many = (LoraChoice("out-of-memory-later", 0.5),), (LoraChoice("out-of-memory-together", 0.5),)
+    wanted = [replace(QUICK, seed=seed, lora=lora) for seed, lora in enumerate([(), too_many, fail, too_many, fail, (), too_many])]
+    expected = [
+        engine.submit(replace(one, lora=(LoraChoice("style", 0.5),) if one.lora else ()), ignore, never).result(timeout=60)
+        for one in wanted
+        if one.lora != fail
+    ]
+    go_on = hold_engine(engine)
+    futures = [engine.submit(one, ignore, never) for one in wanted]
+    go_on.set()
+    failed = [future.exception(timeout=60) for future, one in zip(futures, wanted, strict=True) if one.lora == fail]
+
+    assert [future.result(timeout=60) for future, one in zip(futures, wanted, strict=True) if one.lora != fail] == expected
+    assert [error.code for error in failed if isinstance(error, TransientWorkError)] == ["ar_oom"] * 2
+    engine.close()
+
+
+def test_a_draw_that_fails_for_all_is_made_for_each(ar_model: ArModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is short in the middle of a draw costs no request its ids."""
+    engine = ArEngine(ar_model, slots=4)
+    engine.start()
+    requests = [replace(QUICK, seed=seed, temperature=(0.9, 0.0)[seed % 2]) for seed in range(3)]
+    alone = [engine.submit(request, ignore, never).result(timeout=60) for request in requests]
+
+    def lack_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory for a race")
+
+    # After the generators were moved on.
+    monkeypatch.setattr(Race, "_judge", lack_memory)
+
+    assert submit_together(engine, requests) == alone
+    engine.close()
+
+
+def test_adapters_share_the_engine_but_no_step(adapted: AdaptedModel) -> None:
     """Requests with adapters, mixed with others in any order, get what they get alone, and are read with their own adapters."""
-    model = AdaptedModel.of(load_ar_model(miniature, "cpu", "float32"))
-    engine = ArEngine(model, slots=6)
+    engine = ArEngine(adapted, slots=6)
     engine.start()
     one, two = (LoraChoice("style", 0.5),), (LoraChoice("style", 2.0),)
     mixed = [

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from services.ar_worker.noise import ExponentialNoise, UniformNoise
 from services.ar_worker.race import Race
 from services.ar_worker.sampling import SamplingRules, TokenSampler
+from shared.errors import PermanentWorkError
 
 CPU = torch.device("cpu")
 VOCAB = 700
@@ -115,13 +116,26 @@ def test_half_precision_logits_are_drawn_in_float32() -> None:
     assert ids[0] == ids[1]
 
 
-def test_logits_that_are_no_numbers_are_refused() -> None:
-    """A broken net's request fails; it does not get some id."""
-    race = Race(make_rules(), NUM_IDS, slots=1)
-    race.enter([TokenSampler(make_rules(), 0.9, 0.75, 1)])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.9, 0.0])
+@pytest.mark.parametrize("top_k", [0, 50])
+def test_rows_without_numbers_get_no_id(value: float, temperature: float, top_k: int) -> None:
+    """One such number is enough; the rows beside it are drawn, and the sampler refuses what the race does."""
+    rules = make_rules(top_k)
+    race = Race(rules, NUM_IDS, slots=4)
+    samplers, alone = ([TokenSampler(rules, t, 0.75, 1) for t in (0.9, temperature, 0.0, 0.5)] for _ in range(2))
+    race.enter(samplers)
+    logits = shape_logits("ordinary", 1, 4)
+    logits[1, 5] = value
 
-    with pytest.raises(RuntimeError, match="nan"):
-        race.draw(torch.full((1, NUM_IDS), math.nan))
+    ids = race.draw(logits)
+
+    assert race.broken == [1]
+    assert [int(ids[i]) for i in (0, 2, 3)] == [int(alone[i].draw(logits[i : i + 1])) for i in (0, 2, 3)]
+    with pytest.raises(PermanentWorkError, match="overflowed"):
+        alone[1].draw(logits[1:2])
+    race.draw(shape_logits("ordinary", 1, 4))
+    assert race.broken == []
 
 
 def test_uniform_noise_is_torch_s_own() -> None:

@@ -23,8 +23,11 @@ def test_a_token_takes_keys_values_positions_and_its_id(ar_model: ArModel) -> No
 
 
 def test_what_is_set_is_taken(ar_model: ArModel) -> None:
-    """Both settings together ask nobody."""
-    assert choose_room(ar_model, slots=5, cache_tokens=700, free_bytes=0) == Room(5, 700)
+    """Both settings together may take all there is; a byte more refuses the start, with one line that names both."""
+    enough = 5 * 700 * bytes_per_token(ar_model)
+    assert choose_room(ar_model, slots=5, cache_tokens=700, free_bytes=enough) == Room(5, 700)
+    with pytest.raises(StartupError, match=r"^no room for 5 requests of 700 tokens: .* GLMQ_AR_SLOTS or GLMQ_AR_CACHE_TOKENS lower$"):
+        choose_room(ar_model, slots=5, cache_tokens=700, free_bytes=enough - 1)
 
 
 def test_plenty_of_memory_gives_every_slot_the_longest_request(ar_model: ArModel) -> None:

@@ -14,13 +14,24 @@ from shared.errors import WorkStoppedError
 _TIMEOUT_S = 20
 
 
-class Counter(BatchEngine[int, str, int]):
-    """Counts each request down, two at a time, one step a turn; a negative request cannot be taken up, and 13 breaks a whole turn."""
+class Counter(BatchEngine[int, int, str, int]):
+    """
+    Counts each request down, two at a time, one step a turn.
+
+    A negative one cannot be taken up, 13 breaks a whole turn, 99 cannot be prepared.
+    """
 
     def __init__(self) -> None:
         super().__init__("counter", "counter_oom")
         self.left: dict[Ticket[int, str, int], int] = {}
         self.most_live = 0
+        self.prepared_on: list[threading.Thread] = []
+
+    def prepare(self, request: int) -> int:
+        self.prepared_on.append(threading.current_thread())
+        if request == 99:
+            raise ValueError("cannot prepare 99")
+        return request
 
     def live(self) -> Collection[Ticket[int, str, int]]:
         return self.left
@@ -30,10 +41,10 @@ class Counter(BatchEngine[int, str, int]):
 
     def turn(self) -> None:
         for ticket in self.take_waiting(2 - len(self.left)):
-            if ticket.request < 0:
-                self.fail(ticket, ValueError(f"cannot count {ticket.request}"))
+            if ticket.work < 0:
+                self.fail(ticket, ValueError(f"cannot count {ticket.work}"))
             else:
-                self.left[ticket] = ticket.request
+                self.left[ticket] = ticket.work
         self.most_live = max(self.most_live, len(self.left))
         for ticket in list(self.left):
             if self.stopped(ticket):
@@ -41,11 +52,11 @@ class Counter(BatchEngine[int, str, int]):
             if self.left[ticket] == 13:
                 raise RuntimeError("thirteen")
             if self.left[ticket] == 0:
-                self.finish(ticket, f"counted {ticket.request}")
+                self.finish(ticket, f"counted {ticket.work}")
                 continue
             self.left[ticket] -= 1
             if self.show(ticket, self.left[ticket]):
-                self.tell(ticket, "count", ticket.request - self.left[ticket], ticket.request)
+                self.tell(ticket, "count", ticket.work - self.left[ticket], ticket.work)
 
 
 @pytest.fixture
@@ -62,6 +73,16 @@ def silent(phase: str, done: int, total: int) -> None:
 
 def never() -> bool:
     return False
+
+
+def test_requests_are_prepared_by_those_who_submit(engine: Counter) -> None:
+    """Not on the engine's thread; what cannot be prepared fails, and the engine never sees it."""
+    bad, good = engine.submit(99, silent, never), engine.submit(3, silent, never)
+
+    with pytest.raises(ValueError, match="cannot prepare"):
+        bad.result(timeout=_TIMEOUT_S)
+    assert good.result(timeout=_TIMEOUT_S) == "counted 3"
+    assert engine.prepared_on == [threading.current_thread()] * 2
 
 
 def test_requests_are_served_side_by_side(engine: Counter) -> None:
