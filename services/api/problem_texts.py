@@ -76,7 +76,5 @@ TEXTS: dict[str, str] = {
     "deadline_exceeded": "The job's `deadline` passed before its last image was stored.",
     "worker_lost": "The worker that had the work died or fell silent. Told of an attempt; another worker goes on.",
     "poison": "The workers that had the job died or fell silent, three in a row; the job is taken for the cause.",
-    "ar_oom": "The worker that lays out pictures ran out of memory, and did so at every further attempt.",
-    "decoder_oom": "The worker that draws pictures ran out of memory, and did so at every further attempt.",
     "canceled_by_user": "The job was canceled, by itself, with its batch, or because it was deleted while it ran.",
 }

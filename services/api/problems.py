@@ -98,8 +98,6 @@ class Problem(Enum):
     DEADLINE_EXCEEDED = None, "The deadline has passed", False
     WORKER_LOST = None, "The worker was lost", True
     POISON = None, "The job's workers were lost again and again", False
-    AR_OOM = None, "The AR worker had too little memory", True
-    DECODER_OOM = None, "The decoder worker had too little memory", True
     CANCELED_BY_USER = None, "Somebody canceled the job", False
 
     def __init__(self, status: int | None, title: str, retryable: bool) -> None:
