@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import ClauseElement, Connection, Row, create_engine, text
@@ -16,7 +16,7 @@ from shared.errors import GlmqError
 
 Result = TypeVar("Result")
 
-_CHANGED = "changed"
+_CHANGED, _DUE = "changed", "due"
 _DIALECT = create_engine("postgresql+psycopg://").dialect
 
 # A deadlock or a serialization failure says that nothing was written and the same transaction may succeed now.
@@ -45,13 +45,19 @@ def note_changes(session: Session, ids: Iterable[str]) -> None:
     session.info.setdefault(_CHANGED, set()).update(ids)
 
 
+def note_deliveries(session: Session) -> None:
+    """Have `Database.run` tell, once the transaction is committed, that there are webhooks to be delivered."""
+    session.info[_DUE] = True
+
+
 class Database:
     """A pool of connections, and `run`: one function, one transaction."""
 
-    def __init__(self, url: str, pool_size: int = 8, on_changes: Callable[[set[str]], object] | None = None) -> None:
+    def __init__(self, url: str, pool_size: int = 8, on_changes: Callable[[set[str], bool], object] | None = None) -> None:
         """
         Args:
-            on_changes: called after each commit with the ids that its transaction noted; must neither wait nor raise.
+            on_changes: called after each commit that noted anything, with the ids, and whether there are webhooks to be delivered; must
+                neither wait nor raise.
         """
         self._on_changes = on_changes
         self.engine = create_engine(
@@ -97,7 +103,7 @@ class Database:
                 is_committing = True
                 session.commit()
                 if self._on_changes is not None and _CHANGED in session.info:
-                    self._on_changes(session.info[_CHANGED])
+                    self._on_changes(session.info[_CHANGED], _DUE in session.info)
                 return result
 
         # Before the commit was asked for, nothing can have been written.
@@ -121,7 +127,7 @@ class Database:
 
         return self._repeat(attempt, lambda: True)
 
-    def run_alone(self, work: Callable[[Connection], Result], changed: Iterable[str]) -> Result:
+    def run_alone(self, work: Callable[[Connection], Result], changed: Collection[str]) -> Result:
         """
         Run one writing statement without a transaction around it, and tell of the ids that it changed.
 
@@ -136,9 +142,21 @@ class Database:
                 return work(connection)
 
         result = self._repeat(attempt, lambda: True)
-        if self._on_changes is not None:
-            self._on_changes(set(changed))
+        if self._on_changes is not None and changed:
+            self._on_changes(set(changed), False)
         return result
+
+    def change_rows(self, statement: ClauseElement, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        """
+        Run one writing statement as `run_alone` does, and return its rows.
+
+        Args:
+            statement: made once, for it is compiled once and kept.
+        Raises:
+            DatabaseDownError
+        """
+        sql, fixed = _compiled(statement)
+        return self.run_alone(lambda connection: connection.exec_driver_sql(sql, {**fixed, **values}).all(), ())
 
     def _repeat(self, attempt: Callable[[], Result], may_repeat: Callable[[], bool]) -> Result:
         """

@@ -58,8 +58,10 @@ class LiveState:
         """Have these called, on a thread of the listener's, whenever their topic is rung."""
         return Listener(self._redis, {topic: partial(_without_ids, call) for topic, call in wake.items()})
 
-    def tell_changes(self, ids: Collection[str]) -> None:
-        """Wake whoever waits for these jobs or tenants, soon. Never waits; call it after the commit that changed them."""
+    def tell_changes(self, ids: Collection[str], has_deliveries: bool) -> None:
+        """Wake whoever waits for these jobs or tenants, or delivers webhooks, soon. Never waits; call it after the commit."""
+        if has_deliveries:
+            self._bell.ring(Topic.DELIVERIES_DUE)
         self._bell.ring(Topic.CHANGES, ids=ids)
 
     def hear_changes(self, call: Callable[[frozenset[str] | None], object]) -> Listener:

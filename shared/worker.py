@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import structlog
@@ -43,9 +44,6 @@ _REMEMBERED = 512
 
 _WRITE_FOR_S = 60.0
 """How long the end of an attempt is retried while Postgres is away. Longer than a failover; the fence makes a late write harmless."""
-
-_AFTER = {Stage.AR: Topic.IMAGES_READY, Stage.DECODER: Topic.DELIVERIES_DUE}
-"""What an attempt leaves to do when it goes as it should. The rest, such as work handed back, is found by the next poll."""
 
 log = structlog.get_logger()
 
@@ -105,8 +103,11 @@ class WorkerProcess(Generic[ClaimT]):
         self._num_slots = slots
         self._speed = speed
         self._slots = threading.Semaphore(self._num_slots)
+        self._released = RELEASED[handler.stage]
         self._stopping = threading.Event()
-        self._ended = threading.Event()
+        self._woken = threading.Event()
+        self._hints: set[Topic] = set()
+        self._is_idling = False
         self._eager_until = 0.0
         self._listener: Listener | None = None
         self._claimed: deque[str] = deque(maxlen=_REMEMBERED)
@@ -129,15 +130,18 @@ class WorkerProcess(Generic[ClaimT]):
             time.sleep(1)
 
     def _wake_ups(self) -> dict[Topic, Callable[[], object]]:
-        wake: dict[Topic, Callable[[], object]] = {Topic.STOPS: self._keeper.look, RELEASED[self._handler.stage]: self._ended.set}
-        if self._handler.idle is not None:
-            wake[Topic.SPARE_WORK] = self._ended.set
-        return wake
+        topics = [self._released] if self._handler.idle is None else [self._released, Topic.SPARE_WORK]
+        return {Topic.STOPS: self._keeper.look, **{topic: partial(self._wake, topic) for topic in topics}}
+
+    def _wake(self, *hints: Topic) -> None:
+        """Have the poll look again, for what these tell of."""
+        self._hints.update(hints)
+        self._woken.set()
 
     def begin_shutdown(self) -> None:
         """Take nothing more, and stop what is held. Sets flags only: signal handlers call it."""
         self._stopping.set()
-        self._ended.set()
+        self._woken.set()
         self._keeper.stop_all(StopReason.SHUTDOWN)
 
     def _take_released(self, work_id: str) -> None:
@@ -153,16 +157,21 @@ class WorkerProcess(Generic[ClaimT]):
         # Celery's threads are Celery's: while Redis is off it starts none.
         with ThreadPoolExecutor(self._num_slots, "slot") as threads:
             while not self._stopping.is_set():
-                self._ended.wait(_EAGER_S if self._is_eager() else self._settings.poll_s)
-                self._ended.clear()
-                self._fill_slots(threads)
-                while self._use_idle_slot():
-                    # Between two pieces of what can wait, the work that counts comes first.
+                was_woken = self._woken.wait(_EAGER_S if self._is_eager() else self._settings.poll_s)
+                self._woken.clear()
+                if not was_woken:
+                    self._hints |= {self._released, Topic.SPARE_WORK}
+                if self._released in self._hints:
+                    self._hints.discard(self._released)
                     self._fill_slots(threads)
+                if Topic.SPARE_WORK in self._hints:
+                    self._begin_idle_work(threads)
 
     def _is_eager(self) -> bool:
-        is_hearing = self._listener is not None and self._listener.is_hearing
-        return time.monotonic() < self._eager_until and not is_hearing
+        return time.monotonic() < self._eager_until and not self._is_hearing()
+
+    def _is_hearing(self) -> bool:
+        return self._listener is not None and self._listener.is_hearing
 
     def _fill_slots(self, threads: ThreadPoolExecutor) -> None:
         while self._slots.acquire(blocking=False):
@@ -172,17 +181,26 @@ class WorkerProcess(Generic[ClaimT]):
                 return
             threads.submit(self._use_slot, claim)
 
-    def _use_idle_slot(self) -> bool:
-        """One piece of what is done only while nothing is released. False: there was none, or no slot."""
-        if self._handler.idle is None or self._stopping.is_set() or not self._slots.acquire(blocking=False):
-            return False
+    def _begin_idle_work(self, threads: ThreadPoolExecutor) -> None:
+        """One piece of what is done only while nothing is released, if there is a slot for it; where there is none, the hint stays."""
+        if self._handler.idle is None or self._is_idling or self._stopping.is_set() or not self._slots.acquire(blocking=False):
+            return
+        self._hints.discard(Topic.SPARE_WORK)
+        self._is_idling = True
+        threads.submit(self._do_idle_work, self._handler.idle)
+
+    def _do_idle_work(self, idle: Callable[[str], bool]) -> None:
+        is_more = False
         try:
-            return self._handler.idle(self._id)
+            is_more = idle(self._id)
         except Exception:  # nobody waits for it, and the next piece may go well
             log.exception("idle_work_failed")
-            return False
         finally:
+            self._is_idling = False
             self._slots.release()
+        if is_more:
+            # Between two pieces of what can wait, the work that counts comes first.
+            self._wake(self._released, Topic.SPARE_WORK)
 
     def _use_slot(self, claim: ClaimT | None) -> None:
         """Do this unit, then whatever else is released; the slot is ours, and is free afterwards."""
@@ -195,7 +213,8 @@ class WorkerProcess(Generic[ClaimT]):
             self._slots.release()
         if worked:
             self._eager_until = time.monotonic() + _EAGER_FOR_S
-            self._ended.set()
+            # What is released was just asked for; whoever is not told of more has to ask again.
+            self._wake(*(() if self._is_hearing() else (self._released,)))
             # A slot is free and nothing is released for it.
             self._live.ring(READY[self._handler.stage])
 
@@ -228,7 +247,6 @@ class WorkerProcess(Generic[ClaimT]):
         try:
             self._end(claim, held, bound)
         finally:
-            self._live.ring(_AFTER[self._handler.stage])
             self._keeper.drop(held)
         bound.info("attempt_ended", seconds=round(time.monotonic() - started, 3), stop_reason=held.stop_reason)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flask import request
@@ -17,6 +18,7 @@ from shared.db import Database
 from shared.egress import EgressPolicy, Resolver, system_resolver
 from shared.progress import LiveState
 from shared.sealing import Sealer
+from shared.states import Stage
 from shared.storage import Storage
 from shared.wakeup import READY
 
@@ -44,10 +46,9 @@ class Parts:
         self.waiting.close()
         self.db.close()
 
-    def ring_for_work(self) -> None:
-        """A job was written or goes on: have its work released at once. Never waits."""
-        # Both stages: the tokens may have been there already.
-        self.live.ring(*READY.values())
+    def ring_for_work(self, stages: Iterable[Stage] = Stage) -> None:
+        """A job was written or goes on: have its work of these stages released at once. Never waits."""
+        self.live.ring(*(READY[stage] for stage in stages))
 
     def base_url(self) -> str:
         """What absolute links of an answer begin with: the public URL, or the host that the client asked."""

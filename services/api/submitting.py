@@ -29,6 +29,7 @@ from shared.lifecycle.idempotency import Idempotency, find_replay
 from shared.lifecycle.submit import NewJob, SourceFile, store
 from shared.lifecycle.tenants import Caller
 from shared.lifecycle.tries import Try, find_earlier
+from shared.states import Stage
 
 SUBMIT_ROUTE = "POST /v1/jobs"
 RANDOM_SEEDS = 2**53 - 10
@@ -158,5 +159,6 @@ def store_job(parts: Parts, caller: Caller, job: NewJob, once: Idempotency | Non
         parts.quotas.note_queued(limits.max_queued)
         raise
     parts.quotas.note_queued(stored.num_queued)
-    parts.ring_for_work()
+    # A job that was found in parts may have its tokens already.
+    parts.ring_for_work((Stage.AR,) if stored.is_all_new else Stage)
     return Submitted(stored.job_id, stored.is_replay, stored.document)

@@ -13,6 +13,8 @@ from shared.queue import BrokerDownError, Traced, send_work
 from shared.states import Stage
 
 _MAX_WAITING = 1000
+_BEHIND_S = 0.02
+"""A message comes behind the ring, which is what idle workers are woken by: at the same moment the two would ask for the same unit."""
 _PAUSE_S = 5.0
 """A dead broker costs kombu some six seconds to notice; ask it no more often than this."""
 
@@ -44,6 +46,7 @@ class Publisher:
             stage, work_ids = self._waiting.get()
             if time.monotonic() < down_until:
                 continue
+            time.sleep(_BEHIND_S)
             try:
                 send_work(self._celery, stage, work_ids)
             except BrokerDownError as error:

@@ -60,7 +60,7 @@ class Releaser:
         Raises:
             DatabaseDownError
         """
-        for stage in stages:
+        for stage in sorted(stages, key=list(Stage).index):
             slots = self._slots.get(stage, 0)
             window = slots * self._window_per_slot
             if slots and (ids := work.release(self._db, stage, window, self._max_running, is_any_limited=self._is_any_limited)):

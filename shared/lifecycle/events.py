@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import Table, bindparam, select
 from sqlalchemy.orm import Session
 
-from shared.db import note_changes
+from shared.db import note_changes, note_deliveries
 from shared.ids import new_id
 from shared.job_document import JobImage, job_document
 from shared.states import TERMINAL_JOB, JobStatus
@@ -179,10 +179,13 @@ def _add(
     """
     given = json.dumps({"events": events, "deliveries": deliveries})
     values = {"given": given, "count": len(events), "more_queued": more_queued, "tenant": tenant_id, "type": event_type}
+    if deliveries:
+        note_deliveries(session)
     num_endpoints, num_queued = session.connection().exec_driver_sql(_ADD_EVENTS, values).one()
     if num_endpoints and tells_listeners:
         heard = _for_listeners(session, tenant_id, event_type, [event["id"] for event in events])
         if heard:
+            note_deliveries(session)
             session.execute(_ADD_DELIVERIES, heard)
     return int(num_queued)
 

@@ -147,12 +147,14 @@ class Stored:
         is_replay: it was there before: the same idempotency key, or an earlier try of the request, brought it.
         document: as it was written; None where it has to be read.
         num_queued: jobs of its tenant that are queued; None where that is not known.
+        is_all_new: it shares nothing with another job, so its grids come first.
     """
 
     job_id: str
     is_replay: bool = False
     document: dict[str, Any] | None = None
     num_queued: int | None = None
+    is_all_new: bool = False
 
 
 def submit(db: Database, new: NewJob, idempotency: Idempotency | None = None, client_try: Try | None = None) -> tuple[str, bool]:
@@ -182,7 +184,7 @@ def store(db: Database, new: NewJob, limits: Limits, idempotency: Idempotency | 
     if client_try is None and _may_be_all_new(new):
         inserted = insert_new(db, _new_rows(new, job_id, idempotency), limits.max_queued)
         if inserted is not None:
-            return Stored(job_id, document=inserted.document, num_queued=inserted.num_queued)
+            return Stored(job_id, document=inserted.document, num_queued=inserted.num_queued, is_all_new=True)
     return db.run(lambda session: store_in(session, new, limits, idempotency, client_try, job_id))
 
 

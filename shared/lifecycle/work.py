@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Integer, bindparam, case, func, select, true, tuple_, union_all, update
+from sqlalchemy import Integer, bindparam, case, func, or_, select, true, tuple_, union_all, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -28,6 +28,7 @@ RELEASE_S = 30
 
 _BATCH = 100
 _now = func.clock_timestamp
+_NOT_SYNCED = func.set_config("synchronous_commit", "off", True)
 
 
 def release(
@@ -48,20 +49,25 @@ def release(
     values = {"window": window, **({"max_running": max_running or 0} if is_limited else {})}
 
     # Run again after a connection that died, it tells of fewer: idle workers find what no message tells of.
-    released = db.run_alone(lambda connection: connection.execute(statement, values).all(), ())
+    released = db.change_rows(statement, values)
     # An UPDATE returns its rows in no order.
     return {row.id: TraceContext.from_headers(row.trace) for row in sorted(released, key=lambda row: (row.lane, row.created_at, row.id))}
+
+
+def _is_in_hand(row: Any) -> Any:
+    return or_(row.state == WorkState.RELEASED, row.state == WorkState.RUNNING)
 
 
 @functools.cache
 def _release_statement(stage: Stage) -> Any:
     """
-    Built once: the dispatcher runs it all the time, and building it costs more than running it.
+    Built once: the dispatcher runs it all the time, and building it costs more than running it. Its commit does not wait for the disk: a
+    release that is lost with the server is found ready again, and what was claimed by then is written behind it.
 
     Any: SQLAlchemy's type of it names the columns' types of one of the two tables.
     """
     row = WORK[stage]
-    outstanding = select(func.count()).where(row.state.in_([WorkState.RELEASED, WorkState.RUNNING])).scalar_subquery()
+    outstanding = select(func.count()).where(_is_in_hand(row)).scalar_subquery()
     picked = (
         select(row.id)
         .where(row.state == WorkState.READY, row.not_before <= _now())
@@ -76,7 +82,7 @@ def _release_statement(stage: Stage) -> Any:
         .where(row.id.in_(select(picked.c.id)))
         # One time for all: among them the claim goes by age, as the choice did, and not by the order in which rows were touched.
         .values(state=WorkState.RELEASED, released_at=func.statement_timestamp())
-        .returning(row.lane, row.created_at, row.id, row.trace)
+        .returning(row.lane, row.created_at, row.id, row.trace, _NOT_SYNCED)
         .execution_options(synchronize_session=False)
     )
 
@@ -90,7 +96,7 @@ def _limited_release_statement(stage: Stage) -> Any:
     tenant at its limit has waiting is not passed by.
     """
     row = WORK[stage]
-    in_hand = [select(unit.tenant_id).where(unit.state.in_([WorkState.RELEASED, WorkState.RUNNING])) for unit in (Grid, Image)]
+    in_hand = [select(unit.tenant_id).where(_is_in_hand(unit)) for unit in (Grid, Image)]
     by_tenant = union_all(*in_hand).cte("in_hand")
     held = select(func.count()).select_from(by_tenant).where(by_tenant.c.tenant_id == Tenant.id).scalar_subquery()
     limit = func.coalesce(Tenant.max_running, bindparam("max_running", type_=Integer))
@@ -104,7 +110,7 @@ def _limited_release_statement(stage: Stage) -> Any:
         .limit(room)
         .lateral("next_of_tenant")
     )
-    outstanding = select(func.count()).where(row.state.in_([WorkState.RELEASED, WorkState.RUNNING])).scalar_subquery()
+    outstanding = select(func.count()).where(_is_in_hand(row)).scalar_subquery()
     chosen = (
         select(next_of_tenant.c.id)
         .select_from(Tenant)
@@ -118,7 +124,7 @@ def _limited_release_statement(stage: Stage) -> Any:
         update(row)
         .where(row.id.in_(select(picked.cte("picked").c.id)))
         .values(state=WorkState.RELEASED, released_at=func.statement_timestamp())
-        .returning(row.lane, row.created_at, row.id, row.trace)
+        .returning(row.lane, row.created_at, row.id, row.trace, _NOT_SYNCED)
         .execution_options(synchronize_session=False)
     )
 

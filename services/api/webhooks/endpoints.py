@@ -48,7 +48,6 @@ from shared.lifecycle.endpoints import (
 )
 from shared.lifecycle.events import EVENT_TYPES
 from shared.lifecycle.tenants import Caller
-from shared.wakeup import Topic
 from shared.webhooks import new_secret, secret_hint
 
 _TEST_S = 20.0
@@ -201,7 +200,6 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
             delivery_id = add_test(parts.db, caller.tenant_id, endpoint_id, asked.event_type) if is_id(endpoint_id, "we") else None
             if delivery_id is None:
                 raise _unknown()
-            parts.live.ring(Topic.DELIVERIES_DUE)
             delivery = _await_attempt(parts, caller, delivery_id)
         attempt: dict[str, Any] = delivery["attempts"][-1] if delivery["attempts"] else {}
         response = jsonify(
