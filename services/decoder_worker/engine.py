@@ -128,7 +128,9 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageRequest, ImageResult, Interim
 
     def _admit(self, ticket: DrawingTicket) -> None:
         try:
-            self._drawings[ticket] = check(self._model, ticket.work, self._showing, self._work_done)
+            drawing = check(self._model, ticket.work, self._showing, self._work_done)
+            drawing.expected = [self.shared.expect("reference", key) for key in drawing.reference_keys]
+            self._drawings[ticket] = drawing
         except Exception as error:  # whatever is wrong with a request is its own
             self.fail(ticket, error)
 
@@ -198,8 +200,7 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageRequest, ImageResult, Interim
         tickets = [ticket for ticket in tickets if not self.stopped(ticket) and self.tell(ticket, "vae", 0, 1)]
         for ticket in tickets:
             # Gone before the VAE, whose decode is the other peak of memory.
-            self._drawings[ticket].references.clear()
-            pictures[ticket].references = ()
+            self._drawings[ticket].release_references()
 
         def decode(some: Sequence[DrawingTicket]) -> list[Tensor]:
             latents = torch.cat([pictures[ticket].latents for ticket in some])

@@ -269,6 +269,19 @@ def test_what_pictures_share_is_computed_once(model: DecoderModel, expected: lis
     assert _difference(last, expected) <= _TOLERANCE
 
 
+def test_a_reference_stays_while_pictures_in_hand_want_it(model: DecoderModel, expected: list[torch.Tensor]) -> None:
+    """Three pictures of one source, one after the other, encode it once though the cache keeps nothing; a fourth, later, does again."""
+    drive = Drive(DecoderEngine(model, reference_cache_bytes=0, token_budget=1))
+    arrivals = [drive.submit(8) for _ in range(3)]
+    drive.finish()
+    assert drive.engine.shared.num_computed["reference"] == 1
+    for arrival in arrivals:
+        assert _difference(arrival, expected) <= _TOLERANCE
+    drive.submit(8)
+    drive.finish()
+    assert drive.engine.shared.num_computed["reference"] == 2
+
+
 def test_pictures_that_end_together_are_decoded_together(model: DecoderModel, expected: list[torch.Tensor]) -> None:
     """With the VAE's batching on, as on a GPU, two pictures that end in one turn are one call of the VAE, and exact."""
     drive = Drive(DecoderEngine(model, batch_vae=True, token_budget=1024))
