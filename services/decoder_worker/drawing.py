@@ -88,6 +88,7 @@ class Drawing:
         checkpoint_at, preview_at: after which steps what is shown of it.
         step_work: of each step, in FLOPs.
         moved_at: the engine's count of work when the picture last moved, or when it came.
+        num_encoded: of its references, those that were not there when it came to them.
         expected: its references, encoded or not: one that another picture had encoded stays until this one has read it, too.
     """
 
@@ -104,6 +105,7 @@ class Drawing:
     moved_at: float
     expected: list[Expectation] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
+    num_encoded: int = 0
     denoising: Denoising | None = None
 
     @property
@@ -185,6 +187,7 @@ def prepare_some(model: DecoderModel, shared: SharedResults, drawing: Drawing, f
         was_there = shared.has("reference", key)
         drawing.references.append(shared.get("reference", key, functools.partial(_encode_source, model, shared, source)))
         if not was_there:
+            drawing.num_encoded += 1
             return None
     drawing.denoising = _begin(model, shared, drawing, fast_params)
     return drawing.denoising

@@ -210,7 +210,7 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageRequest, ImageResult, Interim
 
         for ticket, pixels in self._run(tickets, decode):
             if self.tell(ticket, "vae", 1, 1):
-                self.finish(ticket, ImageResult(pixels, pictures[ticket].num_taken))
+                self.finish(ticket, ImageResult(pixels, pictures[ticket].num_taken, self._drawings[ticket].num_encoded))
 
     def _run(
         self, tickets: Sequence[DrawingTicket], work: Callable[[Sequence[DrawingTicket]], Sequence[Outcome]]
