@@ -51,6 +51,9 @@ DIT_BYTES_PER_PATCH = 15.5 * WIDTH * 2
 CONTEXT_BYTES = 1.0e9
 """CUDA context, kernels and workspaces. Guess, unmeasured."""
 
+REFERENCE_CACHE_BYTES = 1 << 30
+"""What the decoder keeps for pictures to come unless told otherwise (`GLMQ_REFERENCE_CACHE_BYTES`)."""
+
 GB = 1e9
 
 

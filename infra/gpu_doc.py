@@ -17,6 +17,7 @@ from infra.gpu_arithmetic import (
     FAIR,
     GB,
     IDEAL,
+    REFERENCE_CACHE_BYTES,
     VAE_BYTES_PER_PX,
     ar_bytes,
     ar_image_s,
@@ -101,7 +102,7 @@ def _weight_rows() -> Iterator[tuple[str, ...]]:
 
 
 def _decoder_row(side: int) -> tuple[str, ...]:
-    work = decoder_work_bytes(side) + CONTEXT_BYTES
+    work = decoder_work_bytes(side) + CONTEXT_BYTES + REFERENCE_CACHE_BYTES
     weights = (decoder_bytes(), decoder_bytes(eight_bit=True), decoder_bytes(offload="idle"), decoder_bytes(offload="all"))
     return (
         _size(side),

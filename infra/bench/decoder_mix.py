@@ -2,20 +2,25 @@
 Mixed sizes in Poisson arrivals: how long pictures are in the decoder engine, against batches that run to completion.
 
 Twice. The engine and the batches draw one short trace for real, on the same weights, and their pixels are compared. And many long traces
-are replayed: each step and decode takes the time that it was measured to take on this machine, the engine's order is that of its own
-`policy.choose`. The replay is what is judged, because the ratio of one trace that can be drawn in a minute tells little: 0.4 to 0.8.
+are replayed: nothing is drawn, each step and decode takes the time that it was measured to take on this machine. The engine is charged
+with what its own turns cost, the batches with what steps of the bare loop do; the engine's order is that of its own `policy.choose`. The
+replay is what is judged, because the ratio of one trace that can be drawn in a minute tells little: 0.4 to 0.8.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +40,7 @@ _PUBLISHED_MIX: Mix = ((128, 0.35), (256, 0.45), (512, 0.2))
 """In the proportions of 512, 1024 and 2048 pixels, whose costs are 1 : 4.4 : 25; shares as in the plan that the target comes from."""
 
 _SMALL_MIX: Mix = ((64, 0.45), (128, 0.35), (256, 0.2))
-"""What the miniature was trained to draw. A pass costs 1 : 1.3 : 3 alone, and small ones a third of that in fours."""
+"""What the miniature was trained to draw."""
 
 _BATCH = 4
 """Of the batches that run to completion."""
@@ -44,6 +49,9 @@ _LOAD = 0.8
 """Of what one picture after the other would take."""
 
 _STEPS = 8
+_TIMED_STEPS = 3
+"""Of a picture whose steps are timed, its beginning included; the end is not."""
+
 _NUM_DRAWN = 32
 _NUM_REPLAYED = 100
 _NUM_TRACES = 15
@@ -52,12 +60,10 @@ _NUM_TRACES = 15
 def figures(bare: BareLoop) -> list[Figure]:
     """The replays of both mixes, and the one trace that is drawn."""
     sides = sorted({side for mix in (_PUBLISHED_MIX, _SMALL_MIX) for side, _ in mix})
-    costs = {side: _Cost.measure(bare, side) for side in sides}
+    engine = DecoderEngine(bare.model)
+    costs = {side: _Cost.measure(bare, engine, side) for side in sides}
     size = DitSize.from_config(bare.model.transformer.config)
-    told = "; ".join(
-        f"{side} px: step {cost.step_s[1] * 1e3:.0f} ms, four {cost.step_s[_BATCH] * 1e3:.0f} ms, VAE {cost.vae_s * 1e3:.0f} ms"
-        for side, cost in costs.items()
-    )
+    told = "; ".join(f"{side} px: {cost.told()}" for side, cost in costs.items())
     return [
         Figure(
             "decoder, mixed sizes 1:2:4: mean time in system against FIFO batches of 4",
@@ -70,7 +76,7 @@ def figures(bare: BareLoop) -> list[Figure]:
             "decoder, small sizes 1:2:4, replayed",
             _replayed(_SMALL_MIX, costs, size),
             at_least=False,
-            note=f"{_told(_SMALL_MIX)}. Bound: a small step alone costs nearly as much as a large one, in a full batch far less",
+            note=f"{_told(_SMALL_MIX)}. Bound: a small step alone still costs a good part of a large one's, in a full batch far less",
         ),
         _drawn(bare, costs),
     ]
@@ -82,35 +88,69 @@ def _told(mix: Mix) -> str:
 
 @dataclass(frozen=True)
 class _Cost:
-    """Measured seconds of a step by batch size, with guidance, and of decoding one picture."""
+    """
+    Measured seconds of one size.
 
-    step_s: dict[int, float]
+    Attributes:
+        engine_step_s, bare_step_s: of a step with guidance, by batch size; of the engine up to what its budget allows.
+        vae_s: of decoding one picture, which both do alike.
+    """
+
+    engine_step_s: dict[int, float]
+    bare_step_s: dict[int, float]
     vae_s: float
 
     @classmethod
-    def measure(cls, bare: BareLoop, side: int) -> _Cost:
+    def measure(cls, bare: BareLoop, engine: DecoderEngine, side: int) -> _Cost:
         latents = torch.zeros((1, bare.model.latent_channels, side // 8, side // 8))
         with torch.inference_mode():
             vae_s = min(timed(lambda: vae_decode(bare.model.vae, latents))[0] for _ in range(3))
-
-        def one_step(batch: int) -> float:
-            requests = [make_request(side, seed, steps=1) for seed in range(batch)]
-            # The bare loop's one step, without its decode.
-            return min(timed(lambda: bare.draw(requests, decode=False))[0] for _ in range(3))
-
-        room = max(_BATCH, CPU_TOKEN_BUDGET // _num_patches(side))
-        known = {batch: one_step(batch) for batch in sorted({1, 2, _BATCH, room})}
-        sizes = sorted(known)
-        step_s = {}
-        for batch in range(1, room + 1):
-            below = max(size for size in sizes if size <= batch)
-            above = min(size for size in sizes if size >= batch)
-            between = 0 if above == below else (batch - below) / (above - below)
-            step_s[batch] = known[below] + between * (known[above] - known[below])
-        return cls(step_s, vae_s)
+        room = max(1, CPU_TOKEN_BUDGET // _num_patches(side))
+        sizes = sorted({1, 2, _BATCH, room})
+        engine_s: dict[int, list[float]] = {batch: [] for batch in sizes if batch <= room}
+        bare_s: dict[int, list[float]] = {batch: [] for batch in sizes if batch <= _BATCH}
+        # In turn, so that a machine that grows slower meanwhile is slower for both; the first of the engine also encodes the prompt.
+        for _ in range(3):
+            for batch in sizes:
+                requests = [make_request(side, seed, steps=_TIMED_STEPS) for seed in range(batch)]
+                if batch in engine_s:
+                    engine_s[batch].append(_turns_s(engine, requests) / _TIMED_STEPS)
+                if batch in bare_s:
+                    bare_s[batch].append(timed(partial(bare.draw, requests, decode=False))[0] / _TIMED_STEPS)
+        return cls(_between(engine_s), _between(bare_s), vae_s)
 
     def alone_s(self) -> float:
-        return _STEPS * self.step_s[1] + self.vae_s
+        """Of a whole picture by the bare loop."""
+        return _STEPS * self.bare_step_s[1] + self.vae_s
+
+    def told(self) -> str:
+        def times(step_s: dict[int, float]) -> str:
+            return ", ".join(f"{step_s[batch] * 1e3:.0f} ({batch})" for batch in sorted({1, max(step_s)}))
+
+        return f"ms of a step (pictures) {times(self.engine_step_s)}, bare {times(self.bare_step_s)}, VAE {self.vae_s * 1e3:.0f}"
+
+
+def _turns_s(engine: DecoderEngine, requests: Sequence[ImageRequest]) -> float:
+    """Seconds that the engine takes for all steps but the last of these requests, which are then stopped before the VAE."""
+    stop = threading.Event()
+    for request in requests:
+        engine.submit(dataclasses.replace(request, steps=request.steps + 1), lambda *_: None, stop.is_set)
+
+    def take_turns() -> None:
+        for _ in range(requests[0].steps):
+            engine.turn()
+
+    taken_s, _ = timed(take_turns)
+    stop.set()
+    engine.turn()
+    return taken_s
+
+
+def _between(measured: dict[int, list[float]]) -> dict[int, float]:
+    """The best of each batch size, and what lies on the line between two for sizes that were not measured."""
+    sizes = sorted(measured)
+    best = [min(measured[size]) for size in sizes]
+    return {batch: float(np.interp(batch, sizes, best)) for batch in range(1, sizes[-1] + 1)}
 
 
 def _num_patches(side: int) -> int:
@@ -148,7 +188,7 @@ def _replay_batches(trace: list[tuple[float, int]], costs: dict[int, _Cost]) -> 
 
     def run(batch: list[int]) -> float:
         cost = costs[trace[batch[0]][1]]
-        return _STEPS * cost.step_s[len(batch)] + len(batch) * cost.vae_s
+        return _STEPS * cost.bare_step_s[len(batch)] + len(batch) * cost.vae_s
 
     return _first_come_first_served([came for came, _ in trace], [side for _, side in trace], run)
 
@@ -190,7 +230,7 @@ def _replay_engine(trace: list[tuple[float, int]], costs: dict[int, _Cost], size
         favoured_at = work_done if choice.is_favour else favoured_at
         group = [indices[member] for member in choice.members]
         side = trace[group[0]][1]
-        now += costs[side].step_s[len(group)]
+        now += costs[side].engine_step_s[len(group)]
         work_done += len(group) * work[side]
         for index in group:
             left[index] -= 1

@@ -28,6 +28,7 @@ from infra.bench.workload import MINIATURE, PUBLISHED_SHARES, Workload
 
 _JOBS = 64
 _IDENTICAL = 100
+_SHARED_LAYOUT = 8
 _CLIENTS = 4
 _SLOTS = 32
 """Of the AR engine alone; the AR worker's own choice on a CPU."""
@@ -162,9 +163,14 @@ def _reuse(stack: BenchStack) -> list[Figure]:
     redecoded = _less(_usage(stack), before)
 
     before = _usage(stack)
+    encoded_before = stack.count_logged("sources_encoded")
     source = {"job_id": again["id"], "index": 0}
-    stack.wait(stack.submit(**request, seed=9, n=8, same_layout=True, images=[source]))
+    stack.wait(stack.submit(**request, seed=9, n=_SHARED_LAYOUT, same_layout=True, images=[source]))
+    encoded = stack.count_logged("sources_encoded") - encoded_before
+    num_decoders = sum(name.startswith("decoder_worker") for name in stack.pids)
     eight = _less(_usage(stack), before)
+    if eight["decoder_runs"] != _SHARED_LAYOUT:
+        raise RuntimeError(f"{_SHARED_LAYOUT} images took {eight['decoder_runs']} decoder runs")
     return [
         Figure("100 identical jobs cost, in jobs", ratios, _IDENTICAL_COST, at_least=False, note=identical_note),
         Figure("AR tokens of a redecode", [redecoded["ar"]], 0, at_least=False, unit="", note=f"{redecoded['decoder']} decoder steps"),
@@ -175,6 +181,14 @@ def _reuse(stack: BenchStack) -> list[Figure]:
             at_least=False,
             unit="",
             note=f"{eight['decoder_runs']} decoder runs",
+        ),
+        Figure(
+            "references encoded for 8 images of one layout and one reference",
+            [encoded],
+            num_decoders,
+            at_least=False,
+            unit="",
+            note=f"once per decoder worker that draws some of them; {num_decoders} workers",
         ),
     ]
 

@@ -66,6 +66,8 @@ class BenchStack:
     api_key: str
     environment: Mapping[str, str]
     receiver: TimedReceiver
+    logs: Path
+    """Folder of the processes' logs."""
     pids: dict[str, int] = field(default_factory=dict)
     """Process ids of roles and servers by name."""
 
@@ -106,6 +108,10 @@ class BenchStack:
         """CPU seconds that each process and its children have used so far; those of Postgres' backends count for Postgres."""
         return {name: _tree_cpu_s(pid) for name, pid in self.pids.items()}
 
+    def count_logged(self, event: str) -> int:
+        """Lines about this event that decoder workers have written so far."""
+        return sum(log.read_text(errors="replace").count(event) for log in self.logs.glob("decoder_worker*.log"))
+
     @staticmethod
     def _checked(answer: httpx.Response) -> Job:
         if answer.is_error:
@@ -136,7 +142,7 @@ def bench_stack(checkpoint: Path, decoders: int, **settings: str) -> Iterator[Be
                 told = client.get("/v1/webhooks/default/secret", headers={"Authorization": f"Bearer {exports['GLMQ_API_KEY']}"})
             with TimedReceiver(str(told.raise_for_status().json()["key"])) as receiver:
                 pids = {row.name: row.pid for row in state.rows if row.pid is not None}
-                yield BenchStack(exports["GLMQ_URL"], exports["GLMQ_API_KEY"], exports, receiver, pids)
+                yield BenchStack(exports["GLMQ_URL"], exports["GLMQ_API_KEY"], exports, receiver, folder.logs, pids)
 
 
 def _tree_cpu_s(root: int) -> float:

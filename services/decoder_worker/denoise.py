@@ -16,8 +16,18 @@ from torch import Tensor
 from services.decoder_worker import dit, fast
 from services.decoder_worker.dit import Conditioning, Rotary
 from services.decoder_worker.fast import FastState
-from services.decoder_worker.references import Reference
+from services.decoder_worker.references import LayerReferences, Reference
 from services.decoder_worker.schedule import Schedule
+from services.decoder_worker.side_by_side import predict_both
+
+SIDE_BY_SIDE_TOKENS = 1280
+"""
+Most tokens, patches and glyphs of both passes, that go through the DiT side by side.
+
+Measured on the miniature, one thread, machine shared, time over that of two calls: 0.66 for a picture of 64 pixels square, 0.78 of 128,
+0.89 of 256; 0.78 for four of 64, 0.94 for thirty-two (1248 tokens), 0.95 for two of 256, 0.97 for one of 384 (1159); 1.03 for one of 512
+(2055), where all is arithmetic, and what both passes touch is in no cache.
+"""
 
 
 @dataclass
@@ -53,7 +63,7 @@ class Denoising:
         return before, after
 
 
-def step(transformer: Any, dtype: torch.dtype, pictures: Sequence[Denoising]) -> Tensor:
+def step(transformer: Any, dtype: torch.dtype, pictures: Sequence[Denoising], *, side_by_side: bool = False) -> Tensor:
     """
     Take pictures of equal shape one Euler step further, each from where it stands.
 
@@ -62,6 +72,7 @@ def step(transformer: Any, dtype: torch.dtype, pictures: Sequence[Denoising]) ->
 
     Args:
         dtype: of the DiT's activations.
+        side_by_side: may cond and uncond of small pictures share a call?
     Returns:
         the velocity [B, C, H, W] in float32 that the pictures followed.
     """
@@ -77,12 +88,7 @@ def step(transformer: Any, dtype: torch.dtype, pictures: Sequence[Denoising]) ->
     if first.fast is not None:
         velocity = _fast_velocity(transformer, first, first.fast, inputs, embedded_times)
     else:
-        cond = _stacked([picture.cond for picture in pictures])
-        velocity = dit.predict(transformer, inputs, cond, embedded_times, first.rotary, references).float()
-        unconds = [picture.uncond for picture in pictures if picture.uncond is not None]
-        if unconds:
-            uncond = dit.predict(transformer, inputs, _stacked(unconds), embedded_times, first.rotary, None).float()
-            velocity = uncond + _column([picture.guidance_scale for picture in pictures], latents) * (velocity - uncond)
+        velocity = _exact_velocity(transformer, pictures, inputs, embedded_times, references, side_by_side=side_by_side)
 
     changes = _column([after - before for before, after in (picture.sigmas for picture in pictures)], latents)
     # float32 from here on, whatever the model's dtype: bfloat16 latents would lose the small steps near the end.
@@ -99,6 +105,31 @@ def step(transformer: Any, dtype: torch.dtype, pictures: Sequence[Denoising]) ->
 def clean_latents(picture: Denoising, velocity: Tensor) -> Tensor:
     """Where the picture would end if it went on in a straight line: x0, [1, C, H, W], given the velocity [1, C, H, W] of its last step."""
     return picture.latents - picture.schedule.sigmas[picture.num_done] * velocity
+
+
+def _exact_velocity(
+    transformer: Any,
+    pictures: Sequence[Denoising],
+    inputs: Tensor,
+    times: Tensor,
+    references: Sequence[LayerReferences] | None,
+    *,
+    side_by_side: bool,
+) -> Tensor:
+    tables = pictures[0].rotary
+    cond = _stacked([picture.cond for picture in pictures])
+    unconds = [picture.uncond for picture in pictures if picture.uncond is not None]
+    if not unconds:
+        return dit.predict(transformer, inputs, cond, times, tables, references).float()
+    uncond = _stacked(unconds)
+    num_tokens = len(pictures) * (2 * tables.cos.shape[0] + cond.glyphs.shape[1] + uncond.glyphs.shape[1])
+    if side_by_side and num_tokens <= SIDE_BY_SIDE_TOKENS:
+        led, unled = predict_both(transformer, inputs, cond, uncond, times, tables, references)
+    else:
+        led = dit.predict(transformer, inputs, cond, times, tables, references)
+        unled = dit.predict(transformer, inputs, uncond, times, tables, None)
+    scales = _column([picture.guidance_scale for picture in pictures], inputs)
+    return unled.float() + scales * (led.float() - unled.float())
 
 
 def _fast_velocity(transformer: Any, picture: Denoising, state: FastState, inputs: Tensor, times: Tensor) -> Tensor:

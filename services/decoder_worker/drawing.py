@@ -27,7 +27,7 @@ from services.decoder_worker.policy import Candidate
 from services.decoder_worker.references import Reference, encode_reference
 from services.decoder_worker.request import ImageRequest, SourceInput
 from services.decoder_worker.schedule import Schedule, make_schedule
-from services.decoder_worker.sharing import SharedResults
+from services.decoder_worker.sharing import Expectation, SharedResults
 from services.decoder_worker.vae import vae_encode
 from services.decoder_worker.weights import DecoderModel
 from shared.cost import DitSize
@@ -88,6 +88,8 @@ class Drawing:
         checkpoint_at, preview_at: after which steps what is shown of it.
         step_work: of each step, in FLOPs.
         moved_at: the engine's count of work when the picture last moved, or when it came.
+        num_encoded: of its references, those that were not there when it came to them.
+        expected: its references, encoded or not: one that another picture had encoded stays until this one has read it, too.
     """
 
     request: ImageRequest
@@ -101,7 +103,9 @@ class Drawing:
     preview_at: frozenset[int]
     step_work: float
     moved_at: float
+    expected: list[Expectation] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
+    num_encoded: int = 0
     denoising: Denoising | None = None
 
     @property
@@ -113,6 +117,18 @@ class Drawing:
         """Pictures whose shapes are equal can take a step together."""
         sizes = tuple(source.image.size for source in self.sources)
         return self.request.grid, self.num_glyph_tokens, sizes, self.is_guided, self.request.lora
+
+    @property
+    def reference_keys(self) -> list[Hashable]:
+        """By which its references are known, source by source: adapters change what a source is to the DiT."""
+        return [(source.identity, self.request.lora) for source in self.sources]
+
+    def release_references(self) -> None:
+        """After its last step it reads none."""
+        self.expected.clear()
+        self.references.clear()
+        if self.denoising is not None:
+            self.denoising.references = ()
 
     def candidate(self, work_done: float) -> Candidate:
         """The picture as the policy sees it, when the engine has done so much work in all."""
@@ -166,11 +182,12 @@ def prepare_some(model: DecoderModel, shared: SharedResults, drawing: Drawing, f
     Returns:
         its denoising, as soon as it has one.
     """
-    for source in drawing.sources[len(drawing.references) :]:
-        key = (source.identity, drawing.request.lora)
+    num_there = len(drawing.references)
+    for source, key in zip(drawing.sources[num_there:], drawing.reference_keys[num_there:], strict=True):
         was_there = shared.has("reference", key)
         drawing.references.append(shared.get("reference", key, functools.partial(_encode_source, model, shared, source)))
         if not was_there:
+            drawing.num_encoded += 1
             return None
     drawing.denoising = _begin(model, shared, drawing, fast_params)
     return drawing.denoising

@@ -89,10 +89,12 @@ class ImageResult:
     Attributes:
         pixels: [3, height_px, width_px] float32 on the CPU, 0..1, not yet rounded to 8 bits.
         num_steps: that were taken for it; fewer than all where it went on from `ImageRequest.resume`.
+        num_encoded: sources that were encoded for it; the others had been for other pictures.
     """
 
     pixels: Tensor
     num_steps: int
+    num_encoded: int
 
     def to_pil(self) -> Image.Image:
         """The 8-bit RGB picture, rounded as the reference rounds."""

@@ -39,7 +39,7 @@ class DecoderWorkerSettings(WorkerSettings):
         ge=0,
         le=1 << 40,
         description="Device memory, in bytes, for encoded sources and projected prompts of pictures that are done, for those to come. "
-        "A source of 1024x1024 pixels takes 2 GB with the published model.",
+        "A source of 1024x1024 pixels takes 2 GB with the published model; whatever this says, it stays while pictures in hand want it.",
     )
     decoder_previews: int = Field(
         default=2, ge=0, le=16, description="Previews of a picture on its way, where the customer asked for previews. 0: none."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -22,18 +23,26 @@ class Sized(Protocol):
 Result = TypeVar("Result", bound=Sized)
 
 
+@dataclass(eq=False)
+class Expectation:
+    """Held by all who will ask for one result; holds it for them as soon as one of them had it computed."""
+
+    result: Any = None
+
+
 class SharedResults:
     """
     Results by kind and key.
 
-    One that a picture still holds is always found. Those that nobody holds any more stay while all of them fit `max_bytes`; the one
-    that was used least recently goes first.
+    One that a picture still holds, or that one to come expects, is always found. Those that nobody holds any more stay while all of them
+    fit `max_bytes`; the one that was used least recently goes first.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.num_computed: Counter[str] = Counter()
         self._max_bytes = max_bytes
         self._held: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+        self._expected: WeakValueDictionary[Hashable, Expectation] = WeakValueDictionary()
         self._kept: OrderedDict[Hashable, Sized] = OrderedDict()
         self._kept_bytes = 0
 
@@ -45,15 +54,28 @@ class SharedResults:
             result = compute()
             self.num_computed[kind] += 1
             self._held[full_key] = result
+        expectation = self._expected.get(full_key)
+        if expectation is not None:
+            expectation.result = result
         self._keep(full_key, result)
         return cast(Result, result)
+
+    def expect(self, kind: str, key: Hashable) -> Expectation:
+        """Say that somebody will ask for this; while what is returned is held, so is the result, once it was computed."""
+        full_key = (kind, key)
+        expectation = self._expected.get(full_key)
+        if expectation is None:
+            expectation = self._expected[full_key] = Expectation(self._held.get(full_key))
+        return expectation
 
     def has(self, kind: str, key: Hashable) -> bool:
         """Would `get` find it?"""
         return (kind, key) in self._held
 
     def clear(self) -> None:
-        """Let go of everything that no picture holds."""
+        """Let go of everything that no picture holds, expected or not."""
+        for expectation in self._expected.values():
+            expectation.result = None
         self._kept.clear()
         self._kept_bytes = 0
 

@@ -100,6 +100,9 @@ class ImageTasks:
             lambda interim: self._keep(claim, interim),
             lambda: claims.begin(self.db, claim.new_job_ids),
         )
+        if result.num_encoded:
+            # Half a step's work each, once for all pictures of a source that come to this worker together.
+            log.info("sources_encoded", work_id=claim.id, sources=result.num_encoded)
         held.on_progress("upload", 0, 1)
         # A check of the table allows these formats only.
         image_format = cast(ImageFormat, claim.format)

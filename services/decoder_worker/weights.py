@@ -69,6 +69,16 @@ class DecoderModel:
     options: NetOptions
     adapters: Adapters
 
+    @property
+    def goes_side_by_side(self) -> bool:
+        """
+        May cond and uncond of small pictures share a call of the DiT?
+
+        Only in float32: a product of other shape may be summed in another order, and in bfloat16 that would show. Only on a CPU: on no
+        GPU was it measured. And only where blocks are not compiled, because they are not called as such.
+        """
+        return self.dtype == torch.float32 and self.device.type == "cpu" and self.options.compile == "off"
+
     def use_lora(self, lora: Lora) -> None:
         """
         Let exactly these adapters act from now on; `()` is the bare model, exactly. Cheap, and nothing at all when they act already.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from typing import Any
 
@@ -35,13 +36,22 @@ def wait_for_phase(stack: Stack, job: dict[str, Any], phase: str) -> dict[str, A
     return dict(wait_until(lambda: now if (now := stack.job(job["id"]))["progress"]["phase"] == phase else None, 60, 0.02))
 
 
-def test_eight_images_of_one_layout_run_the_ar_model_once(stack: Stack) -> None:
-    """`same_layout` with n = 8: one grid, eight pictures, all different."""
-    job = stack.wait(stack.submit(prompt="eight of a kind", size="64x64", steps=2, n=8, same_layout=True))
+def test_eight_images_of_one_layout_and_source_share_what_they_can(stack: Stack) -> None:
+    """`same_layout` with n = 8: one grid, the source encoded once by the one decoder worker, eight pictures, all different."""
+    request = {"prompt": "eight of a kind", "size": "64x64", "steps": 2, "n": 8, "same_layout": True}
+    photo = io.BytesIO()
+    Image.radial_gradient("L").resize((64, 64)).save(photo, "PNG")
+    files = [("request", (None, json.dumps(request), "application/json")), ("image", ("photo.png", photo.getvalue()))]
+    before = stack.log("decoder_worker").count("sources_encoded")
+    answer = stack.client.post("/v1/jobs", files=files)
+    assert answer.status_code == 202, answer.text
+
+    job = stack.wait(answer.json())
 
     assert job["status"] == "succeeded", job["error"]
     assert len({output["sha256"] for output in job["outputs"]}) == 8
     assert runs(stack, job) == {"ar": 1, "decoder": 8}
+    assert stack.log("decoder_worker").count("sources_encoded") == before + 1
 
 
 def test_a_hundred_identical_jobs_cost_one(stack: Stack) -> None:

@@ -301,7 +301,7 @@ def test_a_picture_too_large_for_a_batch_fails_alone(model: DecoderModel) -> Non
 
     engine = DecoderEngine(model)
     first, second = (engine.submit(_REQUEST, _silent, _never) for _ in range(2))
-    hook = model.transformer.transformer_blocks[0].register_forward_pre_hook(full)
+    hook = model.transformer.transformer_blocks[0].norm1.register_forward_pre_hook(full)
     try:
         _finish(engine)
     finally:

@@ -14,6 +14,7 @@ from services.decoder_worker.weights import DecoderModel
 from shared.grid import TokenGrid
 
 _REQUEST = ImageRequest('a "word"', TokenGrid(2, 3), [[1, 2, 3], [4, 5, 6]], seed=7, steps=20, guidance_scale=1.5, fast=True)
+_NUM_PATCHES = 24
 _ALL = FastParams(threshold=10)
 """Skips wherever it may: what a random net says changes much from step to step."""
 
@@ -21,11 +22,14 @@ _ALL = FastParams(threshold=10)
 def _draw(
     model: DecoderModel, *requests: ImageRequest, fast: FastParams = _ALL, checkpoint_steps: int = 4
 ) -> tuple[list[torch.Tensor], list[int], list[Interim]]:
-    """Pixels of the requests, drawn together; the batches that reached the last block; and what was shown of the first."""
+    """Pixels of the requests, drawn together; the batch of each pass that reached the last block; and what was shown of the first."""
     engine = DecoderEngine(model, fast=fast, checkpoint_steps=checkpoint_steps)
     calls: list[int] = []
     shown: list[Interim] = []
-    hook = model.transformer.transformer_blocks[-1].register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape[0]))
+    # Where both passes go side by side, a row has the patches of two.
+    hook = model.transformer.transformer_blocks[-1].norm1.register_forward_hook(
+        lambda _, inputs, __: calls.extend([inputs[0].shape[0]] * (inputs[0].shape[1] // _NUM_PATCHES))
+    )
     try:
         futures = [
             engine.submit(request, lambda *_: None, lambda: False, shown.append if not index else lambda _: None)

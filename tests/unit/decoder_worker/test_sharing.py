@@ -43,6 +43,27 @@ def test_what_a_picture_holds_is_found_whatever_the_bound() -> None:
     assert not shared.has("a", 1)
 
 
+def test_what_is_expected_stays_for_the_last_who_expects_it() -> None:
+    """With no room to keep anything, a result stays from the first who had it computed until the last who expects it has let go."""
+    shared = SharedResults(0)
+    first, second = shared.expect("a", 1), shared.expect("a", 1)
+    shared.get("a", 1, _ones)
+    del first
+    assert shared.has("a", 1)
+    del second
+    assert not shared.has("a", 1)
+
+
+def test_what_is_there_is_kept_for_who_expects_it_later() -> None:
+    """Expected while a picture holds it, a result outlives that picture."""
+    shared = SharedResults(0)
+    held = shared.get("a", 1, _ones)
+    expectation = shared.expect("a", 1)
+    assert expectation.result is held
+    del held
+    assert shared.has("a", 1)
+
+
 def test_a_result_too_large_to_keep_pushes_out_nothing() -> None:
     """A result larger than the bound leaves the others where they are."""
     shared = SharedResults(2048)
@@ -53,11 +74,15 @@ def test_a_result_too_large_to_keep_pushes_out_nothing() -> None:
 
 
 def test_clearing_lets_go_of_what_nobody_holds() -> None:
-    """After clear(), what a picture holds is still shared, and the rest is gone."""
+    """After clear(), what a picture holds is still shared, and the rest is gone, expected or not; what is expected is then kept anew."""
     shared = SharedResults(1 << 20)
     held = shared.get("a", 1, _ones)
     shared.get("a", 2, _ones)
+    expectation = shared.expect("a", 3)
+    shared.get("a", 3, _ones)
     shared.clear()
     assert shared.kept_bytes == 0
     assert shared.get("a", 1, _ones) is held
     assert not shared.has("a", 2)
+    assert not shared.has("a", 3)
+    assert shared.get("a", 3, _ones) is expectation.result
