@@ -78,6 +78,7 @@ class Problem(Enum):
     BUDGET_EXHAUSTED = 402, "The day's seconds of workers are used up", True
     TOO_MANY_REQUESTS = 429, "Too many requests", True
     QUEUE_FULL = 429, "Too many jobs are queued", True
+    TOO_MANY_BATCHES = 429, "Too many batches have not ended", True
     INTERNAL = 500, "Something went wrong here", False
     ENGINE_UNAVAILABLE = 503, "The service is not available now", True
     DEADLINE = 504, "The images are not ready in time", False

@@ -21,7 +21,7 @@ from services.api.pages import page_response
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, read_json, read_query
 from services.api.route_docs import describe
-from shared.errors import RequestError
+from shared.errors import RequestError, TooManyBatchesError
 from shared.ids import is_id
 from shared.lifecycle.batches import BatchDocument, NewBatch, cancel_batch, create_batch, get_batch, list_batches
 from shared.lifecycle.files import get_file
@@ -129,7 +129,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
         summary="Make a batch (OpenAI)",
         operation_id="openai_make_batch",
         security="ApiKey",
-        responses=[400, 401, 403, 413, 415, 422, 503],
+        responses=[400, 401, 403, 413, 415, 422, 429, 503],
         extensions=describe(
             body=BatchRequest,
             example={"input_file_id": "file-01k9v6s3m8e2t4w6y8a0c2e4g6", "endpoint": GENERATIONS, "completion_window": "24h"},
@@ -139,6 +139,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
     )
     def make() -> Response:
         caller = authenticate(parts.db, request, "submit")
+        parts.quotas.admit(caller)
         key = parse_key(request.headers.get("Idempotency-Key"))
         sent = without_nulls(read_json(request))
         try:
@@ -162,10 +163,16 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
             idempotency_key=key,
             try_number=try_number(request),
         )
-        batch_id, is_replay = create_batch(parts.db, new)
-        response = jsonify(batch_document(find_batch(parts, caller, batch_id)))
-        response.headers["Location"] = f"/v1/batches/{batch_id}"
-        if is_replay:
+        limits = parts.quotas.limits_of(caller)
+        try:
+            created = create_batch(parts.db, new, limits)
+        except TooManyBatchesError:
+            parts.quotas.note_batches(limits.live_batches)
+            raise
+        parts.quotas.note_batches(created.num_live)
+        response = jsonify(batch_document(find_batch(parts, caller, created.batch_id)))
+        response.headers["Location"] = f"/v1/batches/{created.batch_id}"
+        if created.is_replay:
             response.headers["Idempotency-Replayed"] = "true"
         return response
 
