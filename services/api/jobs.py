@@ -38,11 +38,12 @@ UPLOADS = {
     "description": "Reference images, after those of `images`.",
 }
 NEW_JOB: dict[str, Any] = {
+    "is_counted": True,
     "request_headers": ("Idempotency-Key", "Prefer"),
     "descriptions": {"200": "The job has ended while the request waited for it; or the same Idempotency-Key made it before."},
     "headers": {
         "202": ("Location", "Retry-After", "Preference-Applied"),
-        "200": ("Location", "Idempotency-Replayed", "Preference-Applied"),
+        "200": ("Location", "Retry-After", "Idempotency-Replayed", "Preference-Applied"),
     },
     "same_as": {"200": "202"},
     "links": (("get_job", "cancel_job", "list_images", "redecode_job", "approve_job", "reject_job"), "job_id"),
@@ -60,7 +61,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         summary="Submit a job",
         operation_id="submit_job",
         security="ApiKey",
-        responses=[200, 400, 401, 402, 403, 404, 413, 415, 422, 429, 503],
+        responses=[200, 400, 401, 402, 403, 404, 410, 413, 415, 422, 429, 503],
         extensions=describe(
             body=JobRequest,
             example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "seed": 7},
@@ -82,7 +83,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         description="As a submit with the UUID as its Idempotency-Key: however often it is sent, there is one job.",
         operation_id="put_job",
         security="ApiKey",
-        responses=[200, 400, 401, 402, 403, 404, 413, 415, 422, 429, 503],
+        responses=[200, 400, 401, 402, 403, 404, 410, 413, 415, 422, 429, 503],
         extensions=describe(
             body=JobRequest,
             example={"prompt": "a red fox"},
@@ -105,7 +106,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         summary="Get a job",
         operation_id="get_job",
         security="ApiKey",
-        responses=[304, 400, 401, 403, 404, 503],
+        responses=[304, 400, 401, 403, 404, 410, 503],
         extensions=describe(
             query=JobQuery,
             request_headers=("If-None-Match",),
@@ -163,7 +164,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
 
     @jobs.post("/v1/jobs/<job_id>/cancel")
     @jobs.output(JobAnswer, description="The job is canceled.")
-    @jobs.doc(summary="Cancel a job", operation_id="cancel_job", security="ApiKey", responses=[401, 403, 404, 409, 503])
+    @jobs.doc(summary="Cancel a job", operation_id="cancel_job", security="ApiKey", responses=[401, 403, 404, 409, 410, 503])
     def cancel_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")
         cancel_job(parts, caller, job_id)

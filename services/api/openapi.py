@@ -47,10 +47,14 @@ _HEADERS: dict[str, dict[str, Any]] = {
     "Retry-After": {"description": "Seconds to wait before asking again.", "schema": {"type": "integer"}},
     "ETag": {"description": "Changes with the job and its progress.", "schema": {"type": "string"}},
     "Preference-Applied": {"description": "Which preference was honoured.", "schema": {"type": "string"}},
-    "Link": {"description": 'The next page, as rel="next".', "schema": {"type": "string"}},
+    "Link": {"description": 'The next page, as rel="next"; the job that goes on, as rel="related".', "schema": {"type": "string"}},
     "Idempotency-Replayed": {"description": "The answer to an earlier request.", "schema": {"type": "string", "const": "true"}},
     "RateLimit-Policy": {"description": "The limits that hold for the request.", "schema": {"type": "string"}},
     "RateLimit": {"description": "What is left of them.", "schema": {"type": "string"}},
+    "X-RateLimit-Limit-Requests": {"description": "Requests a minute that may make jobs.", "schema": {"type": "integer"}},
+    "X-RateLimit-Remaining-Requests": {"description": "How many of them are left.", "schema": {"type": "integer"}},
+    "X-RateLimit-Reset-Requests": {"description": "When there are all of them again, such as `7s`.", "schema": {"type": "string"}},
+    "X-Should-Retry": {"description": "`false`: the same request would make another job.", "schema": {"type": "string", "const": "false"}},
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
     "X-Request-Id": {"description": "The request's own id, or the one that the client sent.", "schema": {"type": "string"}},
 }
@@ -65,11 +69,20 @@ _URI_TOO_LONG = {
 }
 _OF_STATUS = {
     "401": ("WWW-Authenticate",),
-    "402": ("Retry-After", "RateLimit-Policy", "RateLimit"),
-    "429": ("Retry-After", "RateLimit-Policy", "RateLimit"),
+    "402": ("Retry-After",),
+    "429": ("Retry-After",),
     "503": ("Retry-After",),
 }
 """Headers that belong to a status, whatever the route."""
+_LIMITS = (
+    "RateLimit-Policy",
+    "RateLimit",
+    "X-RateLimit-Limit-Requests",
+    "X-RateLimit-Remaining-Requests",
+    "X-RateLimit-Reset-Requests",
+)
+_NOT_COUNTED = ("401", "414")
+"""Before it is known whose request it is."""
 
 
 def install(app: APIFlask) -> None:
@@ -192,7 +205,8 @@ def _complete_responses(spec: dict[str, Any], responses: dict[str, Any], docs: R
         responses[status]["content"] = responses[other]["content"]
     for status, response in responses.items():
         response["description"] = docs.descriptions.get(status, response["description"])
-        headers = (*docs.headers.get(status, ()), *_OF_STATUS.get(status, ()), "X-Request-Id")
+        limits = _LIMITS if docs.is_counted and status not in _NOT_COUNTED else ()
+        headers = (*docs.headers.get(status, ()), *_OF_STATUS.get(status, ()), *limits, "X-Request-Id")
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
         if status.startswith("3"):
             response.pop("content", None)

@@ -134,6 +134,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
             body=BatchRequest,
             example={"input_file_id": "file-01k9v6s3m8e2t4w6y8a0c2e4g6", "endpoint": GENERATIONS, "completion_window": "24h"},
             request_headers=("Idempotency-Key",),
+            is_counted=True,
             headers={"200": ("Location", "Idempotency-Replayed")},
         ),
     )

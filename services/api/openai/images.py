@@ -53,16 +53,23 @@ _FLAGS = ("stream", "background")
 _IMAGE_PARTS = ("image", "image[]")
 _POLL_S = 1
 
+OF_UNFINISHED = ("X-Should-Retry", "Link")
+"""Headers of a refusal after a job was made."""
 _SSE = {MEDIA_TYPE: STREAM_SCHEMA, "application/json": ImagesAnswer}
 _FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 _DOCS: dict[str, Any] = {
     "request_headers": ("Idempotency-Key",),
     "content": {"200": _SSE},
-    "headers": {"202": ("Location", "Retry-After"), "200": ("Idempotency-Replayed",)},
+    "is_counted": True,
+    "headers": {
+        "202": ("Location", "Retry-After"),
+        "200": ("Location", "Retry-After", "Idempotency-Replayed"),
+        **dict.fromkeys(("422", "500", "504"), OF_UNFINISHED),
+    },
     "descriptions": {"200": "The images; with `stream` as events.", "202": "With `background: true`: the job that draws them."},
     "same_as": {"202": "200"},
 }
-_RESPONSES = [202, 400, 401, 402, 403, 404, 413, 415, 422, 429, 500, 503, 504]
+_RESPONSES = [202, 400, 401, 402, 403, 404, 410, 413, 415, 422, 429, 500, 503, 504]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from services.api.auth import authenticate
 from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, Path
 from services.api.job_access import cancel_job, find_job
 from services.api.openai.answers import Document
-from services.api.openai.images import MAX_JSON_BYTES, submit_translated
+from services.api.openai.images import MAX_JSON_BYTES, OF_UNFINISHED, submit_translated
 from services.api.openai.response_answers import ResponseEvents, response_document
 from services.api.openai.response_schemas import (
     UNSUPPORTED,
@@ -61,13 +61,14 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         summary="Make a picture as a response (OpenAI)",
         operation_id="openai_make_response",
         security="ApiKey",
-        responses=[400, 401, 403, 404, 413, 415, 422, 503, 504],
+        responses=[400, 401, 402, 403, 404, 410, 413, 415, 422, 429, 503, 504],
         extensions=describe(
             body=ResponseRequest,
             example={"input": 'a sign that says "open"', "tools": [{"type": "image_generation", "size": "1024x1024"}], "background": True},
             request_headers=("Idempotency-Key",),
             content={"200": _SSE},
-            headers={"200": ("Idempotency-Replayed",)},
+            is_counted=True,
+            headers={"200": ("Idempotency-Replayed",), "504": OF_UNFINISHED},
         ),
     )
     def make() -> Response:

@@ -38,6 +38,7 @@ from shared.states import Stage
 from shared.storage import Storage
 from shared.webhooks import new_secret
 from tests.fakes import FakeResolver
+from tests.integration.api.declared import answers_declared
 
 MODEL = ModelInfo(
     name="miniature",
@@ -108,11 +109,14 @@ def make_account(db: Database, settings: ApiSettings, name: str) -> Account:
 
 @contextmanager
 def open_app(settings: ApiSettings) -> Iterator[APIFlask]:
-    """The application. Its resolver knows a public host, an inside one, and one that is both."""
+    """The application, held against its OpenAPI document. Its resolver knows a public host, an inside one, and one that is both."""
     names = {"hooks_example": ["93.184.216.34"], "inside_example": ["10.0.0.7"], "both_example": ["93.184.216.34", "10.0.0.7"]}
     app = create_app(settings, FakeResolver(**{name: [addresses] for name, addresses in names.items()}))
-    yield app
-    app.extensions["glmq"].close()
+    try:
+        with answers_declared(app):
+            yield app
+    finally:
+        app.extensions["glmq"].close()
 
 
 def report_model(db: Database) -> None:
