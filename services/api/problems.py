@@ -120,6 +120,19 @@ class Problem(Enum):
         """What it means, and what to do."""
         return TEXTS[self.code]
 
+    @property
+    def openai_type(self) -> str:
+        """Its kind, as OpenAI's errors have it."""
+        match self.status or 500:
+            case 401:
+                return "authentication_error"
+            case 403:
+                return "permission_error"
+            case 429:
+                return "rate_limit_error"
+            case status:
+                return "invalid_request_error" if status < 500 else "server_error"
+
     @classmethod
     def find(cls, code: str) -> Problem | None:
         """The problem that a request may be answered with."""
@@ -230,7 +243,7 @@ def _body(problem: Problem, detail: str, error: Exception, base_url: str) -> dic
         "trace_id": g.trace.trace_id if g.get("trace") else None,
         "errors": _field_errors(error, param),
         # What OpenAI's and Replicate's clients read.
-        "error": {"message": detail, "type": _openai_type(problem.status or 500), "param": param, "code": problem.code},
+        "error": {"message": detail, "type": problem.openai_type, "param": param, "code": problem.code},
     }
 
 
@@ -266,17 +279,5 @@ def example_problem(problem: Problem) -> dict[str, Any]:
         "request_id": "req_01kb2w5n0v7f9rqs8d3xz4m6ht",
         "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
         "errors": [],
-        "error": {"message": problem.title, "type": _openai_type(status), "param": None, "code": problem.code},
+        "error": {"message": problem.title, "type": problem.openai_type, "param": None, "code": problem.code},
     }
-
-
-def _openai_type(status: int) -> str:
-    match status:
-        case 401:
-            return "authentication_error"
-        case 403:
-            return "permission_error"
-        case 429:
-            return "rate_limit_error"
-        case _:
-            return "invalid_request_error" if status < 500 else "server_error"

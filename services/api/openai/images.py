@@ -64,7 +64,7 @@ _DOCS: dict[str, Any] = {
     "headers": {
         "202": ("Location", "Retry-After"),
         "200": ("Location", "Retry-After", "Idempotency-Replayed"),
-        **dict.fromkeys(("422", "500", "504"), OF_UNFINISHED),
+        **dict.fromkeys(("400", "422", "500", "504"), OF_UNFINISHED),
     },
     "descriptions": {"200": "The images; with `stream` as events.", "202": "With `background: true`: the job that draws them."},
     "same_as": {"202": "200"},

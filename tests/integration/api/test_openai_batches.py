@@ -340,8 +340,8 @@ def test_failures_have_a_file_of_their_own(client: FlaskClient, clerk: Clerk, db
     gone, failed = content(client, done["error_file_id"])
     assert (gone["custom_id"], gone["response"]["status_code"]) == ("gone", 400)
     assert gone["response"]["body"]["error"]["param"] == "body.images.0.file_id"
-    assert (failed["custom_id"], failed["response"]["status_code"]) == ("doomed", 500)
-    assert failed["response"]["body"]["error"]["code"] == "job_failed"
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("doomed", 422)
+    assert failed["response"]["body"]["error"]["code"] == "unprocessable_prompt"
 
 
 def test_a_line_that_is_erased(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts) -> None:

@@ -105,7 +105,7 @@ def test_a_stream_can_be_gone_on_with(client: FlaskClient) -> None:
 def test_failures(client: FlaskClient) -> None:
     """A failed response says so, in its stream too."""
     body = respond(client, input="doomed").get_json()
-    assert (body["status"], body["error"]["code"]) == ("failed", "server_error")
+    assert (body["status"], body["error"]["code"]) == ("failed", "invalid_prompt")
     assert "too long" in body["error"]["message"]
     assert events_of(respond(client, input="doomed", stream=True).get_data())[-1]["type"] == "response.failed"
 
