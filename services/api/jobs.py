@@ -10,11 +10,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 from apiflask import APIBlueprint
-from flask import Response, jsonify, request
+from flask import Response, g, jsonify, request
 
 from services.api.answers import JobAnswer, JobListAnswer
 from services.api.auth import authenticate
-from services.api.idempotency import parse_key
+from services.api.idempotency import TRY_HEADER, parse_key, parse_try
 from services.api.job_access import cancel_job, find_job
 from services.api.job_answers import job_response, public_document, submitted_response
 from services.api.parts import Parts
@@ -22,11 +22,12 @@ from services.api.prefer import MAX_WAIT_S, parse_prefer
 from services.api.request_body import read_body, read_query
 from services.api.route_docs import describe
 from services.api.schemas import JobQuery, JobRequest, ListQuery
-from services.api.submitting import Origin, submit_job
+from services.api.submitting import SUBMIT_ROUTE, Origin, submit_job
 from services.api.waiting import NoPlaceError, has_ended
 from shared.errors import RequestError
 from shared.ids import is_id
 from shared.lifecycle.jobs import JobFilter, list_jobs
+from shared.lifecycle.tries import note_answer
 from shared.storage import PRESIGN_S
 
 _PUT_ROUTE = "PUT /v1/jobs/<job_id>"
@@ -74,7 +75,12 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         caller = authenticate(parts.db, request, "submit")
         key = parse_key(request.headers.get("Idempotency-Key"))
         prefer = parse_prefer(request.headers.getlist("Prefer"))
-        return submitted_response(parts, caller, submit_job(parts, caller, read_body(request), key), prefer)
+        body = read_body(request)
+        origin = Origin(SUBMIT_ROUTE, body, parse_try(request.headers.get(TRY_HEADER)), g.began)
+        submitted = submit_job(parts, caller, body, key, origin)
+        if origin.try_number is not None and key is None:
+            note_answer(parts.db, submitted.job_id)
+        return submitted_response(parts, caller, submitted, prefer)
 
     @jobs.put("/v1/jobs/<job_id>")
     @jobs.output(JobAnswer, status_code=202, description="The job is accepted. It has an id of its own.")

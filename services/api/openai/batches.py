@@ -11,11 +11,10 @@ from pydantic import BaseModel, Field, ValidationError
 from services.api.auth import authenticate
 from services.api.field_errors import from_pydantic
 from services.api.fields import MAX_METADATA, MetadataKey, MetadataValue, QueryInt, Sent
-from services.api.idempotency import fingerprint, parse_key
+from services.api.idempotency import TRY_HEADER, fingerprint, parse_key, parse_try
 from services.api.openai.answers import unix
 from services.api.openai.batch_lines import EDITS, GENERATIONS
 from services.api.openai.files import ExpiresAfter
-from services.api.openai.images import try_number
 from services.api.openai.translate import without_nulls
 from services.api.pages import page_response
 from services.api.parts import Parts
@@ -162,7 +161,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
             metadata=dict(asked.metadata),
             output_expires_s=asked.output_expires_after.seconds if asked.output_expires_after else None,
             idempotency_key=key,
-            try_number=try_number(request),
+            try_number=parse_try(request.headers.get(TRY_HEADER)),
         )
         limits = parts.quotas.limits_of(caller)
         try:

@@ -16,7 +16,7 @@ from werkzeug.datastructures import FileStorage
 
 from services.api.auth import authenticate
 from services.api.field_errors import InvalidFieldsError, Path
-from services.api.idempotency import parse_key
+from services.api.idempotency import TRY_HEADER, parse_key, parse_try
 from services.api.job_access import find_job
 from services.api.job_answers import public_document
 from services.api.openai.answers import (
@@ -129,12 +129,6 @@ def openai_images_blueprint(parts: Parts) -> APIBlueprint:
     return images
 
 
-def try_number(request: Request) -> int | None:
-    """Which try of its request this is, by the header with which OpenAI's clients count; None from clients that do not."""
-    text = request.headers.get("X-Stainless-Retry-Count", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else None
-
-
 def submit_translated(
     parts: Parts,
     caller: Caller,
@@ -150,7 +144,7 @@ def submit_translated(
     Raises: as `submit_job`; errors name the fields that the client sent.
     """
     key = parse_key(request.headers.get("Idempotency-Key"))
-    origin = Origin(route, sent, try_number(request), g.began, dialect)
+    origin = Origin(route, sent, parse_try(request.headers.get(TRY_HEADER)), g.began, dialect)
     try:
         return submit_job(parts, caller, native, key, origin)
     except InvalidFieldsError as error:
