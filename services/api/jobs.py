@@ -117,7 +117,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
             query=JobQuery,
             request_headers=("If-None-Match",),
             descriptions={"304": "Nothing has changed since the ETag of If-None-Match."},
-            headers={"200": ("ETag", "Retry-After"), "304": ("ETag",)},
+            headers={"200": ("ETag", "Retry-After"), "304": ("ETag", "Retry-After")},
         ),
     )
     def get_one(job_id: str) -> Response:

@@ -156,6 +156,7 @@ def _with_key(operation: dict[str, Any], docs: RouteDocs) -> RouteDocs:
         responses.setdefault(status, {"description": description})
     operation["responses"] = {status: responses[status] for status in sorted(responses)}
     headers = {status: (*docs.headers.get(status, ()), "Idempotency-Replayed") for status in responses if status < "300"}
+    headers["409"] = (*docs.headers.get("409", ()), "Retry-After")
     return replace(docs, request_headers=("Idempotency-Key", *docs.request_headers), headers={**docs.headers, **headers})
 
 
