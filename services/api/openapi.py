@@ -55,6 +55,8 @@ _HEADERS: dict[str, dict[str, Any]] = {
     "X-RateLimit-Remaining-Requests": {"description": "How many of them are left.", "schema": {"type": "integer"}},
     "X-RateLimit-Reset-Requests": {"description": "When there are all of them again, such as `7s`.", "schema": {"type": "string"}},
     "X-Should-Retry": {"description": "`false`: the same request would make another job.", "schema": {"type": "string", "const": "false"}},
+    "OpenAI-Processing-Ms": {"description": "How long the answer took, in milliseconds.", "schema": {"type": "integer"}},
+    "OpenAI-Poll-After-Ms": {"description": "Milliseconds to wait before asking again.", "schema": {"type": "integer"}},
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
     "X-Request-Id": {"description": "The request's own id, or the one that the client sent.", "schema": {"type": "string"}},
 }
@@ -81,6 +83,8 @@ _LIMITS = (
     "X-RateLimit-Remaining-Requests",
     "X-RateLimit-Reset-Requests",
 )
+_OPENAI_OPERATIONS = "openai_"
+"""How the ids of OpenAI's operations begin, whose answers all tell how long they took."""
 _NOT_COUNTED = ("401", "414")
 """Before it is known whose request it is."""
 
@@ -137,7 +141,7 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
         for status, response in operation["responses"].items():
             if status >= "400":
                 response["content"] = {PROBLEM_TYPE: {"schema": problem}}
-        _complete_responses(spec, operation["responses"], docs)
+        _complete_responses(spec, operation["responses"], docs, operation["operationId"].startswith(_OPENAI_OPERATIONS))
         if any(parameter["in"] == "query" for parameter in operation["parameters"]):
             operation["responses"]["414"] = _URI_TOO_LONG
     spec["components"]["headers"] = _HEADERS
@@ -197,7 +201,7 @@ def _request_body(spec: dict[str, Any], docs: RouteDocs) -> dict[str, Any]:
     return {"required": not docs.is_body_optional, "content": content}
 
 
-def _complete_responses(spec: dict[str, Any], responses: dict[str, Any], docs: RouteDocs) -> None:
+def _complete_responses(spec: dict[str, Any], responses: dict[str, Any], docs: RouteDocs, is_openai: bool) -> None:
     for status, media in docs.content.items():
         responses[status]["content"] = {name: {"schema": _schema(spec, schema)} for name, schema in media.items()}
     for status, media in docs.more_content.items():
@@ -207,7 +211,8 @@ def _complete_responses(spec: dict[str, Any], responses: dict[str, Any], docs: R
     for status, response in responses.items():
         response["description"] = docs.descriptions.get(status, response["description"])
         limits = _LIMITS if docs.is_counted and status not in _NOT_COUNTED else ()
-        headers = (*docs.headers.get(status, ()), *_OF_STATUS.get(status, ()), *limits, "X-Request-Id")
+        always = ("OpenAI-Processing-Ms", "X-Request-Id") if is_openai else ("X-Request-Id",)
+        headers = (*docs.headers.get(status, ()), *_OF_STATUS.get(status, ()), *limits, *always)
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
         if status.startswith("3"):
             response.pop("content", None)

@@ -34,8 +34,11 @@ MEDIA_TYPE = "application/problem+json"
 _OPENAI_PATHS = ("/v1/images/", "/v1/files", "/v1/batches", "/v1/responses", "/v1/models")
 _QUOTA_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 """What draft-ietf-httpapi-ratelimit-headers calls a request that broke a policy of `RateLimit-Policy`; `code` still says which."""
+_OVERLOAD_TYPE = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+"""What the same draft calls a request that was in nobody's quota's way: too many of all tenants wait here. `code` is as ever."""
 _RETRY_AFTER_S = 5
-_AWAY = (DatabaseDownError, StorageDownError, NoModelError, BusyError, NoPlaceError)
+_OVERLOADED = (BusyError, NoPlaceError)
+_AWAY = (DatabaseDownError, StorageDownError, NoModelError, *_OVERLOADED)
 
 log = structlog.get_logger()
 
@@ -232,9 +235,11 @@ def _body(problem: Problem, detail: str, error: Exception, base_url: str) -> dic
     param = error.param if isinstance(error, RequestError) and problem is not Problem.INTERNAL else None
     job = {"job": f"{base_url}/v1/jobs/{error.job_id}"} if isinstance(error, UnfinishedError) else {}
     quota = {"type": _QUOTA_TYPE, "violated-policies": [error.policy]} if isinstance(error, QuotaError) else {}
+    overload = {"type": _OVERLOAD_TYPE} if isinstance(error, _OVERLOADED) else {}
     return {
         **problem.describe(base_url),
         **quota,
+        **overload,
         **job,
         "detail": detail,
         "instance": f"{quote(request.path)}#{g.request_id}",

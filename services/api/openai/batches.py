@@ -15,6 +15,7 @@ from services.api.idempotency import TRY_HEADER, fingerprint, parse_key, parse_t
 from services.api.openai.answers import unix
 from services.api.openai.batch_lines import EDITS, GENERATIONS
 from services.api.openai.files import ExpiresAfter
+from services.api.openai.headers import BATCH_POLL_S, POLL_AFTER, tell_time
 from services.api.openai.translate import without_nulls
 from services.api.pages import page_response
 from services.api.parts import Parts
@@ -22,7 +23,7 @@ from services.api.request_body import RequestBody, read_json, read_query
 from services.api.route_docs import describe
 from shared.errors import RequestError, TooManyBatchesError
 from shared.ids import is_id
-from shared.lifecycle.batches import BatchDocument, NewBatch, cancel_batch, create_batch, get_batch, list_batches
+from shared.lifecycle.batches import LIVE, BatchDocument, NewBatch, cancel_batch, create_batch, get_batch, list_batches
 from shared.lifecycle.files import get_file
 from shared.lifecycle.tenants import Caller
 from shared.states import BatchStatus
@@ -121,6 +122,7 @@ class BatchListAnswer(BaseModel):
 def batches_blueprint(parts: Parts) -> APIBlueprint:
     """The routes under `/v1/batches`."""
     batches = APIBlueprint("openai_batches", __name__)
+    tell_time(batches)
 
     @batches.post("/v1/batches")
     @batches.output(BatchAnswer)
@@ -134,7 +136,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
             example={"input_file_id": "file-01k9v6s3m8e2t4w6y8a0c2e4g6", "endpoint": GENERATIONS, "completion_window": "24h"},
             request_headers=("Idempotency-Key",),
             is_counted=True,
-            headers={"200": ("Location", "Idempotency-Replayed")},
+            headers={"200": ("Location", POLL_AFTER, "Idempotency-Replayed")},
         ),
     )
     def make() -> Response:
@@ -170,7 +172,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
             parts.quotas.note_batches(limits.live_batches)
             raise
         parts.quotas.note_batches(created.num_live)
-        response = jsonify(batch_document(find_batch(parts, caller, created.batch_id)))
+        response = _answer(find_batch(parts, caller, created.batch_id))
         response.headers["Location"] = f"/v1/batches/{created.batch_id}"
         if created.is_replay:
             response.headers["Idempotency-Replayed"] = "true"
@@ -195,21 +197,40 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
 
     @batches.get("/v1/batches/<batch_id>")
     @batches.output(BatchAnswer)
-    @batches.doc(summary="Get a batch (OpenAI)", operation_id="openai_get_batch", security="ApiKey", responses=[401, 403, 404, 503])
+    @batches.doc(
+        summary="Get a batch (OpenAI)",
+        operation_id="openai_get_batch",
+        security="ApiKey",
+        responses=[401, 403, 404, 503],
+        extensions=describe(headers={"200": (POLL_AFTER,)}),
+    )
     def get_one(batch_id: str) -> Response:
         caller = authenticate(parts.db, request, "read")
-        return jsonify(batch_document(find_batch(parts, caller, batch_id)))
+        return _answer(find_batch(parts, caller, batch_id))
 
     @batches.post("/v1/batches/<batch_id>/cancel")
     @batches.output(BatchAnswer)
-    @batches.doc(summary="Cancel a batch (OpenAI)", operation_id="openai_cancel_batch", security="ApiKey", responses=[401, 403, 404, 503])
+    @batches.doc(
+        summary="Cancel a batch (OpenAI)",
+        operation_id="openai_cancel_batch",
+        security="ApiKey",
+        responses=[401, 403, 404, 503],
+        extensions=describe(headers={"200": (POLL_AFTER,)}),
+    )
     def cancel_one(batch_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")
         if is_id(batch_id, "bat"):
             cancel_batch(parts.db, caller.tenant_id, batch_id)
-        return jsonify(batch_document(find_batch(parts, caller, batch_id)))
+        return _answer(find_batch(parts, caller, batch_id))
 
     return batches
+
+
+def _answer(batch: BatchDocument) -> Response:
+    response = jsonify(batch_document(batch))
+    if batch.status in LIVE:
+        response.headers[POLL_AFTER] = str(1000 * BATCH_POLL_S)
+    return response
 
 
 def find_batch(parts: Parts, caller: Caller, batch_id: str) -> BatchDocument:

@@ -31,6 +31,7 @@ from services.api.openai.answers import (
     token_usage,
     unix,
 )
+from services.api.openai.headers import POLL_AFTER, tell_poll, tell_time
 from services.api.openai.schemas import EditRequest, ImageRequest
 from services.api.openai.translate import in_sent_words, native_image_request, nested_fields, read_asked, without_nulls
 from services.api.openai.wait import error_event, event, stream_job, wait_for_end, waiting_place
@@ -62,8 +63,8 @@ _DOCS: dict[str, Any] = {
     "content": {"200": _SSE},
     "is_counted": True,
     "headers": {
-        "202": ("Location", "Retry-After"),
-        "200": ("Location", "Retry-After", "Idempotency-Replayed"),
+        "202": ("Location", "Retry-After", POLL_AFTER),
+        "200": ("Location", "Retry-After", POLL_AFTER, "Idempotency-Replayed"),
         **dict.fromkeys(("400", "422", "500", "504"), OF_UNFINISHED),
     },
     "descriptions": {"200": "The images; with `stream` as events.", "202": "With `background: true`: the job that draws them."},
@@ -86,6 +87,7 @@ class _Asked:
 def openai_images_blueprint(parts: Parts) -> APIBlueprint:
     """The routes under `/v1/images`."""
     images = APIBlueprint("openai_images", __name__)
+    tell_time(images)
 
     @images.post(GENERATIONS)
     @images.output(ImagesAnswer)
@@ -200,13 +202,15 @@ def _answer(parts: Parts, caller: Caller, asked: _Asked) -> Response:
 
 
 def _accepted(parts: Parts, caller: Caller, submitted: Submitted) -> Response:
-    document = public_document(parts, find_job(parts, caller, submitted.job_id))
+    found = find_job(parts, caller, submitted.job_id)
+    document = public_document(parts, found)
     note_answer(parts.db, submitted.job_id)
     answer = {"created": unix(document["created_at"]), "id": submitted.job_id, "data": None}
     response = jsonify({**answer, "status": document["status"], "urls": document["urls"]})
     response.status_code = 200 if submitted.is_replay else 202
     response.headers["Location"] = f"/v1/jobs/{submitted.job_id}"
     response.headers["Retry-After"] = str(_POLL_S)
+    tell_poll(parts, response, found)
     if submitted.is_replay:
         response.headers["Idempotency-Replayed"] = "true"
     return response

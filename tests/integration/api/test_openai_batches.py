@@ -76,6 +76,7 @@ def test_a_batch_from_file_to_files(client: FlaskClient, clerk: Clerk, parts: Pa
     jobs = client.get("/v1/jobs?order=asc").get_json()["data"]
     assert [(job["custom_id"], job["priority"], job["batch_id"]) for job in jobs] == [(name, "bulk", batch["id"]) for name in "bac"]
     assert read(client, batch)["request_counts"] == {"total": 3, "completed": 0, "failed": 0}
+    assert client.get(f"/v1/batches/{batch['id']}").headers["openai-poll-after-ms"] == "5000"
     draw(db, parts.storage, PICTURE)
     assert read(client, batch)["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
     work_all(clerk)

@@ -100,6 +100,8 @@ def test_in_the_background(client: FlaskClient, db: Database) -> None:
     assert answer.status_code == 202
     assert (body["data"], body["status"], answer.headers["Location"]) == (None, "queued", f"/v1/jobs/{body['id']}")
     assert int(answer.headers["Retry-After"]) > 0
+    assert int(answer.headers["openai-poll-after-ms"]) >= 1000
+    assert int(answer.headers["openai-processing-ms"]) >= 0
     job = client.get(body["urls"]["self"]).get_json()
     assert (job["metadata"], job["priority"]) == ({"order": "1"}, "bulk")
     assert num_jobs(db) == 1
@@ -189,7 +191,7 @@ def test_only_so_many_may_wait(client: FlaskClient, parts: Parts, account: Accou
     for _ in range(num_places):
         parts.waiting.take_place(account.tenant_id)
     answer = generate(client)
-    assert_problem(answer, 503, "engine_unavailable")
+    assert assert_problem(answer, 503, "engine_unavailable")["type"].endswith("#temporary-reduced-capacity")
     assert int(answer.headers["Retry-After"]) > 0
     assert num_jobs(db) == 0
     assert generate(client, background=True).status_code == 202
