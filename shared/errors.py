@@ -4,7 +4,8 @@ Every error glmq raises on purpose. The type says who is told and whether trying
 GlmqError
 ├── RequestError              the caller's input is wrong: 4xx, nothing stored, never retried
 │   ├── QuotaError            the tenant has used up what it may use, for now
-│   │   └── QueueFullError    so many of its jobs are queued that another one may not be
+│   │   ├── QueueFullError    so many of its jobs are queued that another one may not be
+│   │   └── TooManyBatchesError  the same of its batches that have not ended
 │   ├── SourceImageError      an upload, a fetched URL or an earlier result is not a usable picture
 │   └── ForbiddenAddressError a URL leads to an address that glmq must not talk to
 ├── WorkError                 one stage of one job failed
@@ -62,6 +63,14 @@ class QueueFullError(QuotaError):
     def __init__(self, max_queued: int) -> None:
         # When a place gets free depends on what is queued and on the workers; a guess, long enough to matter and short enough to obey.
         super().__init__("queue_full", f"{max_queued} jobs of this tenant are queued, and no more may be", "queued", 10)
+
+
+class TooManyBatchesError(QuotaError):
+    """So many batches of the tenant have not ended that another one may not be made."""
+
+    def __init__(self, live_batches: int) -> None:
+        # Batches take minutes to hours: a guess, as long as OpenAI's clients wait by themselves.
+        super().__init__("too_many_batches", f"{live_batches} batches of this tenant have not ended, and no more may be", "batches", 60)
 
 
 class SourceImageError(RequestError):

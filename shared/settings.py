@@ -59,6 +59,7 @@ class QuotaSettings(CoreSettings):
     quota_gpu_seconds_per_day: float = Field(
         default=0, ge=0, description="Seconds of workers, of either kind, that a tenant may use from midnight to midnight UTC."
     )
+    quota_live_batches: int = Field(default=50, ge=0, description="Batches of a tenant that have not ended.")
     results_kept_s: int = Field(
         default=0,
         ge=0,

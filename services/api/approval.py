@@ -29,7 +29,13 @@ def approval_blueprint(parts: Parts) -> APIBlueprint:
 
     @approval.post("/v1/jobs/<job_id>/approve")
     @approval.output(JobAnswer, description="The job goes on from its drafts.")
-    @approval.doc(summary="Approve the drafts of a job", operation_id="approve_job", security="ApiKey", responses=[401, 403, 404, 409, 503])
+    @approval.doc(
+        summary="Approve the drafts of a job",
+        operation_id="approve_job",
+        security="ApiKey",
+        responses=[401, 403, 404, 409, 410, 503],
+        extensions=describe(headers={"200": ("Retry-After",)}),
+    )
     def approve_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")
         if not (is_id(job_id, "job") and approve(parts.db, caller.tenant_id, job_id)):
@@ -43,8 +49,8 @@ def approval_blueprint(parts: Parts) -> APIBlueprint:
         summary="Reject the drafts of a job",
         operation_id="reject_job",
         security="ApiKey",
-        responses=[400, 401, 403, 404, 409, 413, 415, 503],
-        extensions=describe(body=RejectRequest, is_body_optional=True),
+        responses=[400, 401, 403, 404, 409, 410, 413, 415, 503],
+        extensions=describe(body=RejectRequest, is_body_optional=True, headers={"200": ("Retry-After",)}),
     )
     def reject_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")

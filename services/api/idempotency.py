@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: the key as clients write it, and what makes two requests the same. Pure."""
+"""`Idempotency-Key`, and the number of a try: as clients write them, and what makes two requests the same. Pure."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ _STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
 """A string of structured fields (RFC 9651, section 3.3.3)."""
 _BARE = re.compile(r"[!#-~]+")
 _MAX_CHARS = 255
+TRY_HEADER = "X-Stainless-Retry-Count"
+"""With which OpenAI's clients, and others that are made by the same generator, count the tries of a request."""
 
 
 def parse_key(header: str | None) -> str | None:
@@ -34,6 +36,11 @@ def parse_key(header: str | None) -> str | None:
             "Idempotency-Key",
         )
     return key
+
+
+def parse_try(header: str | None) -> int | None:
+    """Which try of its request this is, 0 the first; None from clients that do not count."""
+    return int(header) if header and header.isascii() and header.isdigit() and len(header) < 4 else None
 
 
 def fingerprint(route: str, body: RequestBody) -> str:

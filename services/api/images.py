@@ -28,7 +28,7 @@ def images_blueprint(parts: Parts) -> APIBlueprint:
 
     @images.get("/v1/jobs/<job_id>/images")
     @images.output(ImageListAnswer, description="The job's images, finished or not.")
-    @images.doc(summary="List the images of a job", operation_id="list_images", security="ApiKey", responses=[401, 403, 404, 503])
+    @images.doc(summary="List the images of a job", operation_id="list_images", security="ApiKey", responses=[401, 403, 404, 410, 503])
     def list_images(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "read")
         return jsonify({"object": "list", "data": public_document(parts, find_job(parts, caller, job_id))["outputs"]})
@@ -38,7 +38,7 @@ def images_blueprint(parts: Parts) -> APIBlueprint:
         summary="Get an image",
         operation_id="get_image",
         security="ApiKey",
-        responses=[302, 400, 401, 403, 404, 503],
+        responses=[302, 400, 401, 403, 404, 410, 503],
         extensions=describe(query=ImageQuery, descriptions={"302": "Where the file is, for an hour."}, headers={"302": ("Location",)}),
     )
     def get_image(job_id: str, index: str) -> Any:

@@ -10,11 +10,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 from apiflask import APIBlueprint
-from flask import Response, jsonify, request
+from flask import Response, g, jsonify, request
 
 from services.api.answers import JobAnswer, JobListAnswer
 from services.api.auth import authenticate
-from services.api.idempotency import parse_key
+from services.api.idempotency import TRY_HEADER, parse_key, parse_try
 from services.api.job_access import cancel_job, find_job
 from services.api.job_answers import job_response, public_document, submitted_response
 from services.api.parts import Parts
@@ -22,11 +22,12 @@ from services.api.prefer import MAX_WAIT_S, parse_prefer
 from services.api.request_body import read_body, read_query
 from services.api.route_docs import describe
 from services.api.schemas import JobQuery, JobRequest, ListQuery
-from services.api.submitting import Origin, submit_job
+from services.api.submitting import SUBMIT_ROUTE, Origin, submit_job
 from services.api.waiting import NoPlaceError, has_ended
 from shared.errors import RequestError
 from shared.ids import is_id
 from shared.lifecycle.jobs import JobFilter, list_jobs
+from shared.lifecycle.tries import note_answer
 from shared.storage import PRESIGN_S
 
 _PUT_ROUTE = "PUT /v1/jobs/<job_id>"
@@ -38,11 +39,12 @@ UPLOADS = {
     "description": "Reference images, after those of `images`.",
 }
 NEW_JOB: dict[str, Any] = {
+    "is_counted": True,
     "request_headers": ("Idempotency-Key", "Prefer"),
     "descriptions": {"200": "The job has ended while the request waited for it; or the same Idempotency-Key made it before."},
     "headers": {
         "202": ("Location", "Retry-After", "Preference-Applied"),
-        "200": ("Location", "Idempotency-Replayed", "Preference-Applied"),
+        "200": ("Location", "Retry-After", "Idempotency-Replayed", "Preference-Applied"),
     },
     "same_as": {"200": "202"},
     "links": (("get_job", "cancel_job", "list_images", "redecode_job", "approve_job", "reject_job"), "job_id"),
@@ -60,7 +62,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         summary="Submit a job",
         operation_id="submit_job",
         security="ApiKey",
-        responses=[200, 400, 401, 402, 403, 404, 413, 415, 422, 429, 503],
+        responses=[200, 400, 401, 402, 403, 404, 410, 413, 415, 422, 429, 503],
         extensions=describe(
             body=JobRequest,
             example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "seed": 7},
@@ -73,7 +75,12 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         caller = authenticate(parts.db, request, "submit")
         key = parse_key(request.headers.get("Idempotency-Key"))
         prefer = parse_prefer(request.headers.getlist("Prefer"))
-        return submitted_response(parts, caller, submit_job(parts, caller, read_body(request), key), prefer)
+        body = read_body(request)
+        origin = Origin(SUBMIT_ROUTE, body, parse_try(request.headers.get(TRY_HEADER)), g.began)
+        submitted = submit_job(parts, caller, body, key, origin)
+        if origin.try_number is not None and key is None:
+            note_answer(parts.db, submitted.job_id)
+        return submitted_response(parts, caller, submitted, prefer)
 
     @jobs.put("/v1/jobs/<job_id>")
     @jobs.output(JobAnswer, status_code=202, description="The job is accepted. It has an id of its own.")
@@ -82,7 +89,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         description="As a submit with the UUID as its Idempotency-Key: however often it is sent, there is one job.",
         operation_id="put_job",
         security="ApiKey",
-        responses=[200, 400, 401, 402, 403, 404, 413, 415, 422, 429, 503],
+        responses=[200, 400, 401, 402, 403, 404, 410, 413, 415, 422, 429, 503],
         extensions=describe(
             body=JobRequest,
             example={"prompt": "a red fox"},
@@ -105,12 +112,12 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         summary="Get a job",
         operation_id="get_job",
         security="ApiKey",
-        responses=[304, 400, 401, 403, 404, 503],
+        responses=[304, 400, 401, 403, 404, 410, 503],
         extensions=describe(
             query=JobQuery,
             request_headers=("If-None-Match",),
             descriptions={"304": "Nothing has changed since the ETag of If-None-Match."},
-            headers={"200": ("ETag", "Retry-After"), "304": ("ETag",)},
+            headers={"200": ("ETag", "Retry-After"), "304": ("ETag", "Retry-After")},
         ),
     )
     def get_one(job_id: str) -> Response:
@@ -163,7 +170,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
 
     @jobs.post("/v1/jobs/<job_id>/cancel")
     @jobs.output(JobAnswer, description="The job is canceled.")
-    @jobs.doc(summary="Cancel a job", operation_id="cancel_job", security="ApiKey", responses=[401, 403, 404, 409, 503])
+    @jobs.doc(summary="Cancel a job", operation_id="cancel_job", security="ApiKey", responses=[401, 403, 404, 409, 410, 503])
     def cancel_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")
         cancel_job(parts, caller, job_id)

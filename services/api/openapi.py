@@ -47,10 +47,16 @@ _HEADERS: dict[str, dict[str, Any]] = {
     "Retry-After": {"description": "Seconds to wait before asking again.", "schema": {"type": "integer"}},
     "ETag": {"description": "Changes with the job and its progress.", "schema": {"type": "string"}},
     "Preference-Applied": {"description": "Which preference was honoured.", "schema": {"type": "string"}},
-    "Link": {"description": 'The next page, as rel="next".', "schema": {"type": "string"}},
+    "Link": {"description": 'The next page, as rel="next"; the job that goes on, as rel="related".', "schema": {"type": "string"}},
     "Idempotency-Replayed": {"description": "The answer to an earlier request.", "schema": {"type": "string", "const": "true"}},
     "RateLimit-Policy": {"description": "The limits that hold for the request.", "schema": {"type": "string"}},
     "RateLimit": {"description": "What is left of them.", "schema": {"type": "string"}},
+    "X-RateLimit-Limit-Requests": {"description": "Requests a minute that may make jobs.", "schema": {"type": "integer"}},
+    "X-RateLimit-Remaining-Requests": {"description": "How many of them are left.", "schema": {"type": "integer"}},
+    "X-RateLimit-Reset-Requests": {"description": "When there are all of them again, such as `7s`.", "schema": {"type": "string"}},
+    "X-Should-Retry": {"description": "`false`: the same request would make another job.", "schema": {"type": "string", "const": "false"}},
+    "OpenAI-Processing-Ms": {"description": "How long the answer took, in milliseconds.", "schema": {"type": "integer"}},
+    "OpenAI-Poll-After-Ms": {"description": "Milliseconds to wait before asking again.", "schema": {"type": "integer"}},
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
     "X-Request-Id": {"description": "The request's own id, or the one that the client sent.", "schema": {"type": "string"}},
 }
@@ -65,11 +71,22 @@ _URI_TOO_LONG = {
 }
 _OF_STATUS = {
     "401": ("WWW-Authenticate",),
-    "402": ("Retry-After", "RateLimit-Policy", "RateLimit"),
-    "429": ("Retry-After", "RateLimit-Policy", "RateLimit"),
+    "402": ("Retry-After",),
+    "429": ("Retry-After",),
     "503": ("Retry-After",),
 }
 """Headers that belong to a status, whatever the route."""
+_LIMITS = (
+    "RateLimit-Policy",
+    "RateLimit",
+    "X-RateLimit-Limit-Requests",
+    "X-RateLimit-Remaining-Requests",
+    "X-RateLimit-Reset-Requests",
+)
+_OPENAI_OPERATIONS = "openai_"
+"""How the ids of OpenAI's operations begin, whose answers all tell how long they took."""
+_NOT_COUNTED = ("401", "414")
+"""Before it is known whose request it is."""
 
 
 def install(app: APIFlask) -> None:
@@ -124,7 +141,7 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
         for status, response in operation["responses"].items():
             if status >= "400":
                 response["content"] = {PROBLEM_TYPE: {"schema": problem}}
-        _complete_responses(spec, operation["responses"], docs)
+        _complete_responses(spec, operation["responses"], docs, operation["operationId"].startswith(_OPENAI_OPERATIONS))
         if any(parameter["in"] == "query" for parameter in operation["parameters"]):
             operation["responses"]["414"] = _URI_TOO_LONG
     spec["components"]["headers"] = _HEADERS
@@ -143,6 +160,7 @@ def _with_key(operation: dict[str, Any], docs: RouteDocs) -> RouteDocs:
         responses.setdefault(status, {"description": description})
     operation["responses"] = {status: responses[status] for status in sorted(responses)}
     headers = {status: (*docs.headers.get(status, ()), "Idempotency-Replayed") for status in responses if status < "300"}
+    headers["409"] = (*docs.headers.get("409", ()), "Retry-After")
     return replace(docs, request_headers=("Idempotency-Key", *docs.request_headers), headers={**docs.headers, **headers})
 
 
@@ -183,7 +201,7 @@ def _request_body(spec: dict[str, Any], docs: RouteDocs) -> dict[str, Any]:
     return {"required": not docs.is_body_optional, "content": content}
 
 
-def _complete_responses(spec: dict[str, Any], responses: dict[str, Any], docs: RouteDocs) -> None:
+def _complete_responses(spec: dict[str, Any], responses: dict[str, Any], docs: RouteDocs, is_openai: bool) -> None:
     for status, media in docs.content.items():
         responses[status]["content"] = {name: {"schema": _schema(spec, schema)} for name, schema in media.items()}
     for status, media in docs.more_content.items():
@@ -192,7 +210,9 @@ def _complete_responses(spec: dict[str, Any], responses: dict[str, Any], docs: R
         responses[status]["content"] = responses[other]["content"]
     for status, response in responses.items():
         response["description"] = docs.descriptions.get(status, response["description"])
-        headers = (*docs.headers.get(status, ()), *_OF_STATUS.get(status, ()), "X-Request-Id")
+        limits = _LIMITS if docs.is_counted and status not in _NOT_COUNTED else ()
+        always = ("OpenAI-Processing-Ms", "X-Request-Id") if is_openai else ("X-Request-Id",)
+        headers = (*docs.headers.get(status, ()), *_OF_STATUS.get(status, ()), *limits, *always)
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
         if status.startswith("3"):
             response.pop("content", None)

@@ -53,6 +53,7 @@ TEXTS: dict[str, str] = {
     "job_failed": "The request waited for its job, and the job failed. The job tells why.",
     "too_many_requests": "The tenant has sent more requests that make jobs than it may in a minute. Come back in `Retry-After` seconds.",
     "queue_full": "So many jobs of the tenant wait that another one may not. There is room again when one begins or is canceled.",
+    "too_many_batches": "So many batches of the tenant have not ended that another one may not be made. There is room when one ends.",
     "internal": "A fault of glmq's. It was logged under the `request_id`, which helps whoever looks for it.",
     "engine_unavailable": (
         "A store does not answer, no worker has reported its model yet, or too many requests wait for something slow. Nothing was "

@@ -34,8 +34,11 @@ MEDIA_TYPE = "application/problem+json"
 _OPENAI_PATHS = ("/v1/images/", "/v1/files", "/v1/batches", "/v1/responses", "/v1/models")
 _QUOTA_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 """What draft-ietf-httpapi-ratelimit-headers calls a request that broke a policy of `RateLimit-Policy`; `code` still says which."""
+_OVERLOAD_TYPE = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+"""What the same draft calls a request that was in nobody's quota's way: too many of all tenants wait here. `code` is as ever."""
 _RETRY_AFTER_S = 5
-_AWAY = (DatabaseDownError, StorageDownError, NoModelError, BusyError, NoPlaceError)
+_OVERLOADED = (BusyError, NoPlaceError)
+_AWAY = (DatabaseDownError, StorageDownError, NoModelError, *_OVERLOADED)
 
 log = structlog.get_logger()
 
@@ -78,6 +81,7 @@ class Problem(Enum):
     BUDGET_EXHAUSTED = 402, "The day's seconds of workers are used up", True
     TOO_MANY_REQUESTS = 429, "Too many requests", True
     QUEUE_FULL = 429, "Too many jobs are queued", True
+    TOO_MANY_BATCHES = 429, "Too many batches have not ended", True
     INTERNAL = 500, "Something went wrong here", False
     ENGINE_UNAVAILABLE = 503, "The service is not available now", True
     DEADLINE = 504, "The images are not ready in time", False
@@ -118,6 +122,19 @@ class Problem(Enum):
     def text(self) -> str:
         """What it means, and what to do."""
         return TEXTS[self.code]
+
+    @property
+    def openai_type(self) -> str:
+        """Its kind, as OpenAI's errors have it."""
+        match self.status or 500:
+            case 401:
+                return "authentication_error"
+            case 403:
+                return "permission_error"
+            case 429:
+                return "rate_limit_error"
+            case status:
+                return "invalid_request_error" if status < 500 else "server_error"
 
     @classmethod
     def find(cls, code: str) -> Problem | None:
@@ -218,9 +235,11 @@ def _body(problem: Problem, detail: str, error: Exception, base_url: str) -> dic
     param = error.param if isinstance(error, RequestError) and problem is not Problem.INTERNAL else None
     job = {"job": f"{base_url}/v1/jobs/{error.job_id}"} if isinstance(error, UnfinishedError) else {}
     quota = {"type": _QUOTA_TYPE, "violated-policies": [error.policy]} if isinstance(error, QuotaError) else {}
+    overload = {"type": _OVERLOAD_TYPE} if isinstance(error, _OVERLOADED) else {}
     return {
         **problem.describe(base_url),
         **quota,
+        **overload,
         **job,
         "detail": detail,
         "instance": f"{quote(request.path)}#{g.request_id}",
@@ -229,7 +248,7 @@ def _body(problem: Problem, detail: str, error: Exception, base_url: str) -> dic
         "trace_id": g.trace.trace_id if g.get("trace") else None,
         "errors": _field_errors(error, param),
         # What OpenAI's and Replicate's clients read.
-        "error": {"message": detail, "type": _openai_type(problem.status or 500), "param": param, "code": problem.code},
+        "error": {"message": detail, "type": problem.openai_type, "param": param, "code": problem.code},
     }
 
 
@@ -265,17 +284,5 @@ def example_problem(problem: Problem) -> dict[str, Any]:
         "request_id": "req_01kb2w5n0v7f9rqs8d3xz4m6ht",
         "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
         "errors": [],
-        "error": {"message": problem.title, "type": _openai_type(status), "param": None, "code": problem.code},
+        "error": {"message": problem.title, "type": problem.openai_type, "param": None, "code": problem.code},
     }
-
-
-def _openai_type(status: int) -> str:
-    match status:
-        case 401:
-            return "authentication_error"
-        case 403:
-            return "permission_error"
-        case 429:
-            return "rate_limit_error"
-        case _:
-            return "invalid_request_error" if status < 500 else "server_error"

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TypeVar
 
 import structlog
@@ -25,7 +24,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 
 from shared.db import Database
 from shared.errors import QueueFullError, QuotaError
-from shared.lifecycle.quotas import Limits, default_limits, tenant_usage
+from shared.lifecycle.quotas import Limits, default_limits, read_budget
 from shared.lifecycle.tenants import Caller
 from shared.settings import QuotaSettings
 
@@ -47,6 +46,8 @@ class QuotaState:
     num_queued: int
     requests: tuple[int, int] | None = None
     gpu_seconds: tuple[float, int] | None = None
+    num_batches: int | None = None
+    """That have not ended; None where the request makes none."""
 
     def policies(self) -> list[str]:
         """Items of `RateLimit-Policy`."""
@@ -60,6 +61,8 @@ class QuotaState:
             found.append(f'"running";q={limits.max_running};qu="images"')
         if limits.gpu_seconds_per_day is not None:
             found.append(f'"gpu-seconds";q={math.floor(limits.gpu_seconds_per_day)};qu="gpu-seconds";w={_DAY_S}')
+        if limits.live_batches is not None and self.num_batches is not None:
+            found.append(f'"batches";q={limits.live_batches};qu="batches"')
         return found
 
     def remaining(self) -> list[str]:
@@ -71,6 +74,8 @@ class QuotaState:
             found.append(f'"queued";r={max(0, self.limits.max_queued - self.num_queued)}')
         if self.gpu_seconds is not None:
             found.append(f'"gpu-seconds";r={math.floor(self.gpu_seconds[0])};t={self.gpu_seconds[1]}')
+        if self.limits.live_batches is not None and self.num_batches is not None:
+            found.append(f'"batches";r={max(0, self.limits.live_batches - self.num_batches)}')
         return found
 
 
@@ -113,8 +118,7 @@ class Quotas:
 
     def check_room(self, caller: Caller) -> None:
         """
-        Is there room in the queue, as far as can be told before the job is written, and anything left of the day's seconds? What is under
-        way counts as far as it is known how long it will take.
+        Is there room in the queue, as far as can be told before the job is written, and anything left of the day's seconds?
 
         Raises:
             QuotaError: `queue_full` or `budget_exhausted`.
@@ -122,22 +126,24 @@ class Quotas:
         limits = self.limits_of(caller)
         if limits.max_queued is not None and caller.num_queued >= limits.max_queued:
             raise QueueFullError(limits.max_queued)
-        most = limits.gpu_seconds_per_day
-        if most is None:
+        budget = read_budget(self._db, caller.tenant_id, limits)
+        if budget is None:
             return
-        used = tenant_usage(self._db, caller.tenant_id)
-        left = most - used.gpu_seconds - used.predicted_s
-        midnight_s = max(1, math.ceil((used.day_ends_at - datetime.now(UTC)).total_seconds()))
+        midnight_s = max(1, math.ceil(budget.new_in_s))
         if "quota" in g:
-            g.quota.gpu_seconds = (max(0.0, left), midnight_s)
-        if left <= 0:
-            detail = f"the {most:g} seconds of workers that this tenant has a day are used up until midnight UTC"
+            g.quota.gpu_seconds = (max(0.0, budget.left_s), midnight_s)
+        if budget.left_s <= 0:
+            detail = f"the {budget.most_s:g} seconds of workers that this tenant has a day are used up until midnight UTC"
             raise QuotaError("budget_exhausted", detail, "gpu-seconds", midnight_s)
 
     def note_queued(self, num_queued: int | None) -> None:
         """A job was stored; so many of the tenant's are queued now."""
         if num_queued is not None and "quota" in g:
             g.quota.num_queued = num_queued
+
+    def note_batches(self, num_batches: int | None) -> None:
+        """So many batches of the tenant have not ended, the one among them that this request made; None: it made none."""
+        g.quota.num_batches = num_batches
 
     def _count(self, ask: Callable[[SlidingWindowCounterRateLimiter], Result]) -> Result:
         if time.monotonic() >= self._down_until:

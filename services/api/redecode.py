@@ -163,7 +163,7 @@ def redecode_blueprint(parts: Parts) -> APIBlueprint:
         summary="Draw the layouts of a job once more",
         operation_id="redecode_job",
         security="ApiKey",
-        responses=[200, 400, 401, 402, 403, 404, 409, 413, 415, 422, 429, 503],
+        responses=[200, 400, 401, 402, 403, 404, 409, 410, 413, 415, 422, 429, 503],
         extensions=describe(body=RedecodeRequest, example={"steps": 50, "format": "webp"}, **NEW_JOB),
     )
     def redecode_one(job_id: str) -> Response:

@@ -33,7 +33,7 @@ def reruns_blueprint(parts: Parts) -> APIBlueprint:
         operation_id="retry_job",
         security="ApiKey",
         responses=[400, 401, 402, 403, 404, 409, 410, 413, 415, 429, 503],
-        extensions=describe(body=RetryRequest, is_body_optional=True, headers={"202": ("Location", "Retry-After")}),
+        extensions=describe(body=RetryRequest, is_body_optional=True, is_counted=True, headers={"202": ("Location", "Retry-After")}),
     )
     def retry_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")

@@ -36,6 +36,7 @@ class RouteDocs:
         same_as: statuses whose content is that of another status.
         content: media types by status, with their schemas (or models), where the answer is not plain JSON.
         more_content: further media types by status, besides the JSON.
+        is_counted: its answers tell what is left of the tenant's limits (`quotas.py`).
         changes_nothing: a POST that may be repeated as it is, with or without an Idempotency-Key.
         links: operation ids of what can be done with a new resource, and the name of the path parameter that its `id` fills.
     """
@@ -53,6 +54,7 @@ class RouteDocs:
     content: Mapping[str, Mapping[str, dict[str, Any] | type[BaseModel]]] = field(default_factory=dict)
     more_content: Mapping[str, Mapping[str, dict[str, Any] | type[BaseModel]]] = field(default_factory=dict)
     links: tuple[tuple[str, ...], str] | None = None
+    is_counted: bool = False
     changes_nothing: bool = False
 
     @property

@@ -52,7 +52,7 @@ class Submitted:
 @dataclass(frozen=True)
 class Origin:
     """
-    How a request came, where that is not `POST /v1/jobs`: what a dialect says beside the translated body.
+    How a request came, and what a dialect says beside the translated body.
 
     Attributes:
         route: that Idempotency-Keys hold for.
@@ -69,7 +69,7 @@ class Origin:
     dialect: dict[str, Any] | None = None
 
 
-def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key: str | None, origin: Origin | None = None) -> Submitted:
+def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key: str | None, origin: Origin) -> Submitted:
     """
     Check a request, bring its reference images, and store the job. Nothing is stored if any part is wrong.
 
@@ -79,7 +79,6 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
         NoModelError, BusyError, DatabaseDownError, StorageDownError
     """
     parts.quotas.admit(caller)
-    origin = origin or Origin(SUBMIT_ROUTE, body)
     once = client_try = None
     # Before anything is judged: a deadline may have passed since, a source URL may have died.
     if idempotency_key is not None:

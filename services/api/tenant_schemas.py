@@ -67,6 +67,7 @@ class LimitsAnswer(BaseModel):
     requests_per_minute: int | None = Field(description=_REQUESTS)
     gpu_seconds_per_day: float | None = Field(description=_SECONDS)
     results_kept_s: int | None = Field(description=_KEPT)
+    live_batches: int | None = Field(description="Batches that have not ended.")
 
 
 class TenantAnswer(BaseModel):

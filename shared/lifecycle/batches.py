@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import insert as insert_or_skip
 from sqlalchemy.orm import Session
 
 from shared.db import Database
-from shared.errors import RequestError
+from shared.errors import RequestError, TooManyBatchesError
 from shared.ids import new_id
 from shared.lifecycle.ending import end_canceled
 from shared.lifecycle.events import record_event, record_item_failure
@@ -32,7 +32,7 @@ from shared.lifecycle.jobs import job_documents
 from shared.lifecycle.quotas import Limits
 from shared.lifecycle.submit import NewJob, new_rows, store_in
 from shared.states import TERMINAL_JOB, BatchStatus, JobStatus
-from shared.tables import Batch, BatchItem, Job
+from shared.tables import Batch, BatchItem, Job, Tenant
 
 _TRY_AGAIN = timedelta(minutes=10)
 """As long as a numbered try may come after the one before: longer than a client waits for an answer."""
@@ -41,6 +41,8 @@ _CANCEL_AT_ONCE = 25
 _SUBMIT_AT_ONCE = 20
 """The same; about a tenth of a second."""
 _INSERT_AT_ONCE = 1000
+_DROP_AT_ONCE = 2000
+"""Lines of one statement, which is given five seconds by the database; about a tenth of one."""
 
 EXPIRED, CANCELED = "batch_expired", "batch_cancelled"
 """Why a line has no job: codes of its error, as OpenAI spells them."""
@@ -132,24 +134,44 @@ class Outcome:
     error: dict[str, Any] | None
 
 
-def create_batch(db: Database, new: NewBatch) -> tuple[str, bool]:
+@dataclass(frozen=True)
+class CreatedBatch:
+    """
+    A batch that is in the ledger.
+
+    Attributes:
+        is_replay: it was there before: the same idempotency key, or an earlier try of the request, brought it.
+        num_live: batches of its tenant that have not ended; None for a replay.
+    """
+
+    batch_id: str
+    is_replay: bool
+    num_live: int | None = None
+
+
+def create_batch(db: Database, new: NewBatch, limits: Limits = Limits()) -> CreatedBatch:  # noqa: B008 - frozen
     """
     Store a batch, whose lines are still to be read.
 
-    Returns:
-        Its id, and whether it was already there (the same idempotency key, or an earlier try of the request, came before).
     Raises:
         RequestError: `idempotency_mismatch`.
+        TooManyBatchesError: so many of the tenant's have not ended.
     """
 
-    def work(session: Session) -> tuple[str, bool]:
+    def work(session: Session) -> CreatedBatch:
+        # A tenant's batches are made one by one: the bound is exact, and of two requests with one key the second finds the first.
+        session.execute(select(Tenant.id).where(Tenant.id == new.tenant_id).with_for_update(key_share=True))
         if (earlier := _earlier(session, new)) is not None:
-            return earlier, True
+            return CreatedBatch(earlier, is_replay=True)
+        live = _of(new.tenant_id).with_only_columns(func.count()).where(Batch.status.in_(LIVE))
+        num_live = session.execute(live).scalar_one() + 1
+        if limits.live_batches is not None and num_live > limits.live_batches:
+            raise TooManyBatchesError(limits.live_batches)
         now = session.execute(select(_now())).scalar_one()
-        made = session.scalar(
-            insert_or_skip(Batch)
-            .values(
-                id=new_id("bat"),
+        batch_id = new_id("bat")
+        session.add(
+            Batch(
+                id=batch_id,
                 tenant_id=new.tenant_id,
                 status=BatchStatus.VALIDATING,
                 input_file_id=new.input_file_id,
@@ -163,14 +185,8 @@ def create_batch(db: Database, new: NewBatch) -> tuple[str, bool]:
                 created_at=now,
                 expires_at=now + timedelta(seconds=new.window_s),
             )
-            .on_conflict_do_nothing(index_elements=[Batch.tenant_id, Batch.idempotency_key])
-            .returning(Batch.id)
         )
-        if made is not None:
-            return made, False
-        # A concurrent request with the key was quicker; it is committed by now.
-        holder = _of(new.tenant_id).with_only_columns(Batch.id).where(Batch.idempotency_key == new.idempotency_key)
-        return session.execute(holder).scalar_one(), True
+        return CreatedBatch(batch_id, is_replay=False, num_live=num_live)
 
     return db.run(work)
 
@@ -337,11 +353,12 @@ def _submit_together(db: Database, batch_id: str, ready: Mapping[str, NewJob | d
     return db.run(work)
 
 
-def drop_pending(db: Database, batch_id: str, code: str) -> None:
-    """Lines that have no job yet get none."""
+def drop_pending(db: Database, batch_id: str, code: str) -> int:
+    """Some of the lines that have no job yet get none; how many. To be repeated until there are none."""
     error = {"code": code, "message": _UNDONE[code]}
-    pending = update(BatchItem).where(BatchItem.batch_id == batch_id, BatchItem.job_id.is_(None), BatchItem.error.is_(None))
-    db.run(lambda session: session.execute(pending.values(error=error)))
+    some = _pending(batch_id).with_only_columns(BatchItem.id).order_by(BatchItem.line).limit(_DROP_AT_ONCE).with_for_update()
+    dropped = update(BatchItem).where(BatchItem.id.in_(some)).values(error=error).returning(BatchItem.id)
+    return db.run(lambda session: len(session.execute(dropped).all()))
 
 
 def cancel_jobs(db: Database, batch_id: str) -> tuple[int, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import bindparam, exists, func, select
 from sqlalchemy.orm import Session
@@ -24,6 +24,7 @@ class Limits:
         max_running: layouts and images of its jobs that workers may have in hand at once; more wait. A job of n images has up to n of each.
         requests_per_minute: requests that make jobs, accepted or not.
         gpu_seconds_per_day: seconds of a worker, of either kind, from midnight to midnight UTC.
+        live_batches: batches that have not ended; the same for every tenant.
     """
 
     max_queued: int | None = None
@@ -31,6 +32,7 @@ class Limits:
     requests_per_minute: int | None = None
     gpu_seconds_per_day: float | None = None
     results_kept_s: int | None = None
+    live_batches: int | None = None
 
 
 def default_limits(settings: QuotaSettings) -> Limits:
@@ -41,6 +43,7 @@ def default_limits(settings: QuotaSettings) -> Limits:
         requests_per_minute=settings.quota_requests_per_minute or None,
         gpu_seconds_per_day=settings.quota_gpu_seconds_per_day or None,
         results_kept_s=settings.results_kept_s or None,
+        live_batches=settings.quota_live_batches or None,
     )
 
 
@@ -62,6 +65,7 @@ class OwnLimits:
             requests_per_minute=defaults.requests_per_minute if self.requests_per_minute is None else self.requests_per_minute or None,
             gpu_seconds_per_day=defaults.gpu_seconds_per_day if self.gpu_seconds_per_day is None else self.gpu_seconds_per_day or None,
             results_kept_s=defaults.results_kept_s if self.results_kept_s is None else self.results_kept_s or None,
+            live_batches=defaults.live_batches,
         )
 
 
@@ -133,6 +137,30 @@ def queue_room(db: Database, tenant_id: str, limits: Limits) -> int | None:
         return None
     row = db.fetch_one(_NUM_QUEUED, {"tenant": tenant_id})
     return max(0, limits.max_queued - (0 if row is None else row.num_queued))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """
+    What a tenant has of its seconds of workers for this day.
+
+    Attributes:
+        left_s: after what was used and what is predicted for live work; negative: it was more than predicted.
+        new_in_s: until midnight UTC, when there are new ones.
+    """
+
+    most_s: float
+    left_s: float
+    new_in_s: float
+
+
+def read_budget(db: Database, tenant_id: str, limits: Limits) -> Budget | None:
+    """What is left of the day's seconds; None: there is no limit. What is under way counts as far as it is known how long it will take."""
+    most_s = limits.gpu_seconds_per_day
+    if most_s is None:
+        return None
+    used = tenant_usage(db, tenant_id)
+    return Budget(most_s, most_s - used.gpu_seconds - used.predicted_s, (used.day_ends_at - datetime.now(UTC)).total_seconds())
 
 
 def tenant_usage(db: Database, tenant_id: str) -> TenantUsage:

@@ -101,6 +101,11 @@ class NewJob:
     dialect: dict[str, Any] | None = None
     trace: TraceContext | None = None
 
+    def predicted_s(self) -> float:
+        """Seconds of workers that it takes if nothing of it is there already, as far as known."""
+        num_grids = 1 if self.same_layout else self.num_images
+        return num_grids * (self.grid_cost_s or 0.0) + self.num_images * (self.image_cost_s or 0.0)
+
     def params(self) -> dict[str, Any]:
         """What the engines follow, as the customer sees it."""
         return {

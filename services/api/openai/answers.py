@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from services.api.parts import Parts
+from services.api.problems import Problem
 from services.api.unfinished import UnfinishedError
 from shared.errors import RequestError
 from shared.states import JobStatus
@@ -153,11 +154,20 @@ def end_error(document: Document) -> UnfinishedError:
             code, detail = "job_canceled", "the job was canceled before its images were ready"
         case JobStatus.EXPIRED:
             code, detail = "deadline", f"the job expired: {reason['message']}"
+        case _ if is_clients_fault(reason["code"]):
+            code, detail = reason["code"], f"the job failed: {reason['message']}"
         case _:
             code, detail = "job_failed", f"the job failed: {reason['code']}: {reason['message']}"
     return UnfinishedError(code, detail, document["id"])
 
 
-def error_member(error: RequestError, kind: str = "server_error") -> dict[str, Any]:
+def is_clients_fault(code: str) -> bool:
+    """May a request be refused with this error of a job, too? Never with 409, which OpenAI's clients take for a reason to try again."""
+    problem = Problem.find(code)
+    return problem is not None and problem.status is not None and problem.status < 500 and problem.status != 409
+
+
+def error_member(error: RequestError) -> dict[str, Any]:
     """An error in a stream or a file, where there is no status to carry it."""
-    return {"message": error.detail, "type": kind, "param": error.param, "code": error.code}
+    problem = Problem.find(error.code) or Problem.INTERNAL
+    return {"message": error.detail, "type": problem.openai_type, "param": error.param, "code": error.code}

@@ -9,6 +9,7 @@ what the ledger says and may be done again.
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
 import sys
 import threading
@@ -36,7 +37,7 @@ from shared.ids import new_id
 from shared.lifecycle import batches, files
 from shared.lifecycle.batches import BatchDocument
 from shared.lifecycle.files import NewFile
-from shared.lifecycle.quotas import Limits, OwnLimits, queue_room
+from shared.lifecycle.quotas import Limits, OwnLimits, queue_room, read_budget
 from shared.lifecycle.submit import NewJob
 from shared.lifecycle.tenants import Caller, find_tenant
 from shared.logs import configure_logs
@@ -90,15 +91,15 @@ class Clerk:
             case BatchStatus.VALIDATING:
                 return self._validate(batch)
             case BatchStatus.RUNNING:
-                if batch.expires_at <= datetime.now(UTC):
-                    batches.drop_pending(self._parts.db, batch.id, batches.EXPIRED)
+                if batch.expires_at <= datetime.now(UTC) and batches.drop_pending(self._parts.db, batch.id, batches.EXPIRED):
+                    return True
                 return self._submit_some(batch) or self._settle(batch)
             case BatchStatus.CANCELING:
-                batches.drop_pending(self._parts.db, batch.id, batches.CANCELED)
+                num_dropped = batches.drop_pending(self._parts.db, batch.id, batches.CANCELED)
                 count, stopped = batches.cancel_jobs(self._parts.db, batch.id)
                 # After commit, or a worker could be told to drop work that is still wanted.
                 self._parts.live.flag_stop(stopped)
-                return bool(count) or self._settle(batch)
+                return bool(num_dropped or count) or self._settle(batch)
             case _:
                 return self._finalize(batch)
 
@@ -133,13 +134,20 @@ class Clerk:
         pending = batches.pending_items(self._parts.db, batch.id, count)
         if not pending:
             return False
+        budget = read_budget(self._parts.db, batch.tenant_id, limits)
+        left_s = math.inf if budget is None else budget.left_s
+        if left_s <= 0:
+            log.info("batch_waits", batch_id=batch.id, why="budget_exhausted")
+            return False
         ready: dict[str, NewJob | dict[str, Any]] = {}
         began = time.monotonic()
         for item in pending:
             # A line may name pictures that take seconds to come: the other batches have their turn in between.
-            if self._stopping.is_set() or time.monotonic() - began > _PREPARE_S:
+            if self._stopping.is_set() or time.monotonic() - began > _PREPARE_S or left_s <= 0:
                 break
-            ready[item.id] = self._prepare(batch, item.custom_id, item.request)
+            found = ready[item.id] = self._prepare(batch, item.custom_id, item.request)
+            if isinstance(found, NewJob):
+                left_s -= found.predicted_s()
         return self._submit(batch, ready, limits)
 
     def _submit(self, batch: BatchDocument, ready: dict[str, NewJob | dict[str, Any]], limits: Limits) -> bool:

@@ -11,19 +11,19 @@ from pydantic import BaseModel, Field, ValidationError
 from services.api.auth import authenticate
 from services.api.field_errors import from_pydantic
 from services.api.fields import MAX_METADATA, MetadataKey, MetadataValue, QueryInt, Sent
-from services.api.idempotency import fingerprint, parse_key
+from services.api.idempotency import TRY_HEADER, fingerprint, parse_key, parse_try
 from services.api.openai.answers import unix
 from services.api.openai.batch_lines import EDITS, GENERATIONS
 from services.api.openai.files import ExpiresAfter
-from services.api.openai.images import try_number
+from services.api.openai.headers import BATCH_POLL_S, POLL_AFTER, tell_time
 from services.api.openai.translate import without_nulls
 from services.api.pages import page_response
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, read_json, read_query
 from services.api.route_docs import describe
-from shared.errors import RequestError
+from shared.errors import RequestError, TooManyBatchesError
 from shared.ids import is_id
-from shared.lifecycle.batches import BatchDocument, NewBatch, cancel_batch, create_batch, get_batch, list_batches
+from shared.lifecycle.batches import LIVE, BatchDocument, NewBatch, cancel_batch, create_batch, get_batch, list_batches
 from shared.lifecycle.files import get_file
 from shared.lifecycle.tenants import Caller
 from shared.states import BatchStatus
@@ -122,6 +122,7 @@ class BatchListAnswer(BaseModel):
 def batches_blueprint(parts: Parts) -> APIBlueprint:
     """The routes under `/v1/batches`."""
     batches = APIBlueprint("openai_batches", __name__)
+    tell_time(batches)
 
     @batches.post("/v1/batches")
     @batches.output(BatchAnswer)
@@ -129,16 +130,18 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
         summary="Make a batch (OpenAI)",
         operation_id="openai_make_batch",
         security="ApiKey",
-        responses=[400, 401, 403, 413, 415, 422, 503],
+        responses=[400, 401, 403, 413, 415, 422, 429, 503],
         extensions=describe(
             body=BatchRequest,
             example={"input_file_id": "file-01k9v6s3m8e2t4w6y8a0c2e4g6", "endpoint": GENERATIONS, "completion_window": "24h"},
             request_headers=("Idempotency-Key",),
-            headers={"200": ("Location", "Idempotency-Replayed")},
+            is_counted=True,
+            headers={"200": ("Location", POLL_AFTER, "Idempotency-Replayed")},
         ),
     )
     def make() -> Response:
         caller = authenticate(parts.db, request, "submit")
+        parts.quotas.admit(caller)
         key = parse_key(request.headers.get("Idempotency-Key"))
         sent = without_nulls(read_json(request))
         try:
@@ -160,12 +163,18 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
             metadata=dict(asked.metadata),
             output_expires_s=asked.output_expires_after.seconds if asked.output_expires_after else None,
             idempotency_key=key,
-            try_number=try_number(request),
+            try_number=parse_try(request.headers.get(TRY_HEADER)),
         )
-        batch_id, is_replay = create_batch(parts.db, new)
-        response = jsonify(batch_document(find_batch(parts, caller, batch_id)))
-        response.headers["Location"] = f"/v1/batches/{batch_id}"
-        if is_replay:
+        limits = parts.quotas.limits_of(caller)
+        try:
+            created = create_batch(parts.db, new, limits)
+        except TooManyBatchesError:
+            parts.quotas.note_batches(limits.live_batches)
+            raise
+        parts.quotas.note_batches(created.num_live)
+        response = _answer(find_batch(parts, caller, created.batch_id))
+        response.headers["Location"] = f"/v1/batches/{created.batch_id}"
+        if created.is_replay:
             response.headers["Idempotency-Replayed"] = "true"
         return response
 
@@ -188,21 +197,40 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
 
     @batches.get("/v1/batches/<batch_id>")
     @batches.output(BatchAnswer)
-    @batches.doc(summary="Get a batch (OpenAI)", operation_id="openai_get_batch", security="ApiKey", responses=[401, 403, 404, 503])
+    @batches.doc(
+        summary="Get a batch (OpenAI)",
+        operation_id="openai_get_batch",
+        security="ApiKey",
+        responses=[401, 403, 404, 503],
+        extensions=describe(headers={"200": (POLL_AFTER,)}),
+    )
     def get_one(batch_id: str) -> Response:
         caller = authenticate(parts.db, request, "read")
-        return jsonify(batch_document(find_batch(parts, caller, batch_id)))
+        return _answer(find_batch(parts, caller, batch_id))
 
     @batches.post("/v1/batches/<batch_id>/cancel")
     @batches.output(BatchAnswer)
-    @batches.doc(summary="Cancel a batch (OpenAI)", operation_id="openai_cancel_batch", security="ApiKey", responses=[401, 403, 404, 503])
+    @batches.doc(
+        summary="Cancel a batch (OpenAI)",
+        operation_id="openai_cancel_batch",
+        security="ApiKey",
+        responses=[401, 403, 404, 503],
+        extensions=describe(headers={"200": (POLL_AFTER,)}),
+    )
     def cancel_one(batch_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")
         if is_id(batch_id, "bat"):
             cancel_batch(parts.db, caller.tenant_id, batch_id)
-        return jsonify(batch_document(find_batch(parts, caller, batch_id)))
+        return _answer(find_batch(parts, caller, batch_id))
 
     return batches
+
+
+def _answer(batch: BatchDocument) -> Response:
+    response = jsonify(batch_document(batch))
+    if batch.status in LIVE:
+        response.headers[POLL_AFTER] = str(1000 * BATCH_POLL_S)
+    return response
 
 
 def find_batch(parts: Parts, caller: Caller, batch_id: str) -> BatchDocument:

@@ -15,6 +15,7 @@ from services.api.field_errors import from_pydantic
 from services.api.fields import QueryInt, Sent
 from services.api.openai.answers import unix
 from services.api.openai.batch_files import read_output
+from services.api.openai.headers import tell_time
 from services.api.openai.translate import nested_fields
 from services.api.pages import page_response
 from services.api.parts import Parts
@@ -94,6 +95,7 @@ class FileDeletedAnswer(BaseModel):
 def files_blueprint(parts: Parts) -> APIBlueprint:
     """The routes under `/v1/files`."""
     files = APIBlueprint("openai_files", __name__)
+    tell_time(files)
 
     @files.post("/v1/files")
     @files.output(FileAnswer)

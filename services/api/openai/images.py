@@ -16,7 +16,7 @@ from werkzeug.datastructures import FileStorage
 
 from services.api.auth import authenticate
 from services.api.field_errors import InvalidFieldsError, Path
-from services.api.idempotency import parse_key
+from services.api.idempotency import TRY_HEADER, parse_key, parse_try
 from services.api.job_access import find_job
 from services.api.job_answers import public_document
 from services.api.openai.answers import (
@@ -31,6 +31,7 @@ from services.api.openai.answers import (
     token_usage,
     unix,
 )
+from services.api.openai.headers import POLL_AFTER, tell_poll, tell_time
 from services.api.openai.schemas import EditRequest, ImageRequest
 from services.api.openai.translate import in_sent_words, native_image_request, nested_fields, read_asked, without_nulls
 from services.api.openai.wait import error_event, event, stream_job, wait_for_end, waiting_place
@@ -53,16 +54,23 @@ _FLAGS = ("stream", "background")
 _IMAGE_PARTS = ("image", "image[]")
 _POLL_S = 1
 
+OF_UNFINISHED = ("X-Should-Retry", "Link")
+"""Headers of a refusal after a job was made."""
 _SSE = {MEDIA_TYPE: STREAM_SCHEMA, "application/json": ImagesAnswer}
 _FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 _DOCS: dict[str, Any] = {
     "request_headers": ("Idempotency-Key",),
     "content": {"200": _SSE},
-    "headers": {"202": ("Location", "Retry-After"), "200": ("Idempotency-Replayed",)},
+    "is_counted": True,
+    "headers": {
+        "202": ("Location", "Retry-After", POLL_AFTER),
+        "200": ("Location", "Retry-After", POLL_AFTER, "Idempotency-Replayed"),
+        **dict.fromkeys(("400", "422", "500", "504"), OF_UNFINISHED),
+    },
     "descriptions": {"200": "The images; with `stream` as events.", "202": "With `background: true`: the job that draws them."},
     "same_as": {"202": "200"},
 }
-_RESPONSES = [202, 400, 401, 402, 403, 404, 413, 415, 422, 429, 500, 503, 504]
+_RESPONSES = [202, 400, 401, 402, 403, 404, 410, 413, 415, 422, 429, 500, 503, 504]
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class _Asked:
 def openai_images_blueprint(parts: Parts) -> APIBlueprint:
     """The routes under `/v1/images`."""
     images = APIBlueprint("openai_images", __name__)
+    tell_time(images)
 
     @images.post(GENERATIONS)
     @images.output(ImagesAnswer)
@@ -122,12 +131,6 @@ def openai_images_blueprint(parts: Parts) -> APIBlueprint:
     return images
 
 
-def try_number(request: Request) -> int | None:
-    """Which try of its request this is, by the header with which OpenAI's clients count; None from clients that do not."""
-    text = request.headers.get("X-Stainless-Retry-Count", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else None
-
-
 def submit_translated(
     parts: Parts,
     caller: Caller,
@@ -143,7 +146,7 @@ def submit_translated(
     Raises: as `submit_job`; errors name the fields that the client sent.
     """
     key = parse_key(request.headers.get("Idempotency-Key"))
-    origin = Origin(route, sent, try_number(request), g.began, dialect)
+    origin = Origin(route, sent, parse_try(request.headers.get(TRY_HEADER)), g.began, dialect)
     try:
         return submit_job(parts, caller, native, key, origin)
     except InvalidFieldsError as error:
@@ -199,13 +202,15 @@ def _answer(parts: Parts, caller: Caller, asked: _Asked) -> Response:
 
 
 def _accepted(parts: Parts, caller: Caller, submitted: Submitted) -> Response:
-    document = public_document(parts, find_job(parts, caller, submitted.job_id))
+    found = find_job(parts, caller, submitted.job_id)
+    document = public_document(parts, found)
     note_answer(parts.db, submitted.job_id)
     answer = {"created": unix(document["created_at"]), "id": submitted.job_id, "data": None}
     response = jsonify({**answer, "status": document["status"], "urls": document["urls"]})
     response.status_code = 200 if submitted.is_replay else 202
     response.headers["Location"] = f"/v1/jobs/{submitted.job_id}"
     response.headers["Retry-After"] = str(_POLL_S)
+    tell_poll(parts, response, found)
     if submitted.is_replay:
         response.headers["Idempotency-Replayed"] = "true"
     return response

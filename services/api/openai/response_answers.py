@@ -20,6 +20,12 @@ _STATUSES = {
 }
 _END_EVENTS = {"completed": "response.completed", "failed": "response.failed"}
 """Of other ends OpenAI's clients know `response.incomplete` only; the status in it says more."""
+_ERROR_CODES = {
+    "unprocessable_prompt": "invalid_prompt",
+    "invalid_image": "invalid_image",
+    "input_fetch_failed": "failed_to_download_image",
+}
+"""Those that OpenAI's responses know; all others are `server_error`."""
 _TIERS = {Priority.INTERACTIVE: "priority", Priority.STANDARD: "default", Priority.BULK: "flex"}
 _MAX_PARTIALS = 3
 
@@ -33,7 +39,8 @@ def response_document(parts: Parts, document: Document, dialect: Mapping[str, An
     usage = token_usage(document)
     error = None
     if status == "failed":
-        error = {"code": "server_error", "message": end_error(document).detail}
+        reason = end_error(document)
+        error = {"code": _ERROR_CODES.get(reason.code, "server_error"), "message": reason.detail}
     return {
         "id": _response_id(document),
         "object": "response",

@@ -18,7 +18,8 @@ from services.api.auth import authenticate
 from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, Path
 from services.api.job_access import cancel_job, find_job
 from services.api.openai.answers import Document
-from services.api.openai.images import MAX_JSON_BYTES, submit_translated
+from services.api.openai.headers import POLL_AFTER, tell_poll, tell_time
+from services.api.openai.images import MAX_JSON_BYTES, OF_UNFINISHED, submit_translated
 from services.api.openai.response_answers import ResponseEvents, response_document
 from services.api.openai.response_schemas import (
     UNSUPPORTED,
@@ -54,6 +55,7 @@ _SSE = {"application/json": ResponseAnswer, MEDIA_TYPE: STREAM_SCHEMA}
 def responses_blueprint(parts: Parts) -> APIBlueprint:
     """The routes under `/v1/responses`."""
     responses = APIBlueprint("openai_responses", __name__)
+    tell_time(responses)
 
     @responses.post("/v1/responses")
     @responses.output(ResponseAnswer)
@@ -61,13 +63,14 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         summary="Make a picture as a response (OpenAI)",
         operation_id="openai_make_response",
         security="ApiKey",
-        responses=[400, 401, 403, 404, 413, 415, 422, 503, 504],
+        responses=[400, 401, 402, 403, 404, 410, 413, 415, 422, 429, 503, 504],
         extensions=describe(
             body=ResponseRequest,
             example={"input": 'a sign that says "open"', "tools": [{"type": "image_generation", "size": "1024x1024"}], "background": True},
             request_headers=("Idempotency-Key",),
             content={"200": _SSE},
-            headers={"200": ("Idempotency-Replayed",)},
+            is_counted=True,
+            headers={"200": (POLL_AFTER, "Idempotency-Replayed"), "504": OF_UNFINISHED},
         ),
     )
     def make() -> Response:
@@ -80,7 +83,8 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         if asked.background and not asked.stream:
             submitted = submit_translated(parts, caller, _ROUTE, RequestBody(sent), native, dialect, places)
             note_answer(parts.db, submitted.job_id)
-            answer = jsonify(response_document(parts, find_job(parts, caller, submitted.job_id), dialect))
+            accepted = find_job(parts, caller, submitted.job_id)
+            answer = tell_poll(parts, jsonify(response_document(parts, accepted, dialect)), accepted)
         else:
             with waiting_place(parts, caller) as place:
                 submitted = submit_translated(parts, caller, _ROUTE, RequestBody(sent), native, dialect, places)
@@ -101,7 +105,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         operation_id="openai_get_response",
         security="ApiKey",
         responses=[400, 401, 403, 404, 503],
-        extensions=describe(query=ResponseQuery, content={"200": _SSE}),
+        extensions=describe(query=ResponseQuery, content={"200": _SSE}, headers={"200": (POLL_AFTER,)}),
     )
     def get_one(response_id: str) -> Response:
         caller = authenticate(parts.db, request, "read")
@@ -110,7 +114,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
             raise RequestError("invalid_request", "starting_after: only a stream has events to start after", "starting_after")
         document, dialect = _find(parts, caller, response_id)
         if query.stream == "false":
-            return jsonify(response_document(parts, document, dialect))
+            return tell_poll(parts, jsonify(response_document(parts, document, dialect)), document)
         with waiting_place(parts, caller) as place:
             last = -1 if query.starting_after is None else query.starting_after
             return _stream(parts, caller, document["id"], dialect, place, last)

@@ -55,11 +55,12 @@ _PAGE = 100
 _CURSOR = re.compile(r"(after|before)_(job_[0-9a-z]{26})", re.ASCII)
 
 _CREATED: dict[str, Any] = {
+    "is_counted": True,
     "request_headers": ("Idempotency-Key", "Prefer", "Cancel-After"),
     "headers": {"201": ("Location", "Preference-Applied", "Idempotency-Replayed")},
 }
 _EXAMPLE = {"prompt": 'a red fox holding a sign that says "hello"', "aspect_ratio": "4:3", "seed": 7}
-_ERRORS = [400, 401, 402, 403, 404, 413, 415, 422, 429, 503]
+_ERRORS = [400, 401, 402, 403, 404, 410, 413, 415, 422, 429, 503]
 
 
 def replicate_blueprint(parts: Parts) -> APIBlueprint:

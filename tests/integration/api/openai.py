@@ -39,14 +39,15 @@ def drawing(step: Callable[[], object]) -> Iterator[None]:
 
 
 def draw(db: Database, storage: Storage, picture: bytes, num_previews: int = 0) -> None:
-    """Do all that waits, as the workers would, with pictures on the way for who wants them. Prompts with "doomed" fail."""
+    """Do all that waits, as the workers would, with pictures on the way for who wants them. Prompts with "doomed" or "cursed" fail."""
     artifact = claims.StoredArtifact("t/preview.webp", "ab" * 32, 100)
     if num_previews:
         storage.put(artifact.storage_key, b"preview", "image/webp")
     work.release(db, Stage.AR, 100)
     while grid := claims.claim_grid(db, "w", 30):
-        if "doomed" in grid.prompt:
-            finish.fail(db, Stage.AR, grid.id, grid.attempt, PermanentWorkError("unprocessable_prompt", "too long"), retryable=False)
+        if "doomed" in grid.prompt or "cursed" in grid.prompt:
+            code = "unprocessable_prompt" if "doomed" in grid.prompt else "ar_overflow"
+            finish.fail(db, Stage.AR, grid.id, grid.attempt, PermanentWorkError(code, "too long"), retryable=False)
             continue
         if num_previews and grid.wants_preview:
             finish.record_draft(db, grid.id, grid.attempt, [1, 2, 3])

@@ -324,7 +324,7 @@ def test_streams_are_bounded(client: FlaskClient, app: APIFlask, account: Accoun
         parts.waiting.take_place(account.tenant_id)
     answer = client.get(f"/v1/jobs/{job_id}/events", headers=STREAM)
     assert int(answer.headers["Retry-After"]) > 0
-    assert_problem(answer, 503, "engine_unavailable")
+    assert assert_problem(answer, 503, "engine_unavailable")["type"].endswith("#temporary-reduced-capacity")
     assert client.get(f"/v1/jobs/{job_id}/events").status_code == 200
 
 

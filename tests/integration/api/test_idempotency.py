@@ -6,6 +6,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from apiflask import APIFlask
 from flask.testing import FlaskClient
@@ -13,6 +14,7 @@ from flask.testing import FlaskClient
 from shared.checkpoint import ModelInfo
 from shared.db import Database
 from tests.integration.api.conftest import Account, assert_problem, client_of, count_rows, png, post_multipart
+from tests.ledger import execute
 
 KEY = {"Idempotency-Key": '"order-17"'}
 
@@ -73,6 +75,22 @@ def test_keys_of_tenants_do_not_meet(client: FlaskClient, app: APIFlask, strange
     other = client_of(app, stranger.keys["admin"])
     ids = {each.post("/v1/jobs", json={"prompt": "a fox"}, headers=KEY).get_json()["id"] for each in (client, other)}
     assert len(ids) == 2
+
+
+def test_numbered_tries_make_one_job(client: FlaskClient, db: Database) -> None:
+    """Clients that repeat requests by themselves, and count, get the job of the first try; from 0 on it is another request."""
+
+    def post(number: str | None, **more: Any) -> Any:
+        return client.post("/v1/jobs", json={"prompt": "a fox", **more}, headers={"X-Stainless-Retry-Count": number} if number else {})
+
+    first, again = post("0"), post("1")
+    assert (first.status_code, again.status_code, again.headers["Idempotency-Replayed"]) == (202, 200, "true")
+    assert again.get_json()["id"] == first.get_json()["id"]
+    others = [post("0"), post(None), post("1", prompt="a cat"), post("x")]
+    assert len({answer.get_json()["id"] for answer in (first, *others)}) == 5
+    # The client that had its answer long ago does not mean the old job.
+    execute(db, "UPDATE client_try SET answered_at = answered_at - interval '2 min'")
+    assert post("1").status_code == 202
 
 
 def test_fifty_at_once_make_one_job(app: APIFlask, account: Account, model: ModelInfo, db: Database) -> None:

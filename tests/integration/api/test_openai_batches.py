@@ -6,6 +6,7 @@ import base64
 import json
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.request import urlopen
@@ -26,7 +27,8 @@ from shared.sweep import sweep
 from tests.integration.api.conftest import MODEL, Account, assert_problem, client_of, count_rows, png
 from tests.integration.api.openai import draw
 from tests.integration.api.test_openai_files import upload
-from tests.ledger import execute, query
+from tests.integration.api.test_quotas import assert_refused, parsed
+from tests.ledger import at_once, execute, query
 
 PICTURE = png(64, 64)
 
@@ -74,6 +76,7 @@ def test_a_batch_from_file_to_files(client: FlaskClient, clerk: Clerk, parts: Pa
     jobs = client.get("/v1/jobs?order=asc").get_json()["data"]
     assert [(job["custom_id"], job["priority"], job["batch_id"]) for job in jobs] == [(name, "bulk", batch["id"]) for name in "bac"]
     assert read(client, batch)["request_counts"] == {"total": 3, "completed": 0, "failed": 0}
+    assert client.get(f"/v1/batches/{batch['id']}").headers["openai-poll-after-ms"] == "5000"
     draw(db, parts.storage, PICTURE)
     assert read(client, batch)["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
     work_all(clerk)
@@ -221,6 +224,62 @@ def test_lines_wait_for_room_in_the_queue(client: FlaskClient, clerk: Clerk, db:
     assert read(client, batch)["request_counts"] == {"total": 12, "completed": 12, "failed": 0}
 
 
+def test_lines_wait_for_seconds_of_workers(
+    client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, account: Account, workers: None
+) -> None:
+    """Where a day's seconds are bounded, lines become jobs as far as the seconds go; the rest waits for the next day."""
+    cost_s = client.post("/v1/estimate", json={"prompt": "Cat", "size": "64x64"}).get_json()["gpu_seconds"]
+    limit_tenant(db, account.tenant_id, {"gpu_seconds_per_day": 2.5 * cost_s})
+    batch = make(client, [line(f"c{index}") for index in range(6)])
+    work_all(clerk)
+    assert (count_rows(db)["job"], read(client, batch)["status"]) == (3, "in_progress")
+    work_all(clerk)
+    assert count_rows(db)["job"] == 3
+    limit_tenant(db, account.tenant_id, {"gpu_seconds_per_day": 100 * cost_s})
+    work_all(clerk)
+    assert count_rows(db)["job"] == 6
+
+
+def test_batches_are_bounded(client: FlaskClient, app: APIFlask, db: Database, account: Account, parts: Parts) -> None:
+    """Of many requests at once as many make batches as there is room for; one that ends makes room. They are counted."""
+    parts.quotas.defaults = replace(parts.quotas.defaults, live_batches=2)
+    file_id = upload(client, b"x", purpose="batch").get_json()["id"]
+    sent = {"input_file_id": file_id, "endpoint": GENERATIONS, "completion_window": "24h"}
+    clients = [client_of(app, account.keys["submit"]) for _ in range(4)]
+    answers = at_once([lambda one=one: one.post("/v1/batches", json=sent) for one in clients])  # type: ignore[misc]
+    made = [answer for answer in answers if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert (len(made), len(refused)) == (2, 2)
+    for answer in refused:
+        assert_refused(answer, 429, "too_many_batches", "batches")
+    assert sorted(parsed(answer, "RateLimit")["batches"]["r"] for answer in made) == [0, 1]
+    execute(db, "UPDATE batch SET status = 'failed', completed_at = now() WHERE id = :id", id=made[0].get_json()["id"])
+    limit_tenant(db, account.tenant_id, {"requests_per_minute": 1})
+    assert client.post("/v1/batches", json=sent).status_code == 200
+    assert_refused(client.post("/v1/batches", json=sent), 429, "too_many_requests", "create")
+    assert client.get("/v1/usage").get_json()["limits"]["live_batches"] == 2
+
+
+def test_one_key_with_two_requests_at_once(client: FlaskClient, app: APIFlask, account: Account) -> None:
+    """Whoever is second is told of the mismatch, and does not get the batch of the other."""
+    file_id = upload(client, b"x", purpose="batch").get_json()["id"]
+    sent = {"input_file_id": file_id, "endpoint": GENERATIONS, "completion_window": "24h"}
+    clients = [client_of(app, account.keys["submit"]) for _ in range(4)]
+    headers = {"Idempotency-Key": "k"}
+    answers = at_once(
+        [
+            lambda one=one, index=index: one.post("/v1/batches", json={**sent, "metadata": {"i": str(index % 2)}}, headers=headers)  # type: ignore[misc]
+            for index, one in enumerate(clients)
+        ]
+    )
+    made = [answer.get_json() for answer in answers if answer.status_code == 200]
+    assert len(made) == 2
+    assert made[0] == made[1]
+    for answer in answers:
+        if answer.status_code != 200:
+            assert_problem(answer, 422, "idempotency_mismatch", "Idempotency-Key")
+
+
 def test_two_clerks_at_once(client: FlaskClient, parts: Parts, db: Database) -> None:
     """Even if two of them think that they are the one, each line has one job."""
     make(client, [line(f"c{index}", seed=index % 25, prompt="Cat") for index in range(50)])
@@ -282,8 +341,8 @@ def test_failures_have_a_file_of_their_own(client: FlaskClient, clerk: Clerk, db
     gone, failed = content(client, done["error_file_id"])
     assert (gone["custom_id"], gone["response"]["status_code"]) == ("gone", 400)
     assert gone["response"]["body"]["error"]["param"] == "body.images.0.file_id"
-    assert (failed["custom_id"], failed["response"]["status_code"]) == ("doomed", 500)
-    assert failed["response"]["body"]["error"]["code"] == "job_failed"
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("doomed", 422)
+    assert failed["response"]["body"]["error"]["code"] == "unprocessable_prompt"
 
 
 def test_a_line_that_is_erased(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts) -> None:
@@ -301,8 +360,11 @@ def test_a_line_that_is_erased(client: FlaskClient, clerk: Clerk, db: Database, 
     assert (record["custom_id"], record["response"]["status_code"], record["response"]["body"]["error"]["code"]) == ("erased", 410, "gone")
 
 
-def test_a_canceled_batch_keeps_what_there_was(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, account: Account) -> None:
+def test_a_canceled_batch_keeps_what_there_was(
+    client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Jobs that are done are in the output, all others in the error file; a cancel of what has ended changes nothing."""
+    monkeypatch.setattr(batches, "_DROP_AT_ONCE", 7)
     limit_tenant(db, account.tenant_id, {"max_queued": 20})
     batch = make(client, [line(f"c{index}") for index in range(50)])
     clerk.work()
@@ -331,8 +393,11 @@ def test_a_cancel_before_the_lines_are_read(client: FlaskClient, clerk: Clerk, d
     assert (done["status"], done["output_file_id"], count_rows(db)["job"]) == ("cancelled", None, 0)
 
 
-def test_an_expired_batch_keeps_what_there_was(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, account: Account) -> None:
-    """When its time is up, the rest is not run."""
+def test_an_expired_batch_keeps_what_there_was(
+    client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When its time is up, the rest is not run, however much of it there is."""
+    monkeypatch.setattr(batches, "_DROP_AT_ONCE", 4)
     limit_tenant(db, account.tenant_id, {"max_queued": 20})
     batch = make(client, [line(f"c{index}") for index in range(30)])
     clerk.work()

@@ -100,6 +100,8 @@ def test_in_the_background(client: FlaskClient, db: Database) -> None:
     assert answer.status_code == 202
     assert (body["data"], body["status"], answer.headers["Location"]) == (None, "queued", f"/v1/jobs/{body['id']}")
     assert int(answer.headers["Retry-After"]) > 0
+    assert int(answer.headers["openai-poll-after-ms"]) >= 1000
+    assert int(answer.headers["openai-processing-ms"]) >= 0
     job = client.get(body["urls"]["self"]).get_json()
     assert (job["metadata"], job["priority"]) == ({"order": "1"}, "bulk")
     assert num_jobs(db) == 1
@@ -137,15 +139,16 @@ def test_a_stream_of_several_images(client: FlaskClient) -> None:
 def test_a_failure_in_a_stream(client: FlaskClient) -> None:
     """A job that fails mid-stream is an event with `error`, which the clients raise."""
     [event] = events_of(generate(client, stream=True, prompt="doomed").get_data())
-    assert event["error"]["code"] == "job_failed"
+    assert (event["error"]["code"], event["error"]["type"]) == ("unprocessable_prompt", "invalid_request_error")
     assert "too long" in event["error"]["message"]
 
 
 @pytest.mark.usefixtures("workers")
-def test_a_failed_job(client: FlaskClient) -> None:
-    """A failure is an error that the clients do not answer with the same request."""
-    answer = generate(client, prompt="doomed")
-    assert_problem(answer, 500, "job_failed")
+@pytest.mark.parametrize(("prompt", "status", "code"), [("cursed", 500, "job_failed"), ("doomed", 422, "unprocessable_prompt")])
+def test_a_failed_job(client: FlaskClient, prompt: str, status: int, code: str) -> None:
+    """A failure is an error that the clients do not answer with the same request; what is the client's fault is told as such."""
+    answer = generate(client, prompt=prompt)
+    assert "too long" in assert_problem(answer, status, code)["detail"]
     assert answer.headers["X-Should-Retry"] == "false"
     assert answer.get_json()["job"].endswith(client.get("/v1/jobs").get_json()["data"][0]["id"])
 
@@ -188,7 +191,7 @@ def test_only_so_many_may_wait(client: FlaskClient, parts: Parts, account: Accou
     for _ in range(num_places):
         parts.waiting.take_place(account.tenant_id)
     answer = generate(client)
-    assert_problem(answer, 503, "engine_unavailable")
+    assert assert_problem(answer, 503, "engine_unavailable")["type"].endswith("#temporary-reduced-capacity")
     assert int(answer.headers["Retry-After"]) > 0
     assert num_jobs(db) == 0
     assert generate(client, background=True).status_code == 202

@@ -55,8 +55,11 @@ def test_in_the_background(client: FlaskClient, db: Database, parts: Parts) -> N
     """Answered at once, then asked for."""
     body = respond(client, background=True).get_json()
     assert (body["status"], body["background"], body["output"][0]["result"]) == ("queued", True, None)
+    assert int(client.get(f"/v1/responses/{body['id']}").headers["openai-poll-after-ms"]) >= 1000
     draw(db, parts.storage, PICTURE)
-    done = client.get(f"/v1/responses/{body['id']}").get_json()
+    answer = client.get(f"/v1/responses/{body['id']}")
+    assert "openai-poll-after-ms" not in answer.headers
+    done = answer.get_json()
     assert (done["status"], base64.b64decode(done["output"][0]["result"])) == ("completed", PICTURE)
 
 
@@ -105,7 +108,7 @@ def test_a_stream_can_be_gone_on_with(client: FlaskClient) -> None:
 def test_failures(client: FlaskClient) -> None:
     """A failed response says so, in its stream too."""
     body = respond(client, input="doomed").get_json()
-    assert (body["status"], body["error"]["code"]) == ("failed", "server_error")
+    assert (body["status"], body["error"]["code"]) == ("failed", "invalid_prompt")
     assert "too long" in body["error"]["message"]
     assert events_of(respond(client, input="doomed", stream=True).get_data())[-1]["type"] == "response.failed"
 
