@@ -69,6 +69,23 @@ class Storage:
         except BotoCoreError as error:
             raise StorageDownError(f"get {key}: {_reason(error)}") from error
 
+    def exists(self, key: str) -> bool:
+        """
+        Is there an object?
+
+        Raises:
+            StorageDownError
+        """
+        try:
+            self._client.head_object(Bucket=self._bucket, Key=key)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+                return False
+            raise StorageDownError(f"head {key}: {_reason(error)}") from error
+        except BotoCoreError as error:
+            raise StorageDownError(f"head {key}: {_reason(error)}") from error
+        return True
+
     def delete(self, key: str) -> None:
         """
         Remove an object; one that is not there is as good as removed.

@@ -167,7 +167,7 @@ def _reuse(stack: BenchStack) -> list[Figure]:
     source = {"job_id": again["id"], "index": 0}
     stack.wait(stack.submit(**request, seed=9, n=_SHARED_LAYOUT, same_layout=True, images=[source]))
     encoded = stack.count_logged("sources_encoded") - encoded_before
-    num_decoders = sum(name.startswith("decoder_worker") for name in stack.pids)
+    num_decoders = len(stack.decoder_logs())
     eight = _less(_usage(stack), before)
     if eight["decoder_runs"] != _SHARED_LAYOUT:
         raise RuntimeError(f"{_SHARED_LAYOUT} images took {eight['decoder_runs']} decoder runs")

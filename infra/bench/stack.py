@@ -5,12 +5,11 @@ webhook receiver with the time of every event. Measures nothing itself.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,6 @@ class BenchStack:
     receiver: TimedReceiver
     logs: Path
     """Folder of the processes' logs."""
-    pids: dict[str, int] = field(default_factory=dict)
     """Process ids of roles and servers by name."""
 
     def __post_init__(self) -> None:
@@ -104,13 +102,13 @@ class BenchStack:
         """The bytes of a finished image, through its presigned URL."""
         return httpx.get(job["outputs"][index]["url"], timeout=_TIMEOUT_S, trust_env=False).raise_for_status().content
 
-    def cpu_s(self) -> dict[str, float]:
-        """CPU seconds that each process and its children have used so far; those of Postgres' backends count for Postgres."""
-        return {name: _tree_cpu_s(pid) for name, pid in self.pids.items()}
-
     def count_logged(self, event: str) -> int:
         """Lines about this event that decoder workers have written so far."""
-        return sum(log.read_text(errors="replace").count(event) for log in self.logs.glob("decoder_worker*.log"))
+        return sum(log.read_text(errors="replace").count(event) for log in self.decoder_logs())
+
+    def decoder_logs(self) -> list[Path]:
+        """The log of each decoder worker."""
+        return list(self.logs.glob("decoder_worker*.log"))
 
     @staticmethod
     def _checked(answer: httpx.Response) -> Job:
@@ -141,27 +139,4 @@ def bench_stack(checkpoint: Path, decoders: int, **settings: str) -> Iterator[Be
             with httpx.Client(base_url=exports["GLMQ_URL"], trust_env=False) as client:
                 told = client.get("/v1/webhooks/default/secret", headers={"Authorization": f"Bearer {exports['GLMQ_API_KEY']}"})
             with TimedReceiver(str(told.raise_for_status().json()["key"])) as receiver:
-                pids = {row.name: row.pid for row in state.rows if row.pid is not None}
-                yield BenchStack(exports["GLMQ_URL"], exports["GLMQ_API_KEY"], exports, receiver, folder.logs, pids)
-
-
-def _tree_cpu_s(root: int) -> float:
-    """User and system seconds of a process and all its descendants, dead ones that were waited for included."""
-    parents: dict[int, int] = {}
-    ticks: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                # Behind the name, which may hold spaces: state, parent, … user, system, and both of the waited-for children.
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(fields[1])
-            ticks[int(entry.name)] = sum(int(value) for value in fields[11:15])
-    total = 0
-    for pid, used in ticks.items():
-        ancestor = pid
-        while ancestor not in (0, 1, root):
-            ancestor = parents.get(ancestor, 0)
-        total += used if ancestor == root else 0
-    return total / os.sysconf("SC_CLK_TCK")
+                yield BenchStack(exports["GLMQ_URL"], exports["GLMQ_API_KEY"], exports, receiver, folder.logs)

@@ -91,7 +91,7 @@ def events_blueprint(parts: Parts) -> APIBlueprint:
 
 def _stream(parts: Parts, tenant_id: str, watched: str, source: JobEvents | TenantEvents) -> Response:
     if request.method == "HEAD":
-        # It would never be sent, and so never be closed.
+        # Its body is not sent: it need not take a place.
         return Response(mimetype=MEDIA_TYPE)
     settings = parts.settings
     pace = Pace(PROGRESS_S, settings.stream_heartbeat_s, settings.stream_s)

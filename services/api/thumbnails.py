@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from shared.storage import Storage, StorageMissingError
+from shared.storage import Storage
 
 THUMBNAIL = "thumb256"
 """The variant that every finished image has, whatever renditions it was asked with."""
@@ -26,9 +26,7 @@ def thumbnail_key(storage: Storage, image_key: str) -> str:
         StorageDownError
     """
     key = f"{image_key}.{THUMBNAIL}.{THUMBNAIL_FORMAT}"
-    try:
-        storage.get(key)
-    except StorageMissingError:
+    if not storage.exists(key):
         storage.put(key, _shrink(storage.get(image_key)), "image/webp")
     return key
 

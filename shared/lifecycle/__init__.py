@@ -1,15 +1,17 @@
 """
-Every status write of glmq, and the reads that go with them. Each function is one transaction, safe to repeat.
+Every status write of glmq, and the reads that go with them. Each function that is given a `Database` is safe to repeat.
 
     estimate.py    what a job would have to run, and what is in front of it
     line.py        who stands in line before a job
     submit.py      a request becomes a job with its grids and images
+    fast_submit.py the same by one statement, for jobs that share nothing
     idempotency.py one key, one job
     answers.py     one key, one answer, where no job is made
     tries.py       tries that a client numbers by itself, one job
     reuse.py       grids and images that several jobs share: their keys, and how they are found
     claims.py      how a worker takes a unit, and what it learns of it
     work.py        release, heartbeat, hand back, rescue: the same for grids and images
+    ending.py      how work and jobs end for good, inside the transactions of the others
     finish.py      finish_grid, finish_image, fail: how an attempt ends; record_draft, hold_grid: how it stops half-way
     previews.py    pictures on the way, which may be lost
     jobs.py        get, list, cancel, expire: what customers and deadlines do
@@ -26,7 +28,9 @@ Every status write of glmq, and the reads that go with them. Each function is on
     feed.py        read events, those of a job and those of a tenant
     workers.py     which workers live, and what model they loaded
     files.py       files that customers upload, and that batches make
-    tenants.py     tenants, API keys, files
+    tenants.py     tenants, their first keys, their source images
+    keys.py        API keys, and who asks with one
+    quotas.py      what a tenant may have at once, and what it has used
 
 Rows are locked in the order grid, image, job, endpoint, tenant where a function can choose. Ends (cancel, expire, fail, redraw_grid)
 cannot: they go from a job or an image to its grids, and may be a deadlock's victim, which `Database.run` runs again. So may a submit of

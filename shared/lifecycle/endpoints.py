@@ -134,12 +134,12 @@ def change_endpoint(db: Database, tenant_id: str, endpoint_id: str, changes: dic
         is_changed = old != changes or status not in (None, row.status)
         if old.get("url", row.url) != row.url:
             # Its failures were another receiver's.
-            _set_health(row, Health())
+            set_health(row, Health())
         if status == "disabled" and row.status == "enabled":
             _disable(session, row, "manual")
         elif status == "enabled":
             row.status, row.disabled_reason, row.disabled_at = "enabled", None, None
-            _set_health(row, Health())
+            set_health(row, Health())
         if is_changed:
             row.updated_at = database_now(session)
 
@@ -269,10 +269,6 @@ def lock_endpoints(session: Session, ids: Sequence[str]) -> list[WebhookEndpoint
 
 def set_health(row: WebhookEndpoint, health: Health) -> None:
     """Write down how it has been answering."""
-    _set_health(row, health)
-
-
-def _set_health(row: WebhookEndpoint, health: Health) -> None:
     row.consecutive_failures, row.failing_since = health.failures, health.failing_since
     row.breaker_openings, row.breaker_until = health.openings, health.breaker_until
 

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from shared.db import Database
 from shared.lifecycle.ending import database_now, end_canceled
 from shared.lifecycle.events import count_change
+from shared.lifecycle.work import lock_units
 from shared.states import TERMINAL_JOB
 from shared.tables import BatchItem, DoomedObject, Event, File, Grid, Image, Job, Output, WebhookAttempt, WebhookDelivery
 
@@ -115,11 +116,11 @@ def postpone_objects(db: Database, ids: Collection[int]) -> None:
 
 def _drop_units(session: Session, job: Job) -> tuple[list[Image], list[Grid]]:
     """Delete the job's outputs, then the images that no other job has, then the grids that no image is drawn from."""
-    images = _locked(session, Image, set(session.scalars(delete(Output).where(Output.job_id == job.id).returning(Output.image_id))))
+    images = lock_units(session, Image, set(session.scalars(delete(Output).where(Output.job_id == job.id).returning(Output.image_id))))
     # Judged by a statement that begins after the images are locked: a submit that found one of them holds it until its job is written.
     shared = set(session.scalars(select(Output.image_id).where(Output.image_id.in_([image.id for image in images]))))
     images = [image for image in images if image.id not in shared]
-    grids = _locked(session, Grid, {image.grid_id for image in images})
+    grids = lock_units(session, Grid, {image.grid_id for image in images})
     _delete(session, Image, images)
     used = set(session.scalars(select(Image.grid_id).where(Image.grid_id.in_([grid.id for grid in grids]))))
     grids = [grid for grid in grids if grid.id not in used]
@@ -209,11 +210,6 @@ def _prefixes(unit: Image | Grid, kind: str, named: Sequence[str | None]) -> tup
     """The folders in which workers store what they make, of every attempt; and what the row names, wherever that is."""
     folders = tuple(f"t/{unit.tenant_id}/{folder}/{unit.id}/" for folder in (kind, "previews"))
     return (*folders, *(key for key in named if key is not None and not key.startswith(folders)))
-
-
-def _locked(session: Session, row: type[Unit], ids: set[str]) -> list[Unit]:
-    query = select(row).where(row.id.in_(ids)).order_by(row.id).with_for_update().execution_options(populate_existing=True)
-    return list(session.scalars(query))
 
 
 def _delete(session: Session, row: type[Unit], units: Iterable[Unit]) -> None:

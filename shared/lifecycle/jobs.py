@@ -75,12 +75,6 @@ def get_dialects(db: Database, tenant_id: str, job_ids: Collection[str]) -> dict
     return db.run(lambda session: {row.id: row.dialect for row in session.execute(query)})
 
 
-def job_versions(db: Database, job_ids: Collection[str]) -> dict[str, int]:
-    """How often each of these jobs has changed. Cheap: for whoever waits for a change."""
-    query = select(Job.id, Job.version).where(Job.id.in_(job_ids))
-    return db.run(lambda session: {row.id: row.version for row in session.execute(query)})
-
-
 def list_jobs(
     db: Database, tenant_id: str, wanted: JobFilter, limit: int, after: str | None, newest_first: bool, read_progress: ReadProgress
 ) -> tuple[list[dict[str, Any]], bool]:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.settings import QuotaSettings
-from shared.states import LIVE_WORK, TERMINAL_JOB, JobStatus
+from shared.states import LIVE_WORK, TERMINAL_JOB, JobStatus, WorkState
 from shared.tables import Grid, Image, Job, Output, Tenant, Usage
 
 
@@ -109,9 +109,10 @@ _TO_COME = (
     .where(Grid.id.in_(select(Image.grid_id).where(Image.id.in_(_LIVE_IMAGES))), Grid.state.in_(LIVE_WORK))
     .scalar_subquery()
 )
+_HELD = (WorkState.RELEASED, WorkState.RUNNING)
 _IN_HAND = (
-    select(func.count()).where(Grid.tenant_id == bindparam("tenant"), Grid.state.in_(["released", "running"])).scalar_subquery()
-    + select(func.count()).where(Image.tenant_id == bindparam("tenant"), Image.state.in_(["released", "running"])).scalar_subquery()
+    select(func.count()).where(Grid.tenant_id == bindparam("tenant"), Grid.state.in_(_HELD)).scalar_subquery()
+    + select(func.count()).where(Image.tenant_id == bindparam("tenant"), Image.state.in_(_HELD)).scalar_subquery()
 )
 _NUM_QUEUED = select(Tenant.num_queued).where(Tenant.id == bindparam("tenant"))
 _RUNNING = select(func.count()).where(Job.tenant_id == bindparam("tenant"), Job.status == JobStatus.RUNNING).scalar_subquery()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -20,10 +19,9 @@ from shared.lifecycle.claims import start
 from shared.lifecycle.ending import database_now, succeed
 from shared.lifecycle.events import record_changes
 from shared.lifecycle.reuse import find_alive
+from shared.lifecycle.work import lock_units
 from shared.states import LIVE_WORK, RETRYABLE_JOB, TERMINAL_JOB, JobStatus, Priority, WorkState
 from shared.tables import Grid, Image, Job, Output
-
-Unit = TypeVar("Unit", Grid, Image)
 
 _MAX_TRIES = 5
 _UNIQUE_VIOLATION = "23505"
@@ -77,8 +75,8 @@ class _Run:
         mine = select(Output.image_id, Image.grid_id).join(Image, Image.id == Output.image_id).where(Output.job_id == self._job_id)
         rows = session.execute(mine.where(Image.tenant_id == self._tenant_id)).all()
         # Its units change only with the job's own runs, so they can be locked before it, in the order of every lock.
-        grids = {grid.id: grid for grid in self._locked(Grid, {row.grid_id for row in rows})}
-        images = {image.id: image for image in self._locked(Image, {row.image_id for row in rows})}
+        grids = {grid.id: grid for grid in lock_units(session, Grid, {row.grid_id for row in rows})}
+        images = {image.id: image for image in lock_units(session, Image, {row.image_id for row in rows})}
         job = session.scalars(select(Job).where(Job.id == self._job_id, Job.tenant_id == self._tenant_id).with_for_update()).one_or_none()
         if job is None:
             return None
@@ -144,7 +142,3 @@ class _Run:
         unit.not_before = now
         # Other outputs of the job may be drawn from it, and look it up.
         self._session.flush()
-
-    def _locked(self, row: type[Unit], ids: set[str]) -> list[Unit]:
-        query = select(row).where(row.id.in_(ids)).order_by(row.id).with_for_update().execution_options(populate_existing=True)
-        return list(self._session.scalars(query))

@@ -171,12 +171,10 @@ def find_or_add(session: Session, row: type[Grid] | type[Image], values: dict[st
         if cache is Cache.REFRESH:
             # Another refresh came between the two statements; the later one wins.
             continue
-        found = _lock(session, row, lane, row.tenant_id == tenant_id, row.key == key)
-        if found is not None and found.state in LIVE_WORK and _num_waiting(session, row, found.id) >= MAX_SHARING:
-            session.execute(update(row).where(row.id == found.id).values(key=None))
-        elif found is not None:
+        found = find_alive(session, row, tenant_id, key, lane)
+        if found is not None:
             return found
-        # The other holder of the key ended between the two statements; the key is free again.
+        # The other holder of the key ended between the two statements, or was full: the key is free again.
 
 
 def _lock(session: Session, row: type[Grid] | type[Image], lane: int, *which: ColumnElement[bool]) -> Found | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Integer, bindparam, case, func, or_, select, true, tuple_, union_all, update
 from sqlalchemy.orm import Session
@@ -25,6 +25,8 @@ MAX_LOST = 3
 
 RELEASE_S = 30
 """Seconds until a release that nobody claimed is taken back. Idle workers ask every 2 s, so all are busy or gone by then."""
+
+Unit = TypeVar("Unit", Grid, Image)
 
 _BATCH = 100
 _now = func.clock_timestamp
@@ -218,6 +220,12 @@ def rescue(db: Database, stage: Stage) -> tuple[int, list[str]]:
         return len(forgotten) + len(expired), stopped
 
     return db.run(work)
+
+
+def lock_units(session: Session, row: type[Unit], ids: Collection[str]) -> list[Unit]:
+    """Units by id, locked in that order, as they are now."""
+    query = select(row).where(row.id.in_(ids)).order_by(row.id).with_for_update().execution_options(populate_existing=True)
+    return list(session.scalars(query))
 
 
 def requeue(session: Session, unit: Grid | Image, delay_s: float) -> None:

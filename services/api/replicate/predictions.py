@@ -164,7 +164,7 @@ def replicate_blueprint(parts: Parts) -> APIBlueprint:
         caller = _stream_caller(parts, job_id)
         find_job(parts, caller, job_id)
         if request.method == "HEAD":
-            # It would never be sent, and so never be closed.
+            # Its body is not sent: it need not take a place.
             return Response(mimetype=MEDIA_TYPE)
         source = PredictionEvents(parts, caller, job_id, parts.base_url())
         pace = Pace(source.LOOK_S, parts.settings.stream_heartbeat_s, parts.settings.stream_s)
