@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from checkpoints.evaluate import evaluation
 from checkpoints.evaluate.__main__ import main
 from checkpoints.evaluate.cases import EditCase, edit_cases, prompt_cases, spread
 from checkpoints.evaluate.measures import Findings
@@ -108,8 +109,13 @@ def test_a_mosaic_holds_pictures_of_all_sizes() -> None:
     assert page.getpixel((263, 255)) == (255, 255, 255)
 
 
-def test_it_runs_on_any_checkpoint(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_runs_on_any_checkpoint(
+    miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Table, rows, sheets and pictures lie in the folder, and a case drawn anew gives the same row and picture."""
+    # Small: it is drawn four times.
+    monkeypatch.setattr(evaluation, "_TIMED_PX", 64)
+    monkeypatch.setattr(evaluation, "_TIMED_STEPS", 2)
     assert main(["--checkpoint", str(miniature), "--out", str(tmp_path), "--only", "1"]) == 0
 
     assert (tmp_path / "report.md").read_text().strip() == capsys.readouterr().out.strip()

@@ -77,7 +77,7 @@ def taught_logits(net: LayoutNet, batch: Batch, row: int) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("size", [(2, 3), (4, 4), (8, 5)])
+@pytest.mark.parametrize("size", [(2, 3), (8, 5)])
 def test_a_poster_row_is_what_generation_sees(net: LayoutNet, words: GlmImageProcessor, size: tuple[int, int]) -> None:
     """Same prompt ids, and the logits of cached generation at every code of draft and picture."""
     batch = make_batch(random.Random(5), size, 3)
