@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +26,8 @@ _SECRET_BYTES = 32
 
 _THIN_KEYS = ("id", "version")
 _SHORT_KEYS = ("id", "object", "status", "version", "custom_id", "urls")
+_SAID_BY_CUSTOMER = ("input", "params", "glyph_texts", "warnings", "attempts")
+"""What a job's owner knows already, and what is for the curious."""
 
 
 def secret_hint(secret: str) -> str:
@@ -66,14 +68,34 @@ def event_body(event_id: str, event_type: str, created_at: datetime, seq: int, d
     `created_at` stands there twice: in the form Standard Webhooks knows, and in the seconds OpenAI's clients read.
 
     Args:
-        data: the job. If it makes the body too large, as 8,000 Chinese characters do, only its ids and links are sent.
+        data: the job. If it makes the body too large, as 8,000 Chinese characters do, it is sent without its least needed parts.
         is_thin: of the job, only its id and version are sent.
     """
     event = event_object(event_id, event_type, created_at, seq, _only(_THIN_KEYS, data) if is_thin else data)
     body = _minified(event)
-    if len(body) < MAX_BODY_BYTES:
-        return body
-    return _minified({**event, "data": _only(_SHORT_KEYS, data)})
+    for smaller in () if is_thin else _smaller(data):
+        if len(body) < MAX_BODY_BYTES:
+            break
+        body = _minified({**event, "data": smaller})
+    return body
+
+
+def _smaller(data: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The job with less and less of it; what is left out is absent. Its results and its error go last."""
+
+    def without(job: Mapping[str, Any], name: str) -> dict[str, Any]:
+        outputs = [{key: value for key, value in output.items() if key != name} for output in job.get("outputs", ())]
+        return {**job, "outputs": outputs} if "outputs" in job else dict(job)
+
+    small = without(data, "previews")
+    yield small
+    small = {key: value for key, value in small.items() if key not in _SAID_BY_CUSTOMER}
+    yield small
+    small = without(small, "renditions")
+    yield small
+    yield _only((*_SHORT_KEYS, "error", "outputs"), small)
+    yield _only((*_SHORT_KEYS, "error"), small)
+    yield _only(_SHORT_KEYS, small)
 
 
 def _only(keys: Sequence[str], data: Mapping[str, Any]) -> dict[str, Any]:

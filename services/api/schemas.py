@@ -162,7 +162,7 @@ Loras = Annotated[list[LoraAdapter], AfterValidator(_all_different)]
 
 
 class Webhook(Sent):
-    """Where to tell of the job's events, signed by the secret of `GET /v1/webhooks/default/secret`."""
+    """Where to tell of the job's events, signed by the secret of `GET /v1/webhooks/default/secret` or of a webhook endpoint."""
 
     url: str = Field(min_length=1, max_length=4096, json_schema_extra={"format": "uri"})
     events: list[EventName] | None = Field(
@@ -170,6 +170,11 @@ class Webhook(Sent):
         min_length=1,
         max_length=len(JOB_EVENTS) + 1,
         description="Events to tell of. Default: the end of the job, whichever it is.",
+    )
+    secret_id: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Id of a webhook endpoint of yours (`we_…`), whose secret signs instead of the default one.",
     )
 
 

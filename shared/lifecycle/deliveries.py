@@ -150,9 +150,12 @@ chosen AS (
 )
 SELECT delivery.id, delivery.tenant_id, delivery.lane, delivery.kind, delivery.attempt, delivery.tries, delivery.endpoint_id, is_probe,
        coalesce(endpoint.url, delivery.url) AS url, delivery.body, delivery.lease_until IS NOT NULL AS was_held,
-       coalesce(endpoint.secret, tenant.webhook_secret) AS secret,
-       CASE WHEN endpoint.id IS NULL AND tenant.previous_webhook_secret_until > statement_timestamp() THEN tenant.previous_webhook_secret
-            WHEN endpoint.previous_secret_until > statement_timestamp() THEN endpoint.previous_secret END AS previous_secret,
+       coalesce(endpoint.secret, signer.secret, tenant.webhook_secret) AS secret,
+       CASE WHEN endpoint.id IS NOT NULL THEN
+                CASE WHEN endpoint.previous_secret_until > statement_timestamp() THEN endpoint.previous_secret END
+            WHEN signer.id IS NOT NULL THEN
+                CASE WHEN signer.previous_secret_until > statement_timestamp() THEN signer.previous_secret END
+            WHEN tenant.previous_webhook_secret_until > statement_timestamp() THEN tenant.previous_webhook_secret END AS previous_secret,
        coalesce(endpoint.is_thin, false) AS is_thin,
        event.id AS event_id, event.type AS event_type, event.seq AS event_seq, event.data AS event_data,
        event.created_at AS event_created_at, CASE WHEN delivery.endpoint_id IS NULL THEN job.dialect END AS dialect, job.trace,
@@ -163,6 +166,9 @@ JOIN tenant ON tenant.id = delivery.tenant_id
 JOIN event ON event.id = delivery.event_id
 LEFT JOIN job ON job.id = event.job_id
 LEFT JOIN webhook_endpoint AS endpoint ON endpoint.id = delivery.endpoint_id
+-- Whose secret signs for a job's own URL, if the job names one; a deleted endpoint has none any more.
+LEFT JOIN webhook_endpoint AS signer ON delivery.endpoint_id IS NULL AND signer.id = job.webhook->>'secret_id'
+    AND signer.tenant_id = delivery.tenant_id AND signer.secret <> ''
 -- Due once more, on the locked row: another sender may have claimed it since.
 WHERE delivery.state = 'pending' AND (delivery.lease_until IS NULL OR delivery.lease_until < statement_timestamp())
 ORDER BY delivery.next_at, delivery.id

@@ -12,7 +12,7 @@ import pytest
 from shared.db import Database
 from shared.lifecycle import deliveries
 from shared.lifecycle.deliveries import Delivery, Outcome, Room
-from shared.lifecycle.endpoints import NewEndpoint, add_endpoint, change_endpoint, delete_endpoint, get_endpoint
+from shared.lifecycle.endpoints import NewEndpoint, add_endpoint, change_endpoint, delete_endpoint, get_endpoint, rotate_endpoint_secret
 from shared.lifecycle.submit import NewJob, submit
 from shared.lifecycle.tenants import ensure_tenant
 from tests.ledger import execute, query
@@ -198,6 +198,19 @@ def test_an_endpoints_deliveries_have_its_secret_and_its_newest_url(db: Database
         (b"sealed",),
         False,
     )
+
+
+def test_a_jobs_own_url_may_be_signed_by_an_endpoints_secret(db: Database, tenant_id: str, new_job: NewJob) -> None:
+    """By the endpoint that the job names, through its rotation; by the tenant's if it is deleted, or another tenant's."""
+    mine, gone = (endpoint(db, tenant_id, events=("job.failed",)) for _ in range(2))
+    foreign = endpoint(db, ensure_tenant(db, "other", b"sealed"))
+    rotate_endpoint_secret(db, tenant_id, mine, b"sealed-2", "whsec_…abc=", 60)
+    delete_endpoint(db, tenant_id, gone)
+    expected = {mine: (b"sealed-2", b"sealed-1"), gone: (b"sealed",), foreign: (b"sealed",)}
+    for secret_id, secrets in expected.items():
+        submit(db, replace(new_job, webhook={"url": "https://example.com/", "events": ["job.queued"], "secret_id": secret_id}))
+        [delivery] = claim(db)
+        assert delivery.sealed_secrets == secrets
 
 
 def fail(db: Database, endpoint_id: str, times: int, **changes: Any) -> None:

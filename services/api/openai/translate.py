@@ -91,7 +91,8 @@ def lane_and_company(asked: Asked, errors: ErrorCollector) -> dict[str, Any]:
         fields["deadline"] = asked.deadline.isoformat()
     if asked.webhook is not None:
         # A plain URL stays one, so that an error names it as it was sent.
-        fields["webhook"] = asked.webhook.url if asked.webhook.events is None else asked.webhook.model_dump()
+        said = asked.webhook.model_dump(exclude_none=True)
+        fields["webhook"] = said["url"] if len(said) == 1 else said
     if asked.custom_id is not None:
         fields["custom_id"] = asked.custom_id
     return fields

@@ -6,23 +6,30 @@ from typing import Any
 
 from services.api.field_errors import ErrorCollector
 from services.api.schemas import Webhook
+from shared.db import Database
 from shared.egress import EgressPolicy, ParsedUrl
 from shared.errors import RequestError
+from shared.ids import is_id
+from shared.lifecycle.endpoints import get_endpoint
 from shared.lifecycle.events import DEFAULT_WEBHOOK_EVENTS, JOB_EVENTS
 
 _RESOLVE_S = 3.0
 """Guess: a name that takes longer is left to the sender, which checks it again at every attempt."""
 
 
-def collect_webhook(policy: EgressPolicy, webhook: Webhook | None, sent: object, errors: ErrorCollector) -> dict[str, Any] | None:
+def collect_webhook(
+    policy: EgressPolicy, db: Database, tenant_id: str, webhook: Webhook | None, sent: object, errors: ErrorCollector
+) -> dict[str, Any] | None:
     """
-    The webhook as the job's row keeps it, or None if there is none; what is wrong with it is collected.
+    The webhook of a job of this tenant as the job's row keeps it, or None if there is none; what is wrong with it is collected.
 
     Args:
         sent: as the client wrote it, a plain URL or an object.
     """
     if webhook is None:
         return None
+    if webhook.secret_id is not None and not _has_secret(db, tenant_id, webhook.secret_id):
+        errors.add(("webhook", "secret_id"), "unknown", "names no webhook endpoint of yours")
     path = ("webhook",) if isinstance(sent, str) else ("webhook", "url")
     with errors.collecting(path):
         return check_webhook(policy, webhook, ".".join(path))
@@ -31,11 +38,16 @@ def collect_webhook(policy: EgressPolicy, webhook: Webhook | None, sent: object,
 
 def check_webhook(policy: EgressPolicy, webhook: Webhook, param: str) -> dict[str, Any]:
     """
-    The webhook as the job's row keeps it: `{url, events}`, with every event named.
+    The webhook as the job's row keeps it: `{url, events}`, with every event named, and perhaps `secret_id`.
 
     Raises: as `check_receiver`.
     """
-    return {"url": str(check_receiver(policy, webhook.url, param)), "events": _event_names(webhook.events)}
+    signer = {} if webhook.secret_id is None else {"secret_id": webhook.secret_id}
+    return {"url": str(check_receiver(policy, webhook.url, param)), "events": _event_names(webhook.events), **signer}
+
+
+def _has_secret(db: Database, tenant_id: str, endpoint_id: str) -> bool:
+    return is_id(endpoint_id, "we") and get_endpoint(db, tenant_id, endpoint_id) is not None
 
 
 def check_receiver(policy: EgressPolicy, url: str, param: str) -> ParsedUrl:

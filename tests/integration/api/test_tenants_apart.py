@@ -7,6 +7,7 @@ A new kind of id gets a sample in `make_samples`; a new field that holds an id g
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -38,11 +39,21 @@ UNKNOWN = {
     "batch_id": "bat_" + "0" * 26,
     "response_id": "resp_" + "0" * 26,
     "input_file_id": "file-" + "0" * 26,
+    "secret_id": "we_" + "0" * 26,
 }
 """Ids that nobody has, in the form of real ones."""
 
 FOX = {"prompt": "a fox"}
 BATCH = {"endpoint": "/v1/images/generations", "completion_window": "24h"}
+RESPONSE = {"input": "a fox", "tools": [{"type": "image_generation"}], "background": True}
+DATA_URL = "data:image/png;base64," + base64.b64encode(png()).decode()
+
+
+def hook(endpoint_id: str) -> dict[str, Any]:
+    """A webhook that an endpoint's secret is to sign."""
+    return {"webhook": {"url": "https://hooks.example/x", "secret_id": endpoint_id}}
+
+
 BODIES_WITH_IDS: dict[tuple[str, str], Any] = {
     ("submit_job", "job_id"): lambda value: {**FOX, "images": [{"job_id": value}]},
     ("submit_job", "file_id"): lambda value: {**FOX, "images": [{"file_id": value}]},
@@ -50,6 +61,11 @@ BODIES_WITH_IDS: dict[tuple[str, str], Any] = {
     ("put_job", "file_id"): lambda value: {**FOX, "images": [{"file_id": value}]},
     ("estimate_job", "job_id"): lambda value: {**FOX, "images": [{"job_id": value}]},
     ("estimate_job", "file_id"): lambda value: {**FOX, "images": [{"file_id": value}]},
+    **{(operation, "secret_id"): lambda value: {**FOX, **hook(value)} for operation in ("submit_job", "put_job", "estimate_job")},
+    ("openai_generate_images", "secret_id"): lambda value: {**FOX, "background": True, **hook(value)},
+    ("openai_edit_images", "secret_id"): lambda value: {**FOX, "images": [{"image_url": DATA_URL}], "background": True, **hook(value)},
+    ("openai_make_response", "secret_id"): lambda value: {**RESPONSE, **hook(value)},
+    ("redecode_job", "secret_id"): lambda value: hook(value),
     ("openai_make_batch", "input_file_id"): lambda value: {"input_file_id": value, **BATCH},
     ("openai_make_response", "file_id"): lambda value: {
         "input": [{"role": "user", "content": [{"type": "input_text", "text": "a fox"}, {"type": "input_image", "file_id": value}]}],
@@ -74,16 +90,16 @@ def make_samples(client: FlaskClient, db: Database, storage: Storage, account: A
     finish_jobs(db, storage, account.tenant_id, png())
     line = {"custom_id": "1", "method": "POST", "url": BATCH["endpoint"], "body": FOX}
     lines = upload(client, json.dumps(line).encode(), "batch")
-    response = {"input": "a fox", "tools": [{"type": "image_generation"}], "background": True}
     return {
         "job_id": job["id"],
         "file_id": upload(client, png(), "vision"),
         "input_file_id": lines,
         "batch_id": client.post("/v1/batches", json={"input_file_id": lines, **BATCH}).get_json()["id"],
-        "response_id": client.post("/v1/responses", json=response).get_json()["id"],
+        "response_id": client.post("/v1/responses", json=RESPONSE).get_json()["id"],
         "key_id": client.post("/v1/api_keys", json={"scope": "read"}).get_json()["id"],
         "tenant_id": account.tenant_id,
         "endpoint_id": endpoint["id"],
+        "secret_id": endpoint["id"],
         "delivery_id": client.get("/v1/webhook_deliveries").get_json()["data"][0]["id"],
     }
 
@@ -213,8 +229,8 @@ def test_ids_in_bodies(app: APIFlask, client: FlaskClient, other: FlaskClient, s
         for name in ids_in(operation.get("requestBody", {}), spec) - OWN_NAMES:
             make = BODIES_WITH_IDS.get((operation["operationId"], name))
             assert make is not None, f"{operation['operationId']}: BODIES_WITH_IDS has no request with {name}"
-            # Of the one route that a client names things on itself.
-            url = path.replace("{job_id}", str(uuid.uuid4()))
+            # Under a UUID, where a client names things itself.
+            url = path.replace("{job_id}", str(uuid.uuid4()) if method == "put" else samples["job_id"])
             found = []
             for value in (samples[name], UNKNOWN[name]):
                 answer = other.open(url, method=method, json=make(value))

@@ -99,11 +99,29 @@ def test_the_body_is_the_contracts() -> None:
     )
 
 
-def test_a_large_job_is_sent_thin() -> None:
-    """A prompt beyond 20 kB does not make a body beyond 20 kB: ids, status and links remain."""
-    made = body({**JOB, "input": {"prompt": "画" * 8000}})
+BIG = "画" * 8000
+OUTPUT = {"index": 0, "url": "https://s3/0", "previews": [], "renditions": []}
+
+
+@pytest.mark.parametrize(
+    ("large", "left_out", "of_outputs"),
+    [
+        ({"outputs": [{**OUTPUT, "previews": [BIG]}]}, set(), {"previews"}),
+        ({"input": {"prompt": BIG}}, {"input", "params", "attempts"}, {"previews"}),
+        ({"outputs": [{**OUTPUT, "renditions": [BIG]}]}, {"input", "params", "attempts"}, {"previews", "renditions"}),
+        ({"metadata": {"a": BIG}}, {"input", "params", "attempts", "metadata"}, {"previews", "renditions"}),
+        ({"outputs": [{**OUTPUT, "url": BIG}]}, {"input", "params", "attempts", "metadata", "outputs"}, set()),
+        ({"error": {"message": BIG}}, {"input", "params", "attempts", "metadata", "outputs", "error"}, set()),
+    ],
+)
+def test_a_large_job_is_sent_with_less(large: dict[str, Any], left_out: set[str], of_outputs: set[str]) -> None:
+    """No job makes a body beyond 20 kB: as little as will do is left out, the results and the error last; ids and links remain."""
+    job = {**JOB, "params": {}, "attempts": [], "metadata": {}, "error": None, "outputs": [OUTPUT], **large}
+    made = body(job)
     assert len(made) < MAX_BODY_BYTES
-    assert json.loads(made)["data"] == {key: JOB[key] for key in ("id", "object", "status", "version", "urls")}
+    data = json.loads(made)["data"]
+    assert set(job) - set(data) == left_out
+    assert {name for output in data.get("outputs", []) for name in set(OUTPUT) - set(output)} == of_outputs
 
 
 def test_half_a_surrogate_pair_does_no_harm() -> None:
