@@ -17,6 +17,7 @@ from services.api.route_docs import describe
 from shared.errors import RequestError
 from shared.job_document import timestamp
 from shared.lifecycle.keys import KeyRecord, create_key, get_key, list_keys, revoke_key
+from shared.lifecycle.paging import Page
 from shared.lifecycle.tenants import Caller, find_tenant
 
 _ID = re.compile("key_([a-z0-9]{12})", re.ASCII)
@@ -66,7 +67,7 @@ def api_keys_blueprint(parts: Parts) -> APIBlueprint:
         if query.after is not None and after is None:
             raise RequestError("invalid_request", "after: should be the id of a key", "after")
         tenant_id = _tenant_of(caller, query.tenant)
-        records, has_more = list_keys(parts.db, tenant_id, query.limit, after and after[1], query.order == "desc")
+        records, has_more = list_keys(parts.db, tenant_id, Page(query.limit, after and after[1], query.order == "desc"))
         return page_response(parts, [_document(record) for record in records], has_more)
 
     @keys.get("/v1/api_keys/<key_id>")

@@ -7,16 +7,16 @@ import json
 import re
 import time
 from typing import Any
-from urllib.parse import urlencode
 
 from apiflask import APIBlueprint
-from flask import Response, g, jsonify, request
+from flask import Response, g, request
 
 from services.api.answers import JobAnswer, JobListAnswer
 from services.api.auth import authenticate
 from services.api.idempotency import TRY_HEADER, parse_key, parse_try
 from services.api.job_access import cancel_job, find_job
 from services.api.job_answers import job_response, public_document, submitted_response
+from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.prefer import MAX_WAIT_S, parse_prefer
 from services.api.request_body import read_body, read_query
@@ -152,21 +152,11 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
     def list_page() -> Response:
         caller = authenticate(parts.db, request, "read")
         query = read_query(request.args, ListQuery)
-        if query.after is not None and not is_id(query.after, "job"):
-            raise RequestError("invalid_request", "after: should be the id of a job", "after")
+        page = asked_page(query.limit, query.after, query.order, "job", "job")
         if query.batch is not None and not is_id(query.batch, "bat"):
             raise RequestError("invalid_request", "batch: should be the id of a batch", "batch")
-        documents, has_more = list_jobs(
-            parts.db, caller.tenant_id, _filter(query), query.limit, query.after, query.order == "desc", parts.live.read_progress
-        )
-        data = [public_document(parts, document) for document in documents]
-        first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-        response = jsonify({"object": "list", "data": data, "has_more": has_more, "first_id": first_id, "last_id": last_id})
-        if has_more:
-            kept = [(name, value) for name, value in request.args.items(multi=True) if name != "after"]
-            following = urlencode([*kept, ("after", last_id)])
-            response.headers["Link"] = f'<{parts.base_url()}/v1/jobs?{following}>; rel="next"'
-        return response
+        documents, has_more = list_jobs(parts.db, caller.tenant_id, _filter(query), page, parts.live.read_progress)
+        return page_response(parts, [public_document(parts, document) for document in documents], has_more)
 
     @jobs.post("/v1/jobs/<job_id>/cancel")
     @jobs.output(JobAnswer, description="The job is canceled.")

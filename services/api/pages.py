@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 from flask import Response, jsonify, request
@@ -11,6 +11,7 @@ from flask import Response, jsonify, request
 from services.api.parts import Parts
 from shared.errors import RequestError
 from shared.ids import is_id
+from shared.lifecycle.paging import Page
 
 
 def page_response(parts: Parts, data: Sequence[dict[str, Any]], has_more: bool) -> Response:
@@ -29,10 +30,13 @@ def page_response(parts: Parts, data: Sequence[dict[str, Any]], has_more: bool) 
     return response
 
 
-def check_cursor(after: str | None, prefix: str, what: str) -> None:
+def asked_page(limit: int, after: str | None, order: Literal["asc", "desc"], prefix: str, what: str) -> Page:
     """
+    The page that a query asks for.
+
     Raises:
         RequestError: the cursor has not the form of an id of such a thing.
     """
     if after is not None and not is_id(after, prefix):
         raise RequestError("invalid_request", f"after: should be the id of a {what}", "after")
+    return Page(limit, after, order == "desc")

@@ -9,7 +9,7 @@ from apiflask import APIBlueprint
 from flask import Response, jsonify, request
 
 from services.api.auth import authenticate
-from services.api.pages import page_response
+from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.request_body import read_fields, read_query
 from services.api.route_docs import describe
@@ -64,12 +64,11 @@ def tenants_blueprint(parts: Parts) -> APIBlueprint:
     def list_page() -> Response:
         authenticate(parts.db, request, "operator")
         query = read_query(request.args, TenantListQuery)
-        if query.after is not None and not is_id(query.after, "ten"):
-            raise RequestError("invalid_request", "after: should be the id of a tenant", "after")
+        page = asked_page(query.limit, query.after, query.order, "ten", "tenant")
         if query.name is not None:
             record = find_tenant(parts.db, name=query.name)
             return page_response(parts, [] if record is None else [_document(record)], has_more=False)
-        records, has_more = list_tenants(parts.db, query.limit, query.after, query.order == "desc")
+        records, has_more = list_tenants(parts.db, page)
         return page_response(parts, [_document(record) for record in records], has_more)
 
     @tenants.get("/v1/tenants/<tenant_id>")

@@ -14,6 +14,7 @@ Every status write of glmq, and the reads that go with them. Each function that 
     ending.py      how work and jobs end for good, inside the transactions of the others
     finish.py      finish_grid, finish_image, fail: how an attempt ends; record_draft, hold_grid: how it stops half-way
     previews.py    pictures on the way, which may be lost
+    paging.py      one page of a list
     jobs.py        get, list, cancel, expire: what customers and deadlines do
     retry.py       retry: another run of a job that did not succeed
     erasing.py     erase: a job, and what no other job has of what was drawn for it

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Select, and_, exists, func, or_, select, tuple_, update
+from sqlalchemy import Select, and_, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_or_skip
 from sqlalchemy.orm import Session
 
@@ -29,6 +29,7 @@ from shared.lifecycle.events import record_event, record_item_failure
 from shared.lifecycle.fast_submit import insert_lines
 from shared.lifecycle.files import NewFile, add_file_in
 from shared.lifecycle.jobs import job_documents
+from shared.lifecycle.paging import Page, read_page
 from shared.lifecycle.quotas import Limits
 from shared.lifecycle.submit import NewJob, new_rows, store_in
 from shared.states import TERMINAL_JOB, BatchStatus, JobStatus
@@ -219,25 +220,18 @@ def get_batch(db: Database, tenant_id: str, batch_id: str) -> BatchDocument | No
     return db.run(work)
 
 
-def list_batches(db: Database, tenant_id: str, limit: int, after: str | None) -> tuple[list[BatchDocument], bool]:
+def list_batches(db: Database, tenant_id: str, page: Page) -> tuple[list[BatchDocument], bool]:
     """
-    One page of batches, newest first, and whether more follow.
+    One page of batches by time of creation, and whether more follow.
 
     Raises:
-        RequestError: `after` is not a batch of this tenant.
+        RequestError: as `read_page`.
     """
 
     def work(session: Session) -> tuple[list[BatchDocument], bool]:
         query = _of(tenant_id).where(Batch.endpoint.is_not(None))
-        if after is not None:
-            cursor = session.execute(
-                select(Batch.created_at, Batch.id).where(Batch.id == after, Batch.tenant_id == tenant_id)
-            ).one_or_none()
-            if cursor is None:
-                raise RequestError("invalid_request", "after: names no batch of yours", "after")
-            query = query.where(tuple_(Batch.created_at, Batch.id) < tuple(cursor))
-        rows = session.scalars(query.order_by(Batch.created_at.desc(), Batch.id.desc()).limit(limit + 1)).all()
-        return [_document(session, row) for row in rows[:limit]], len(rows) > limit
+        rows, has_more = read_page(session, query, Batch, page, "batch of yours", Batch.tenant_id == tenant_id)
+        return [_document(session, row) for (row,) in rows], has_more
 
     return db.run(work)
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
-from shared.errors import RequestError
 from shared.ids import new_id
 from shared.job_document import timestamp
 from shared.lifecycle.ending import database_now
 from shared.lifecycle.endpoints import check_enabled
 from shared.lifecycle.events import EVENT_TYPES
+from shared.lifecycle.paging import Page, read_page
 from shared.tables import Event, Tenant, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from shared.webhooks import is_wanted
 
@@ -47,25 +47,16 @@ class Replay:
     has_more: bool
 
 
-def list_deliveries(
-    db: Database, tenant_id: str, wanted: DeliveryFilter, limit: int, after: str | None, newest_first: bool
-) -> tuple[list[dict[str, Any]], bool]:
+def list_deliveries(db: Database, tenant_id: str, wanted: DeliveryFilter, page: Page) -> tuple[list[dict[str, Any]], bool]:
     """
     One page of deliveries by time of creation, and whether more follow.
 
     Raises:
-        RequestError: `after` is not a delivery of this tenant.
+        RequestError: as `read_page`.
     """
 
     def work(session: Session) -> tuple[list[dict[str, Any]], bool]:
         conditions: list[ColumnElement[bool]] = [WebhookDelivery.tenant_id == tenant_id]
-        position = tuple_(WebhookDelivery.created_at, WebhookDelivery.id)
-        if after is not None:
-            at = select(WebhookDelivery.created_at, WebhookDelivery.id)
-            cursor = session.execute(at.where(WebhookDelivery.id == after, WebhookDelivery.tenant_id == tenant_id)).one_or_none()
-            if cursor is None:
-                raise RequestError("invalid_request", f"after names no webhook delivery of yours: {after}", "after")
-            conditions.append(position < tuple(cursor) if newest_first else position > tuple(cursor))
         for column, value in (
             (WebhookDelivery.endpoint_id, wanted.endpoint_id),
             (WebhookDelivery.event_id, wanted.event_id),
@@ -76,11 +67,10 @@ def list_deliveries(
                 conditions.append(column == value)
         if wanted.states:
             conditions.append(WebhookDelivery.state.in_(wanted.states))
-        columns = (WebhookDelivery.created_at, WebhookDelivery.id)
-        order = [column.desc() if newest_first else column.asc() for column in columns]
         query = select(WebhookDelivery, Event).join(Event, Event.id == WebhookDelivery.event_id).where(*conditions)
-        rows = session.execute(query.order_by(*order).limit(limit + 1)).all()
-        return [_document(delivery, event) for delivery, event in rows[:limit]], len(rows) > limit
+        mine = WebhookDelivery.tenant_id == tenant_id
+        rows, has_more = read_page(session, query, WebhookDelivery, page, "webhook delivery of yours", mine)
+        return [_document(delivery, event) for delivery, event in rows], has_more
 
     return db.run(work)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Select, func, select, tuple_, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -20,6 +20,7 @@ from shared.ids import new_id
 from shared.lifecycle.ending import database_now
 from shared.lifecycle.endpoint_health import Health
 from shared.lifecycle.events import record_event, record_test
+from shared.lifecycle.paging import Page, read_page
 from shared.tables import Tenant, WebhookEndpoint
 
 MAX_ENDPOINTS = 50
@@ -89,28 +90,20 @@ def get_endpoint(db: Database, tenant_id: str, endpoint_id: str) -> dict[str, An
     return db.run(work)
 
 
-def list_endpoints(db: Database, tenant_id: str, limit: int, after: str | None, newest_first: bool) -> tuple[list[dict[str, Any]], bool]:
+def list_endpoints(db: Database, tenant_id: str, page: Page) -> tuple[list[dict[str, Any]], bool]:
     """
     One page of endpoints by time of creation, and whether more follow.
 
     Raises:
-        RequestError: `after` is not an endpoint of this tenant.
+        RequestError: as `read_page`.
     """
 
     def work(session: Session) -> tuple[list[dict[str, Any]], bool]:
         query = select(WebhookEndpoint).where(WebhookEndpoint.tenant_id == tenant_id, WebhookEndpoint.status != "deleted")
-        position = tuple_(WebhookEndpoint.created_at, WebhookEndpoint.id)
-        if after is not None:
-            # A deleted one, too, still marks its place: who deletes what a page shows can ask for the next page.
-            at = select(WebhookEndpoint.created_at, WebhookEndpoint.id)
-            cursor = session.execute(at.where(WebhookEndpoint.id == after, WebhookEndpoint.tenant_id == tenant_id)).one_or_none()
-            if cursor is None:
-                raise RequestError("invalid_request", f"after names no webhook endpoint of yours: {after}", "after")
-            query = query.where(position < tuple(cursor) if newest_first else position > tuple(cursor))
-        columns = (WebhookEndpoint.created_at, WebhookEndpoint.id)
-        order = [column.desc() if newest_first else column.asc() for column in columns]
-        rows = session.scalars(query.order_by(*order).limit(limit + 1)).all()
-        return [endpoint_document(row) for row in rows[:limit]], len(rows) > limit
+        rows, has_more = read_page(
+            session, query, WebhookEndpoint, page, "webhook endpoint of yours", WebhookEndpoint.tenant_id == tenant_id
+        )
+        return [endpoint_document(row) for (row,) in rows], has_more
 
     return db.run(work)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
-from shared.errors import RequestError
+from shared.lifecycle.paging import Page, read_page
 from shared.tables import DoomedObject, File
 
 _now = func.clock_timestamp
@@ -83,30 +83,20 @@ def get_file(db: Database, tenant_id: str, file_id: str) -> PlainFile | None:
     return db.run(work)
 
 
-def list_files(
-    db: Database, tenant_id: str, purpose: str | None, limit: int, after: str | None, newest_first: bool
-) -> tuple[list[PlainFile], bool]:
+def list_files(db: Database, tenant_id: str, purpose: str | None, page: Page) -> tuple[list[PlainFile], bool]:
     """
     One page of files by time of creation, and whether more follow.
 
     Raises:
-        RequestError: `after` is not a file of this tenant.
+        RequestError: as `read_page`.
     """
 
     def work(session: Session) -> tuple[list[PlainFile], bool]:
         query = select(File).where(*_is_there(tenant_id))
-        position = tuple_(File.created_at, File.id)
         if purpose is not None:
             query = query.where(File.purpose == purpose)
-        if after is not None:
-            # Deleted ones too: a client may delete what it pages through.
-            cursor = session.execute(select(File.created_at, File.id).where(File.id == after, File.tenant_id == tenant_id)).one_or_none()
-            if cursor is None:
-                raise RequestError("invalid_request", "after: names no file of yours", "after")
-            query = query.where(position < tuple(cursor) if newest_first else position > tuple(cursor))
-        order = (File.created_at.desc(), File.id.desc()) if newest_first else (File.created_at, File.id)
-        rows = session.scalars(query.order_by(*order).limit(limit + 1)).all()
-        return [_plain(row) for row in rows[:limit]], len(rows) > limit
+        rows, has_more = read_page(session, query, File, page, "file of yours", File.tenant_id == tenant_id)
+        return [_plain(row) for (row,) in rows], has_more
 
     return db.run(work)
 

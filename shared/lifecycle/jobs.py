@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select, text, tuple_
+from sqlalchemy import func, or_, select, text
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -16,6 +16,7 @@ from shared.job_document import WATCHED_WORK, Progress, has_image, job_document
 from shared.lifecycle.claims import StoredArtifact, finished_artifact
 from shared.lifecycle.ending import end_canceled, end_jobs
 from shared.lifecycle.events import images_and_grids
+from shared.lifecycle.paging import Page, read_page
 from shared.states import TERMINAL_JOB, JobStatus
 from shared.tables import Grid, Image, Job, Output
 
@@ -76,23 +77,17 @@ def get_dialects(db: Database, tenant_id: str, job_ids: Collection[str]) -> dict
 
 
 def list_jobs(
-    db: Database, tenant_id: str, wanted: JobFilter, limit: int, after: str | None, newest_first: bool, read_progress: ReadProgress
+    db: Database, tenant_id: str, wanted: JobFilter, page: Page, read_progress: ReadProgress
 ) -> tuple[list[dict[str, Any]], bool]:
     """
     One page of jobs by time of creation, and whether more follow.
 
     Raises:
-        RequestError: `after` is not a job of this tenant.
+        RequestError: as `read_page`.
     """
 
     def work(session: Session) -> tuple[list[dict[str, Any]], bool]:
         query = select(Job).where(Job.tenant_id == tenant_id, Job.erased_at.is_(None))
-        position = tuple_(Job.created_at, Job.id)
-        if after is not None:
-            cursor = session.execute(select(Job.created_at, Job.id).where(Job.id == after, Job.tenant_id == tenant_id)).one_or_none()
-            if cursor is None:
-                raise RequestError("invalid_request", f"after names no job of yours: {after}", "after")
-            query = query.where(position < tuple(cursor) if newest_first else position > tuple(cursor))
         if wanted.statuses:
             query = query.where(Job.status.in_(wanted.statuses))
         if wanted.batch_id is not None:
@@ -106,9 +101,8 @@ def list_jobs(
             query = query.where(Job.created_at > wanted.created_after)
         if wanted.created_before is not None:
             query = query.where(Job.created_at < wanted.created_before)
-        order = (Job.created_at.desc(), Job.id.desc()) if newest_first else (Job.created_at, Job.id)
-        jobs = session.scalars(query.order_by(*order).limit(limit + 1)).all()
-        return job_documents(session, jobs[:limit], read_progress), len(jobs) > limit
+        rows, has_more = read_page(session, query, Job, page, "job of yours", Job.tenant_id == tenant_id)
+        return job_documents(session, [job for (job,) in rows], read_progress), has_more
 
     return db.run(work)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import bindparam, func, select, tuple_, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.api_keys import ApiKeyText, new_api_key
 from shared.db import Database
-from shared.errors import RequestError
+from shared.lifecycle.paging import Page, read_page
 from shared.lifecycle.quotas import OwnLimits
 from shared.lifecycle.tenants import Caller
 from shared.states import Priority
@@ -79,26 +79,18 @@ def get_key(db: Database, tenant_id: str, key_id: str) -> KeyRecord | None:
     return db.run(work)
 
 
-def list_keys(db: Database, tenant_id: str, limit: int, after: str | None, newest_first: bool) -> tuple[list[KeyRecord], bool]:
+def list_keys(db: Database, tenant_id: str, page: Page) -> tuple[list[KeyRecord], bool]:
     """
     One page of keys by time of creation, revoked ones too, and whether more follow.
 
     Raises:
-        RequestError: `after` is not a key of this tenant.
+        RequestError: as `read_page`.
     """
 
     def work(session: Session) -> tuple[list[KeyRecord], bool]:
         query = select(ApiKey).where(ApiKey.tenant_id == tenant_id)
-        position = tuple_(ApiKey.created_at, ApiKey.id)
-        if after is not None:
-            cursor = session.execute(select(ApiKey.created_at, ApiKey.id).where(ApiKey.id == after, ApiKey.tenant_id == tenant_id))
-            last = cursor.one_or_none()
-            if last is None:
-                raise RequestError("invalid_request", "after names no key of yours", "after")
-            query = query.where(position < tuple(last) if newest_first else position > tuple(last))
-        order = (ApiKey.created_at.desc(), ApiKey.id.desc()) if newest_first else (ApiKey.created_at, ApiKey.id)
-        rows = session.scalars(query.order_by(*order).limit(limit + 1)).all()
-        return [_record(row) for row in rows[:limit]], len(rows) > limit
+        rows, has_more = read_page(session, query, ApiKey, page, "key of yours", ApiKey.tenant_id == tenant_id)
+        return [_record(row) for (row,) in rows], has_more
 
     return db.run(work)
 

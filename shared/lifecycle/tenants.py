@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.api_keys import ApiKeyText
 from shared.db import Database
-from shared.errors import RequestError
 from shared.ids import new_id
+from shared.lifecycle.paging import Page, read_page
 from shared.lifecycle.quotas import OwnLimits, own_limits
 from shared.states import Priority
 from shared.tables import ApiKey, File, Tenant
@@ -91,25 +91,18 @@ def find_tenant(db: Database, *, tenant_id: str | None = None, name: str | None 
     return db.run(work)
 
 
-def list_tenants(db: Database, limit: int, after: str | None, newest_first: bool) -> tuple[list[TenantRecord], bool]:
+def list_tenants(db: Database, page: Page) -> tuple[list[TenantRecord], bool]:
     """
     One page of tenants by time of creation, and whether more follow.
 
     Raises:
-        RequestError: `after` is not a tenant.
+        RequestError: as `read_page`.
     """
 
     def work(session: Session) -> tuple[list[TenantRecord], bool]:
         query = select(Tenant)
-        position = tuple_(Tenant.created_at, Tenant.id)
-        if after is not None:
-            last = session.execute(select(Tenant.created_at, Tenant.id).where(Tenant.id == after)).one_or_none()
-            if last is None:
-                raise RequestError("invalid_request", "after names no tenant", "after")
-            query = query.where(position < tuple(last) if newest_first else position > tuple(last))
-        order = (Tenant.created_at.desc(), Tenant.id.desc()) if newest_first else (Tenant.created_at, Tenant.id)
-        rows = session.scalars(query.order_by(*order).limit(limit + 1)).all()
-        return [_record(row) for row in rows[:limit]], len(rows) > limit
+        rows, has_more = read_page(session, query, Tenant, page, "tenant")
+        return [_record(row) for (row,) in rows], has_more
 
     return db.run(work)
 

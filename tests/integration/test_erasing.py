@@ -16,6 +16,7 @@ from shared.errors import RequestError, StaleAttemptError
 from shared.lifecycle import claims, finish, jobs, previews
 from shared.lifecycle.erasing import LATE_S, erase
 from shared.lifecycle.feed import read_events
+from shared.lifecycle.paging import Page
 from shared.lifecycle.submit import NewJob, SourceFile, submit
 from shared.lifecycle.tenants import add_source
 from shared.settings import CoreSettings
@@ -104,7 +105,7 @@ def test_nothing_is_left(db: Database, new_job: NewJob, storage: Storage) -> Non
     with pytest.raises(RequestError) as gone:
         document(db, new_job, job_id)
     assert gone.value.code == "gone"
-    assert jobs.list_jobs(db, new_job.tenant_id, jobs.JobFilter(), 10, None, True, lambda ids: {}) == ([], False)
+    assert jobs.list_jobs(db, new_job.tenant_id, jobs.JobFilter(), Page(10), lambda ids: {}) == ([], False)
     assert erase(db, new_job.tenant_id, job_id) is not None
     assert erase(db, "ten_other", job_id) is None
 

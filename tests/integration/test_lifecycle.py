@@ -18,6 +18,7 @@ from shared.db import Database
 from shared.errors import PermanentWorkError, RequestError, StaleAttemptError, TransientWorkError
 from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.idempotency import Idempotency
+from shared.lifecycle.paging import Page
 from shared.lifecycle.submit import NewJob, submit, submit_in
 from shared.states import GRID_MOVES, IMAGE_MOVES, JOB_MOVES, NEW_GRID, NEW_IMAGE, JobStatus, Priority, Stage
 from tests.ledger import (
@@ -423,7 +424,7 @@ def test_tenants_do_not_see_each_other(db: Database, new_job: NewJob) -> None:
     job_id, _ = submit(db, new_job)
     assert jobs.get_job(db, "ten_other", job_id, lambda ids: {}) is None
     assert jobs.get_result(db, "ten_other", job_id, 0) is None
-    assert jobs.list_jobs(db, "ten_other", jobs.JobFilter(), 10, None, True, lambda ids: {}) == ([], False)
+    assert jobs.list_jobs(db, "ten_other", jobs.JobFilter(), Page(10), lambda ids: {}) == ([], False)
 
 
 def test_list_pages_without_gaps(db: Database, new_job: NewJob) -> None:
@@ -433,14 +434,13 @@ def test_list_pages_without_gaps(db: Database, new_job: NewJob) -> None:
         seen: list[str] = []
         more = True
         while more:
-            page, more = jobs.list_jobs(
-                db, new_job.tenant_id, jobs.JobFilter(), 3, seen[-1] if seen else None, newest_first, lambda ids: {}
-            )
-            seen += [job["id"] for job in page]
+            page = Page(3, seen[-1] if seen else None, newest_first)
+            found, more = jobs.list_jobs(db, new_job.tenant_id, jobs.JobFilter(), page, lambda ids: {})
+            seen += [job["id"] for job in found]
         assert seen == (made[::-1] if newest_first else made)
-    odd, _ = jobs.list_jobs(db, new_job.tenant_id, jobs.JobFilter(custom_id="1"), 10, None, False, lambda ids: {})
+    odd, _ = jobs.list_jobs(db, new_job.tenant_id, jobs.JobFilter(custom_id="1"), Page(10, newest_first=False), lambda ids: {})
     assert [job["id"] for job in odd] == made[1::2]
-    queued, _ = jobs.list_jobs(db, new_job.tenant_id, jobs.JobFilter((JobStatus.SUCCEEDED,)), 10, None, False, lambda ids: {})
+    queued, _ = jobs.list_jobs(db, new_job.tenant_id, jobs.JobFilter((JobStatus.SUCCEEDED,)), Page(10, newest_first=False), lambda ids: {})
     assert queued == []
 
 

@@ -17,7 +17,7 @@ from services.api.openai.batch_lines import EDITS, GENERATIONS
 from services.api.openai.files import ExpiresAfter
 from services.api.openai.headers import BATCH_POLL_S, POLL_AFTER, tell_time
 from services.api.openai.translate import without_nulls
-from services.api.pages import page_response
+from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, read_json, read_query
 from services.api.route_docs import describe
@@ -190,9 +190,8 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
     def list_page() -> Response:
         caller = authenticate(parts.db, request, "read")
         query = read_query(request.args, BatchQuery)
-        if query.after is not None and not is_id(query.after, "bat"):
-            raise RequestError("invalid_request", "after: should be the id of a batch", "after")
-        found, has_more = list_batches(parts.db, caller.tenant_id, query.limit, query.after)
+        page = asked_page(query.limit, query.after, "desc", "bat", "batch")
+        found, has_more = list_batches(parts.db, caller.tenant_id, page)
         return page_response(parts, [batch_document(batch) for batch in found], has_more)
 
     @batches.get("/v1/batches/<batch_id>")

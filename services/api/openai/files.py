@@ -17,7 +17,7 @@ from services.api.openai.answers import unix
 from services.api.openai.batch_files import read_output
 from services.api.openai.headers import tell_time
 from services.api.openai.translate import nested_fields
-from services.api.pages import page_response
+from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.replicate.files import is_content_upload, store_content
 from services.api.replicate.schemas import UploadedFileAnswer
@@ -151,9 +151,8 @@ def files_blueprint(parts: Parts) -> APIBlueprint:
     def list_page() -> Response:
         caller = authenticate(parts.db, request, "read")
         query = read_query(request.args, FileQuery)
-        if query.after is not None and not is_id(query.after, "file"):
-            raise RequestError("invalid_request", "after: should be the id of a file", "after")
-        found, has_more = list_files(parts.db, caller.tenant_id, query.purpose, query.limit, query.after, query.order == "desc")
+        page = asked_page(query.limit, query.after, query.order, "file", "file")
+        found, has_more = list_files(parts.db, caller.tenant_id, query.purpose, page)
         return page_response(parts, [file_document(file) for file in found], has_more)
 
     @files.get("/v1/files/<file_id>")

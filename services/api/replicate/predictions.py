@@ -43,6 +43,7 @@ from services.api.waiting import NoPlaceError, has_ended
 from shared.errors import RequestError
 from shared.ids import is_id
 from shared.lifecycle.jobs import JobFilter, get_dialects, list_jobs
+from shared.lifecycle.paging import Page
 from shared.lifecycle.tenants import Caller
 from shared.prediction import DIALECT, STREAM_S, prediction, stream_token, tenant_of_token
 
@@ -264,9 +265,8 @@ def _list(parts: Parts, caller: Caller, cursor: str | None) -> dict[str, Any]:
     if cursor and found is None:
         raise RequestError("invalid_request", "cursor: should be taken from the links of another page", "cursor")
     is_back = found is not None and found[1] == "before"
-    documents, has_more = list_jobs(
-        parts.db, caller.tenant_id, JobFilter(), _PAGE, found[2] if found else None, not is_back, parts.live.read_progress
-    )
+    page = Page(_PAGE, found[2] if found else None, not is_back)
+    documents, has_more = list_jobs(parts.db, caller.tenant_id, JobFilter(), page, parts.live.read_progress)
     if is_back:
         documents.reverse()
 

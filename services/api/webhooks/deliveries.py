@@ -8,7 +8,7 @@ from apiflask import APIBlueprint
 from flask import Response, jsonify, request
 
 from services.api.auth import authenticate
-from services.api.pages import check_cursor, page_response
+from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.request_body import read_query
 from services.api.route_docs import describe
@@ -137,9 +137,9 @@ def webhook_deliveries_blueprint(parts: Parts) -> APIBlueprint:
 
 
 def _page(parts: Parts, caller: Caller, query: DeliveryQuery, endpoint_id: str | None) -> Response:
-    check_cursor(query.after, "whd", "webhook delivery")
+    page = asked_page(query.limit, query.after, query.order, "whd", "webhook delivery")
     wanted = DeliveryFilter(endpoint_id, query.job, query.event, query.event_type, tuple(query.status))
-    return page_response(parts, *list_deliveries(parts.db, caller.tenant_id, wanted, query.limit, query.after, query.order == "desc"))
+    return page_response(parts, *list_deliveries(parts.db, caller.tenant_id, wanted, page))
 
 
 def _detail(parts: Parts, delivery_id: str, endpoint_id: str | None) -> Response:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from services.api.auth import authenticate
 from services.api.field_errors import from_pydantic
-from services.api.pages import check_cursor, page_response
+from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.request_body import Model, read_json, read_optional_json, read_query
 from services.api.route_docs import describe
@@ -106,8 +106,8 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
     def list_page() -> Response:
         caller = authenticate(parts.db, request, "read")
         query = read_query(request.args, EndpointQuery)
-        check_cursor(query.after, "we", "webhook endpoint")
-        return page_response(parts, *list_endpoints(parts.db, caller.tenant_id, query.limit, query.after, query.order == "desc"))
+        page = asked_page(query.limit, query.after, query.order, "we", "webhook endpoint")
+        return page_response(parts, *list_endpoints(parts.db, caller.tenant_id, page))
 
     @endpoints.get("/v1/webhook_endpoints/<endpoint_id>")
     @endpoints.output(EndpointAnswer, description="The endpoint.")
