@@ -26,6 +26,10 @@ TEXTS: dict[str, str] = {
     "not_found": "There is no such route, or nothing of yours with this id. What another tenant has answers the same.",
     "model_not_found": "The model that the request names is not loaded. `GET /v1/models` lists what is.",
     "method_not_allowed": "The route exists, and does not know this method. `Allow` lists those that it knows.",
+    "deadline_unmeetable": (
+        "The job takes longer than its `deadline` leaves, by the speed that the workers report, even if nothing is before it in the line. "
+        "Ask for less, or for later. Told with 422 by OpenAI's interface."
+    ),
     "already_terminal": "The job has succeeded, failed, expired or been canceled, and does not change any more.",
     "name_taken": "Another one has this name. Choose another name.",
     "not_awaiting_approval": (
