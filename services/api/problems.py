@@ -90,6 +90,9 @@ class Problem(Enum):
     FILE_TOO_LARGE = None, "The picture cannot be made small enough", False
     AR_OOM = None, "The AR model ran out of memory", True
     DECODER_OOM = None, "The decoder ran out of memory", True
+    AR_INCOMPLETE_GRID = None, "The layout is not complete", True
+    AR_TIMEOUT = None, "The layout took too long", True
+    DECODER_TIMEOUT = None, "The picture took too long", True
     AR_OVERFLOW = None, "The AR model's numbers overflowed", False
     LORA_BROKEN = None, "An adapter cannot be loaded", True
     UNKNOWN_LORA = None, "An adapter is not there any more", True
