@@ -42,6 +42,9 @@ class StopReason(StrEnum):
     SHUTDOWN = "shutdown"
     """This process ends; hand the work back."""
 
+    TIMEOUT = "timeout"
+    """It has taken longer than an attempt may."""
+
 
 class HeldWork:
     """One claimed unit of work, as its engine and its task see it."""
@@ -52,7 +55,7 @@ class HeldWork:
         self.stop_reason: StopReason | None = None
         self.progress: tuple[str, int, int] | None = None
         self.published: tuple[str, int, int] | None = None
-        self.kept_at = self.moved_at = time.monotonic()
+        self.began_at = self.kept_at = self.moved_at = time.monotonic()
 
     def should_stop(self) -> bool:
         """Asked by the engine at every token or step."""
@@ -171,6 +174,8 @@ class LeaseKeeper:
         for unit in held:
             if now - unit.kept_at > self._settings.lease_s - min(_MARGIN_S, self._settings.lease_s / 4):
                 unit.stop(StopReason.LOST)
+            if self._settings.attempt_s and now - unit.began_at > self._settings.attempt_s:
+                unit.stop(StopReason.TIMEOUT)
             if now - unit.moved_at > self._settings.stall_s:
                 # A hung kernel holds the engine's thread for good. Only a new process helps, and the rescue returns the work.
                 log.error("stalled", work_id=unit.id, attempt=unit.attempt, progress=unit.progress)

@@ -89,6 +89,9 @@ def prediction(document: Mapping[str, Any], dialect: Mapping[str, Any] | None, b
         "created_at": document["created_at"],
         "started_at": document["started_at"],
         "completed_at": document["completed_at"],
+        # Of ours; clients leave them alone. Events of before they were kept have none.
+        "glyph_texts": document.get("glyph_texts", []),
+        "warnings": document.get("warnings", []),
         "data_removed": False,
         "source": "api",
         "urls": {"get": own, "cancel": f"{own}/cancel", "stream": f"{own}/stream?token={token}"},
@@ -96,9 +99,9 @@ def prediction(document: Mapping[str, Any], dialect: Mapping[str, Any] | None, b
 
 
 def prediction_body(predicted: Mapping[str, Any]) -> bytes:
-    """The prediction as a webhook's body; one that is too large goes without input and logs."""
+    """The prediction as a webhook's body; one that is too large goes without input, texts and logs."""
     body = _minified(predicted)
-    return body if len(body) < MAX_BODY_BYTES else _minified({**predicted, "input": {}, "logs": ""})
+    return body if len(body) < MAX_BODY_BYTES else _minified({**predicted, "input": {}, "glyph_texts": [], "warnings": [], "logs": ""})
 
 
 def logs(document: Mapping[str, Any]) -> str:

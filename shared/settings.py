@@ -110,6 +110,11 @@ class WorkerSettings(CoreSettings):
     stall_s: float = Field(
         default=600, gt=0, description="Seconds without one token or step until the process ends itself, taking its engine for hung."
     )
+    attempt_s: float = Field(
+        default=0,
+        ge=0,
+        description="Seconds after which an attempt at a layout or picture is given up and made again, from its last checkpoint. 0: never.",
+    )
     poll_s: float = Field(default=2, gt=0, le=60, description="Seconds between two looks for released work whose message was lost.")
     shutdown_s: float = Field(default=8, gt=0, le=600, description="Seconds from SIGTERM until the process ends in any case.")
 

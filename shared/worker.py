@@ -257,6 +257,8 @@ class WorkerProcess(Generic[ClaimT]):
         except WorkStoppedError:
             if held.stop_reason == StopReason.SHUTDOWN:
                 self._write(lambda: work.hand_back(self._db, self._handler.stage, claim.id, claim.attempt))
+            elif held.stop_reason == StopReason.TIMEOUT:
+                self._fail(claim, timeout_error(self._handler.stage, self._settings.attempt_s), bound)
         except StaleAttemptError as error:
             bound.warning("stale_attempt", error=str(error))
         except DatabaseDownError as error:
@@ -341,3 +343,9 @@ class WorkerProcess(Generic[ClaimT]):
         time.sleep(self._settings.shutdown_s)
         log.error("shutdown_forced", worker_id=self._id)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def timeout_error(stage: Stage, attempt_s: float) -> TransientWorkError:
+    """What an attempt fails with that has taken longer than it may."""
+    detail = f"it was not done after {attempt_s:g} s"
+    return TransientWorkError("ar_timeout", detail) if stage is Stage.AR else TransientWorkError("decoder_timeout", detail)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from services.api.jobs import UPLOADS
 from services.api.parts import Parts
 from services.api.request_body import read_body
 from services.api.route_docs import describe
+from services.api.run_time import run_seconds
 from services.api.schemas import JobRequest
 from services.api.submitting import read_request
 from shared.cost import num_ar_tokens
@@ -66,7 +66,8 @@ def estimate(parts: Parts, caller: Caller, job: NewJob, num_sources: int) -> dic
     ar_s = 0.0 if not todo.num_grids else _times(todo.num_grids, job.grid_cost_s)
     decoder_s = 0.0 if not todo.num_images else _times(todo.num_images, job.image_cost_s)
     queue_s = _queue_s(parts, fleet, job, todo)
-    run_s = _run_s(fleet, todo, num_ar_tokens(job.grid, num_sources), decoder_s)
+    run_s = run_seconds(fleet, job, num_sources, todo.num_grids, todo.num_images)
+    run_s = None if run_s is None else run_s + _OVERHEAD_S
     eta = None if queue_s is None or run_s is None else datetime.fromtimestamp(time.time() + queue_s + run_s, UTC)
     return {
         "object": "estimate",
@@ -90,20 +91,6 @@ def _queue_s(parts: Parts, fleet: Fleet, job: NewJob, todo: Plan) -> float | Non
     stage, workers = (Stage.AR, fleet.ar.num_workers) if todo.num_grids else (Stage.DECODER, fleet.decoder.num_workers)
     ahead = seconds_ahead(parts.db, stage, job.priority)
     return None if ahead is None or not workers else ahead / workers
-
-
-def _run_s(fleet: Fleet, todo: Plan, tokens_each: int, decoder_s: float | None) -> float | None:
-    """From its first work to its last image. Grids are written side by side, a token each a turn; images are drawn one after another."""
-    if not todo.num_images:
-        return _OVERHEAD_S
-    if decoder_s is None or not fleet.decoder.num_workers:
-        return None
-    ar_s = 0.0
-    if todo.num_grids:
-        if fleet.ar.speed is None or not fleet.ar.slots:
-            return None
-        ar_s = math.ceil(todo.num_grids / fleet.ar.slots) * tokens_each * fleet.ar.speed.seconds_per_turn
-    return ar_s + decoder_s / min(todo.num_images, fleet.decoder.num_workers) + _OVERHEAD_S
 
 
 def _warnings(fleet: Fleet, job: NewJob, todo: Plan, eta: datetime | None) -> Iterator[dict[str, Any]]:

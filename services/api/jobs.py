@@ -62,7 +62,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         summary="Submit a job",
         operation_id="submit_job",
         security="ApiKey",
-        responses=[200, 400, 401, 402, 403, 404, 410, 413, 415, 422, 429, 503],
+        responses=[200, 400, 401, 402, 403, 404, 409, 410, 413, 415, 422, 429, 503],
         extensions=describe(
             body=JobRequest,
             example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "seed": 7},
@@ -89,7 +89,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         description="As a submit with the UUID as its Idempotency-Key: however often it is sent, there is one job.",
         operation_id="put_job",
         security="ApiKey",
-        responses=[200, 400, 401, 402, 403, 404, 410, 413, 415, 422, 429, 503],
+        responses=[200, 400, 401, 402, 403, 404, 409, 410, 413, 415, 422, 429, 503],
         extensions=describe(
             body=JobRequest,
             example={"prompt": "a red fox"},

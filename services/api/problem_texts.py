@@ -26,6 +26,10 @@ TEXTS: dict[str, str] = {
     "not_found": "There is no such route, or nothing of yours with this id. What another tenant has answers the same.",
     "model_not_found": "The model that the request names is not loaded. `GET /v1/models` lists what is.",
     "method_not_allowed": "The route exists, and does not know this method. `Allow` lists those that it knows.",
+    "deadline_unmeetable": (
+        "The job takes longer than its `deadline` leaves, by the speed that the workers report, even if nothing is before it in the line. "
+        "Ask for less, or for later. Told with 422 by OpenAI's interface."
+    ),
     "already_terminal": "The job has succeeded, failed, expired or been canceled, and does not change any more.",
     "name_taken": "Another one has this name. Choose another name.",
     "not_awaiting_approval": (
@@ -64,6 +68,9 @@ TEXTS: dict[str, str] = {
     "file_too_large": "The picture cannot be encoded within `format_options.max_bytes`, at no quality.",
     "ar_oom": "A worker's memory was too short for the job's layout, attempt after attempt.",
     "decoder_oom": "A worker's memory was too short for the picture, attempt after attempt.",
+    "ar_incomplete_grid": "The AR model's layout lacked tokens, or had some that are no tokens of a picture, attempt after attempt.",
+    "ar_timeout": "The layout took longer than an attempt may (`GLMQ_ATTEMPT_S`), attempt after attempt.",
+    "decoder_timeout": "The picture took longer than an attempt may (`GLMQ_ATTEMPT_S`), attempt after attempt.",
     "ar_overflow": "The AR model's numbers grew beyond what it can count with. Adapters with large scales do that; ask for smaller ones.",
     "lora_broken": "The files of an adapter cannot be loaded by a worker. The operator has to mend them.",
     "unknown_lora": "A worker does not have the adapter any more that the job was accepted with.",

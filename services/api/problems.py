@@ -60,6 +60,7 @@ class Problem(Enum):
     NOT_FOUND = 404, "There is nothing here", False
     MODEL_NOT_FOUND = 404, "There is no such model", False
     METHOD_NOT_ALLOWED = 405, "The method is not allowed here", False
+    DEADLINE_UNMEETABLE = 409, "The deadline cannot be met", False
     ALREADY_TERMINAL = 409, "The job has ended", False
     NAME_TAKEN = 409, "The name is taken", False
     NOT_AWAITING_APPROVAL = 409, "No draft of the job waits for approval", True
@@ -89,6 +90,9 @@ class Problem(Enum):
     FILE_TOO_LARGE = None, "The picture cannot be made small enough", False
     AR_OOM = None, "The AR model ran out of memory", True
     DECODER_OOM = None, "The decoder ran out of memory", True
+    AR_INCOMPLETE_GRID = None, "The layout is not complete", True
+    AR_TIMEOUT = None, "The layout took too long", True
+    DECODER_TIMEOUT = None, "The picture took too long", True
     AR_OVERFLOW = None, "The AR model's numbers overflowed", False
     LORA_BROKEN = None, "An adapter cannot be loaded", True
     UNKNOWN_LORA = None, "An adapter is not there any more", True
@@ -122,6 +126,11 @@ class Problem(Enum):
     def text(self) -> str:
         """What it means, and what to do."""
         return TEXTS[self.code]
+
+    @property
+    def openai_status(self) -> int:
+        """Its status on OpenAI's routes: their clients take 409 for a reason to try again."""
+        return 422 if self.status == 409 and not self.retryable else self.status or 500
 
     @property
     def openai_type(self) -> str:
@@ -191,8 +200,9 @@ def problem_response(error: Exception, base_url: str) -> Response:
         headers |= {"X-Should-Retry": "false", "Link": f'<{base_url}/v1/jobs/{error.job_id}>; rel="related"'}
     if problem is Problem.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="glmq"'
-    response = jsonify(_body(problem, detail, error, base_url))
-    response.status_code = problem.status or 500
+    status = problem.openai_status if _is_openai_route() else problem.status or 500
+    response = jsonify({**_body(problem, detail, error, base_url), "status": status})
+    response.status_code = status
     response.mimetype = _media_type()
     response.headers.update(headers)
     return response
@@ -201,7 +211,11 @@ def problem_response(error: Exception, base_url: str) -> Response:
 def _media_type() -> str:
     """Problem JSON; on routes of OpenAI's interface plain JSON for a client that accepts nothing else."""
     asked = {kind for kind, _ in request.accept_mimetypes}
-    return "application/json" if request.path.startswith(_OPENAI_PATHS) and asked == {"application/json"} else MEDIA_TYPE
+    return "application/json" if _is_openai_route() and asked == {"application/json"} else MEDIA_TYPE
+
+
+def _is_openai_route() -> bool:
+    return request.path.startswith(_OPENAI_PATHS)
 
 
 def _of_http(error: HTTPException) -> tuple[Problem, str]:

@@ -22,6 +22,7 @@ from services.api.presets import SIZES
 from services.api.priority import with_allowed_priority
 from services.api.request_body import RequestBody, read_json
 from services.api.route_docs import describe
+from services.api.run_time import check_deadline
 from services.api.schemas import RedecodeRequest, RenditionRequest
 from services.api.submitting import Submitted, store_job
 from services.api.webhooks.callbacks import collect_webhook
@@ -69,6 +70,7 @@ def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dic
     files = tuple(SourceFile(file.id, file.sha256) for file in stored)
     sizes = [(file.height_px, file.width_px) for file in stored]
     job = parts.fleet.get().priced(redecoded_job(asked, source, caller.tenant_id, sent, files, webhook), sizes)
+    check_deadline(parts, job, len(sizes))
     return store_job(parts, caller, job, once)
 
 

@@ -21,6 +21,7 @@ from services.api.new_job import check_request, new_job, requested_size
 from services.api.parts import Parts
 from services.api.priority import with_allowed_priority
 from services.api.request_body import RequestBody
+from services.api.run_time import check_deadline
 from services.api.schemas import JobRequest
 from services.api.sources import SourceReader
 from services.api.webhooks.callbacks import collect_webhook
@@ -92,6 +93,7 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
     if earlier is not None:
         return Submitted(earlier, is_replay=True)
     read = read_request(parts, caller, body)
+    check_deadline(parts, read.job, len(read.sizes))
     job = replace(read.job, sources=read.store(), dialect=origin.dialect)
     if client_try is not None:
         client_try = replace(client_try, elapsed_s=time.monotonic() - origin.arrived_at)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -77,6 +77,8 @@ class GridTasks:
             draft_only=claim.draft_only,
         )
         result = self.engine.run(request, held.on_progress, held.should_stop, keep, lambda: claims.begin(self.db, claim.new_job_ids))
+        if not claim.draft_only:
+            self._check_complete(result.token_ids, shape)
         if claim.draft_only:
 
             def hold() -> None:
@@ -125,6 +127,17 @@ class GridTasks:
             else:
                 return max(written, claim.draft_token_ids, key=len)
         return claim.draft_token_ids
+
+    def _check_complete(self, rows: Sequence[Sequence[int]], shape: TokenGrid) -> None:
+        """
+        Raises:
+            TransientWorkError: the engine left something out or wrote what is no token of a picture; another try may go well.
+        """
+        lengths = [len(row) for row in rows]
+        if lengths != [shape.token_w] * shape.token_h:
+            raise TransientWorkError("ar_incomplete_grid", f"{sum(lengths)} of {shape.num_tokens} tokens in {len(lengths)} rows")
+        if not all(0 <= token_id < self.model.codebook_size for row in rows for token_id in row):
+            raise TransientWorkError("ar_incomplete_grid", f"a token is outside of the codebook of {self.model.codebook_size}")
 
     def _tell_draft(self, claim: claims.ClaimedGrid, draft: tuple[int, ...]) -> None:
         """Let a picture of the draft be drawn. It is not worth an attempt: what goes wrong here is only logged."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import cast
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from services.ar_worker.engine import GridResult
 from services.ar_worker.tasks import GridTasks
 from shared.checkpoint import ModelInfo
 from shared.db import Database
 from shared.errors import TransientWorkError
+from shared.lease import HeldWork
 from shared.lifecycle import finish
 from shared.lifecycle.submit import NewJob, submit
 from tests.integration.api.conftest import MODEL
@@ -27,6 +31,22 @@ def test_layout_that_is_lost_again_and_again(db: Database, new_job: NewJob) -> N
         finish.redraw_grid(db, image.id, image.attempt, ARTIFACT.sha256, "gone")
     job = document(db, new_job, job_id)
     assert (job["status"], job["error"]["code"]) == ("failed", "artifact_lost")
+
+
+@pytest.mark.parametrize(
+    "rows", [[[1] * 4] * 3, [[1] * 4] * 3 + [[1] * 3], [[1] * 4] * 3 + [[1, 1, 1, 512]], [[1] * 4] * 3 + [[1, 1, 1, -1]]]
+)
+def test_layout_that_is_not_complete(db: Database, new_job: NewJob, rows: list[list[int]]) -> None:
+    """An engine that leaves tokens out, or writes some that are none, has failed; nothing is stored, and another try may go well."""
+    submit(db, new_job)
+    claimed = replace(claim_grid(db), token_h=4, token_w=4, wants_preview=False, model_revision=MODEL.revision)
+    result = GridResult(rows, (), 20)
+    engine = SimpleNamespace(run=lambda *_: result)
+    live = SimpleNamespace(get_checkpoint=lambda _: None)
+    tasks = GridTasks(db, cast(Any, None), cast(Any, live), cast(Any, engine), cast(ModelInfo, MODEL), lease_s=30)
+    with pytest.raises(TransientWorkError) as caught:
+        tasks.generate_grid(claimed, HeldWork(claimed.id, claimed.attempt))
+    assert caught.value.code == "ar_incomplete_grid"
 
 
 def test_worker_with_another_model(db: Database, new_job: NewJob) -> None:

@@ -21,7 +21,7 @@ from shared.progress import LiveState
 from shared.settings import WorkerSettings
 from shared.states import Stage
 from shared.storage import StorageDownError
-from shared.worker import Handler, WorkerProcess
+from shared.worker import Handler, WorkerProcess, timeout_error
 from tests.stack import free_port, wait_until
 
 Run = Callable[[ClaimedGrid, HeldWork], Callable[[], None]]
@@ -104,6 +104,26 @@ def test_failures_are_told_apart(
     document = jobs.get_job(db, new_job.tenant_id, job_id, lambda ids: {})
     assert document is not None
     assert "secret prompt" not in str(document)
+
+
+def test_what_takes_too_long_is_tried_again(db: Database, live: LiveState, settings: WorkerSettings, new_job: NewJob) -> None:
+    """An attempt may take so long; then its engine is told to stop, and it counts as a failure. Another one goes on."""
+    limited = settings.model_copy(update={"attempt_s": 0.3})
+    submit(db, new_job)
+    keeper = LeaseKeeper(db, live, Stage.AR, limited)
+    keeper.start()
+
+    def run(claim: ClaimedGrid, held: HeldWork) -> Callable[[], None]:
+        # The worker of these tests runs without the thread that keeps its leases.
+        assert wait_for_stop(keeper.hold(claim.id, claim.attempt)) == StopReason.TIMEOUT
+        held.stop(StopReason.TIMEOUT)
+        raise WorkStoppedError
+
+    assert attempt(db, live, limited, run)
+    keeper.close()
+    assert grid_row(db) == ("ready", 1, "ar_timeout")
+    # The decoder's have a code of their own.
+    assert timeout_error(Stage.DECODER, 0.3).code == "decoder_timeout"
 
 
 def test_shutdown_hands_back(db: Database, live: LiveState, settings: WorkerSettings, new_job: NewJob) -> None:

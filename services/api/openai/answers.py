@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from services.api.answers import Warning
 from services.api.parts import Parts
 from services.api.problems import Problem
 from services.api.unfinished import UnfinishedError
@@ -66,6 +67,8 @@ class ImagesAnswer(BaseModel):
     usage: TokenUsage | None = None
     status: JobStatus | None = None
     urls: dict[str, str] | None = None
+    glyph_texts: list[str] = Field(description="What is drawn letter by letter.")
+    warnings: list[Warning] = Field(description="What may not be as the writer of the prompt thinks.")
 
 
 def unix(moment: str | datetime | None) -> int | None:
@@ -127,7 +130,13 @@ def images_answer(parts: Parts, document: Document, quality: str, response_forma
         "quality": quality_name(quality),
         "size": document["params"]["size"],
         "usage": token_usage(document),
+        **reading_of(document),
     }
+
+
+def reading_of(document: Document) -> dict[str, Any]:
+    """How the job's prompt was read; a member of every answer, which OpenAI's clients leave alone."""
+    return {name: document[name] for name in ("glyph_texts", "warnings")}
 
 
 def image_datum(parts: Parts, output: Document, response_format: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from services.api.openai.batch_results import Results
 from services.api.openai.translate import in_sent_words
 from services.api.parts import Parts, make_parts
 from services.api.problems import Problem
+from services.api.run_time import check_deadline
 from services.api.settings import ApiSettings
 from services.api.sources import BusyError
 from services.api.submitting import read_request
@@ -176,6 +177,7 @@ class Clerk:
             native = translate_line(request, batch.endpoint, parts.model.get())
             try:
                 read = read_request(parts, caller, native)
+                check_deadline(parts, read.job, len(read.sizes))
             except InvalidFieldsError as error:
                 raise in_sent_words(error, native) from None
             job = replace(read.job, sources=read.store(), batch_id=batch.id, custom_id=read.job.custom_id or custom_id)
@@ -230,7 +232,7 @@ class Clerk:
 
 def _error(error: RequestError, param: str | None) -> dict[str, Any]:
     problem = Problem.find(error.code) or Problem.INTERNAL
-    return {"code": error.code, "message": error.detail, "param": param, "status": problem.status}
+    return {"code": error.code, "message": error.detail, "param": param, "status": problem.openai_status}
 
 
 def run(settings: ApiSettings, stopping: threading.Event) -> None:

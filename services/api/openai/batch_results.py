@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from services.api.openai.answers import end_error, error_member, quality_name, token_usage, unix
+from services.api.openai.answers import end_error, error_member, quality_name, reading_of, token_usage, unix
 from services.api.openai.batch_files import STORED
 from services.api.openai.batch_lines import response_format
 from services.api.problems import Problem
@@ -78,6 +78,7 @@ def _images(request: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]
         "quality": quality_name(request.get("quality") or "auto"),
         "size": document["params"]["size"],
         "usage": token_usage(document),
+        **reading_of(document),
     }
 
 

@@ -27,6 +27,7 @@ from services.api.openai.answers import (
     images_answer,
     quality_name,
     read_base64,
+    reading_of,
     split_usage,
     token_usage,
     unix,
@@ -206,7 +207,7 @@ def _accepted(parts: Parts, caller: Caller, submitted: Submitted) -> Response:
     document = public_document(parts, found)
     note_answer(parts.db, submitted.job_id)
     answer = {"created": unix(document["created_at"]), "id": submitted.job_id, "data": None}
-    response = jsonify({**answer, "status": document["status"], "urls": document["urls"]})
+    response = jsonify({**answer, "status": document["status"], "urls": document["urls"], **reading_of(found)})
     response.status_code = 200 if submitted.is_replay else 202
     response.headers["Location"] = f"/v1/jobs/{submitted.job_id}"
     response.headers["Retry-After"] = str(_POLL_S)
@@ -279,5 +280,6 @@ def _completed(parts: Parts, document: Document, asked: _Asked) -> Iterator[byte
             "usage": usage,
             "image_index": output["index"],
             "id": document["id"],
+            **reading_of(document),
         }
         yield event(name, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from services.api.openai.answers import Document, end_error, read_base64, token_usage, unix
+from services.api.openai.answers import Document, end_error, read_base64, reading_of, token_usage, unix
 from services.api.openai.wait import event
 from services.api.parts import Parts
 from shared.states import TERMINAL_JOB, JobStatus, Priority
@@ -61,6 +61,7 @@ def response_document(parts: Parts, document: Document, dialect: Mapping[str, An
         "tool_choice": echo.get("tool_choice", "auto"),
         "tools": echo.get("tools") or [{"type": "image_generation", "size": params["size"], "output_format": params["format"]}],
         "usage": _usage(usage) if ended else None,
+        **reading_of(document),
         "tool_usage": {"image_gen": usage, "web_search": {"num_requests": 0}} if ended else None,
     }
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from services.api.answers import Warning
 from services.api.fields import QueryInt, Sent
 from services.api.openai.schemas import Asked, Picture
 from services.api.schemas import MAX_PROMPT_CHARS
@@ -115,6 +116,8 @@ class ResponseAnswer(BaseModel):
     tools: list[dict[str, Any]]
     usage: dict[str, Any] | None
     tool_usage: dict[str, Any] | None
+    glyph_texts: list[str] = Field(description="What is drawn letter by letter.")
+    warnings: list[Warning] = Field(description="What may not be as the writer of the prompt thinks.")
 
 
 class ResponseDeletedAnswer(BaseModel):

@@ -61,7 +61,7 @@ _CREATED: dict[str, Any] = {
     "headers": {"201": ("Location", "Preference-Applied", "Idempotency-Replayed")},
 }
 _EXAMPLE = {"prompt": 'a red fox holding a sign that says "hello"', "aspect_ratio": "4:3", "seed": 7}
-_ERRORS = [400, 401, 402, 403, 404, 410, 413, 415, 422, 429, 503]
+_ERRORS = [400, 401, 402, 403, 404, 409, 410, 413, 415, 422, 429, 503]
 
 
 def replicate_blueprint(parts: Parts) -> APIBlueprint:

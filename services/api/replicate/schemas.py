@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
+from services.api.answers import Warning
 from services.api.fields import Sent, refuse
 from services.api.schemas import JobRequest, Quality, Seed
 
@@ -98,6 +99,8 @@ class PredictionAnswer(BaseModel):
     created_at: str
     started_at: str | None
     completed_at: str | None
+    glyph_texts: list[str] = Field(description="What is drawn letter by letter.")
+    warnings: list[Warning] = Field(description="What may not be as the writer of the prompt thinks.")
     data_removed: bool
     source: Literal["api"]
     urls: PredictionUrls

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -94,10 +94,23 @@ def test_warnings(client: FlaskClient) -> None:
 
 
 @pytest.mark.usefixtures("workers")
-def test_a_deadline_that_cannot_be_met(client: FlaskClient) -> None:
-    """It is a warning: the estimate is a guess."""
+def test_a_deadline_that_cannot_be_met(client: FlaskClient, db: Database, settings: ApiSettings, account: Account) -> None:
+    """It is a warning in an estimate, which counts who is before it; what a job cannot meet even if it is alone is refused by submit."""
     late = estimate(client, n=10, size="512x512", steps=200, deadline="2099-01-01T00:00:00Z")
     assert late["warnings"] == []
+    near = (datetime.now(UTC) + timedelta(seconds=7)).isoformat()
+    large = {"n": 4, "size": "512x512", "seed": 1, "deadline": near}
+    assert [warning["code"] for warning in estimate(client, **large)["warnings"]] == ["deadline_unmeetable"]
+    sent = {"prompt": "a fox", **large}
+    assert_problem(client.post("/v1/jobs", json=sent), 409, "deadline_unmeetable", "deadline")
+    answer = client.post("/v1/images/generations", json=sent)
+    assert (answer.status_code, answer.get_json(force=True)["status"]) == (422, 422)
+    assert client.post("/v1/jobs", json={**sent, "size": "32x32", "n": 1}).status_code == 202
+    del sent["deadline"]
+    client.post("/v1/jobs", json=sent)
+    finish_jobs(db, Storage(settings), account.tenant_id, png())
+    # What is there already is there in time.
+    assert client.post("/v1/jobs", json={**sent, "deadline": (datetime.now(UTC) + timedelta(seconds=2)).isoformat()}).status_code == 202
     soon = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     assert_problem(client.post("/v1/estimate", json={"prompt": "x", "deadline": soon}), 400, "invalid_request", "deadline")
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from flask.testing import FlaskClient
 
+from services.api.openai.batch_clerk import Clerk
+from services.api.parts import Parts
 from shared.db import Database
 from shared.lifecycle import claims, work
 from shared.states import Stage
-from tests.integration.api.conftest import assert_problem
+from tests.integration.api.conftest import assert_problem, png
+from tests.integration.api.openai import draw
 from tests.integration.api.test_jobs import assert_documented, claim_grid
+from tests.integration.api.test_openai_batches import content, line, make, read, work_all
 from tests.ledger import finish_one_grid
 
 
@@ -21,6 +27,25 @@ def test_texts_are_quoted_for_the_sender(client: FlaskClient, db: Database) -> N
     assert job["input"] == {"prompt": "a poster.", "text": ["SALE", "50 %"]}
     assert job["warnings"] == []
     assert_documented(job)
+
+
+def test_every_dialect_tells_what_is_drawn(client: FlaskClient, db: Database, parts: Parts) -> None:
+    """Texts and warnings are in OpenAI's images and responses, in lines of batches and in predictions."""
+    prompt = "it's a sign that says \"A\" and a dog's"
+    image = client.post("/v1/images/generations", json={"prompt": prompt, "background": True}).get_json()
+    asked = {"input": prompt, "tools": [{"type": "image_generation"}], "background": True}
+    predicted = client.post("/v1/predictions", json={"version": "glmq/miniature", "input": {"prompt": prompt}}).get_json()
+    batch = make(client, [line("a", prompt=prompt)])
+    clerk = Clerk(parts, threading.Event())
+    work_all(clerk)
+    draw(db, parts.storage, png(64, 64))
+    work_all(clerk)
+    sent = {"prompt": prompt, "response_format": "url", "seed": client.get(f"/v1/jobs/{image['id']}").get_json()["seed"]}
+    drawn = client.post("/v1/images/generations", json=sent).get_json()
+    [record] = content(client, read(client, batch)["output_file_id"])
+    for answer in (image, drawn, client.post("/v1/responses", json=asked).get_json(), predicted, record["response"]["body"]):
+        assert answer["glyph_texts"] == ["A"]
+        assert [warning["code"] for warning in answer["warnings"]] == ["apostrophe"]
 
 
 def test_what_no_prompt_can_say_goes_to_the_decoder_beside_it(client: FlaskClient, db: Database) -> None:
