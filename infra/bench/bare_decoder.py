@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -72,31 +72,33 @@ class BareLoop:
         """Draw text-to-image requests of one shape and number of steps as one batch; latents instead of pixels without `decode`."""
         model = self.model
         first = requests[0]
-        batch = len(requests)
         ids = torch.cat([upsampled(request.token_ids) for request in requests])
         schedule = make_schedule(model.schedule_params, ids.shape[1], first.steps)
-        size = torch.tensor([[first.grid.height_px, first.grid.width_px]], dtype=model.dtype).expand(batch, 2)
-        embeds = [self.cond.expand(batch, -1, -1), self.uncond.expand(batch, -1, -1)]
         noise = [starting_noise(request.seed, first.grid, model.latent_channels, 8, model.dtype, model.device) for request in requests]
         latents = torch.cat(noise)
         with torch.inference_mode():
             for index, timestep in enumerate(schedule.timesteps):
-                cond, uncond = (
-                    model.transformer(
-                        hidden_states=latents,
-                        encoder_hidden_states=embeds[dropped],
-                        prior_token_id=ids,
-                        prior_token_drop=torch.full_like(ids, bool(dropped), dtype=torch.bool),
-                        timestep=torch.full((batch,), timestep - 1),
-                        target_size=size,
-                        crop_coords=torch.zeros_like(size),
-                        return_dict=False,
-                    )[0]
-                    for dropped in (0, 1)
-                )
+                cond, uncond = (self.velocity(latents, ids, timestep, first.grid, dropped=dropped) for dropped in (False, True))
                 velocity = uncond + first.guidance_scale * (cond - uncond)
                 latents = latents + (schedule.sigmas[index + 1] - schedule.sigmas[index]) * velocity
             return list(vae.vae_decode(model.vae, latents) if decode else latents)
+
+    def velocity(self, latents: Tensor, ids: Tensor, timestep: float, grid: TokenGrid, *, dropped: bool, kv_caches: Any = None) -> Tensor:
+        """One call of the DiT: cond, or uncond with the prior tokens `dropped`."""
+        batch = latents.shape[0]
+        size = torch.tensor([[grid.height_px, grid.width_px]], dtype=self.model.dtype).expand(batch, 2)
+        velocity: Tensor = self.model.transformer(
+            hidden_states=latents,
+            encoder_hidden_states=(self.uncond if dropped else self.cond).expand(batch, -1, -1),
+            prior_token_id=ids,
+            prior_token_drop=torch.full_like(ids, dropped, dtype=torch.bool),
+            timestep=torch.full((batch,), timestep - 1),
+            target_size=size,
+            crop_coords=torch.zeros_like(size),
+            kv_caches=kv_caches,
+            return_dict=False,
+        )[0]
+        return velocity
 
 
 def upsampled(rows: list[list[int]]) -> Tensor:
