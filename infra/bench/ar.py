@@ -1,8 +1,8 @@
 """
 The AR engine's figures: against transformers one by one, against itself with equal requests, and against its own matrix products.
 
-Knows the engine and the reference, no service. Ids are compared with the reference's before anything is timed. Times are those of one
-core (`time.process_time`): nothing here waits for anything else.
+Knows the engine and the reference, no service. Every load that is timed is also compared with the reference, in requests of each size that
+were there from its beginning and that joined late. Times are those of one core (`time.process_time`): nothing here waits for anything else.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.nn.functional import linear
 
 from checkpoints import random_miniature
 from infra.bench.figures import Figure, show
+from services.ar_worker.decode_step import HEAD_ROWS
 from services.ar_worker.engine import ArEngine, GridRequest, GridResult
 from services.ar_worker.weights import ArModel, load_ar_model
 from shared.grid import TokenGrid
@@ -65,46 +66,66 @@ def measure() -> list[Figure]:
         torch.set_num_threads(before)
 
 
-def measure_against_reference(model: ArModel, num_requests: int = 96) -> list[Figure]:
+def measure_against_reference(model: ArModel, num_requests: int = 96, repeats: int = _REPEATS) -> list[Figure]:
     """Ids per second of a mixed load in `SLOTS` slots, against generate() one by one and against full batches of one size."""
     mixed = mixed_requests(num_requests)
     equal = [replace(mixed[1], seed=i, prompt=f"{mixed[1].prompt} {i}") for i in range(SLOTS)]
+    known = Known(model, [*mixed[: len(_GRIDS)], *last_of_each_size(mixed), equal[-1]])
     engine = ArEngine(model, SLOTS, _CACHE_TOKENS)
     engine.start()
-    check_equal(engine, model, mixed[: len(_GRIDS)])
+    Load(engine, mixed[: len(_GRIDS)]).run(known)
     one_by_one, mixed_rates, equal_rates = [], [], []
-    for i in range(_REPEATS):
+    for i in range(repeats):
         wanted = mixed[i]
         one_by_one.append(num_ids(wanted) / seconds_of(partial(generate, model, wanted)))
-        mixed_rates.append(Load(engine, mixed).run())
-        equal_rates.append(Load(engine, equal).run())
+        mixed_rates.append(Load(engine, mixed).run(known))
+        equal_rates.append(Load(engine, equal).run(known))
     engine.close()
     # Each size's own rate differs less than this machine's moods: one rate for all, of as many ids.
     base = statistics.median(one_by_one)
     return [
-        Figure(f"AR, {SLOTS} slots, mixed sizes, Poisson / generate() one by one", [rate / base for rate in mixed_rates], 12),
+        Figure(
+            f"AR, {SLOTS} slots, mixed sizes, Poisson / generate() one by one",
+            [rate / base for rate in mixed_rates],
+            12,
+            note=f"{len(mixed)} requests; {len(known.ids)} compared, the last of each size among them",
+        ),
         Figure("AR, mixed sizes, Poisson / full batches of one size", [a / b for a, b in zip(mixed_rates, equal_rates, strict=True)], 0.9),
         Figure("AR, mixed sizes, Poisson", mixed_rates, unit="ids/s", note="the shipped miniature: 4 layers x 192, 13,824 ids"),
         Figure("AR, generate() one by one", one_by_one, unit="ids/s"),
     ]
 
 
-def measure_against_products(model: ArModel) -> Figure:
-    """A full batch's seconds per id against those of its matrix products alone, of the same shapes, for as many rows."""
-    engine = ArEngine(model, SLOTS, _CACHE_TOKENS)
+def measure_against_products(model: ArModel, repeats: int = _REPEATS, slots: int = SLOTS) -> Figure:
+    """
+    A full batch's seconds against those of its matrix products alone, of the same shapes: of every step and of every prompt.
+
+    All requests come at once and are equally long, so all rows take all steps together.
+    """
+    engine = ArEngine(model, slots, _CACHE_TOKENS)
     engine.start()
-    requests = [replace(mixed_requests(1)[0], seed=i, prompt=f"{_PROMPTS[0]} {i}") for i in range(SLOTS)]
-    check_equal(engine, model, requests[:1])
-    products = bare_products(model, SLOTS)
+    requests = [replace(mixed_requests(1)[0], seed=i, prompt=f"{_PROMPTS[0]} {i}") for i in range(slots)]
+    known = Known(model, requests[-1:])
+    Load(engine, requests[:1]).run(known)
+    num_prompt = len(engine.prepare(requests[0]).prompt.input_ids[0])
+    num_steps = num_ids(requests[0]) - 1  # the first id is drawn from what follows the prompt
+    step, prompt = bare_products(model, slots, slots), bare_products(model, num_prompt, 1)
+
+    def bare_s() -> float:
+        step_s, prompt_s = (statistics.median(seconds_of(products) for _ in range(9)) for products in (step, prompt))
+        return num_steps * step_s + len(requests) * prompt_s
+
     shares = []
-    for _ in range(_REPEATS):
-        before = statistics.median(seconds_of(products) for _ in range(9))
-        seconds_per_step = SLOTS / Load(engine, requests).run()
-        after = statistics.median(seconds_of(products) for _ in range(9))
-        shares.append((before + after) / 2 / seconds_per_step)
+    for _ in range(repeats):
+        before = bare_s()
+        engine_s = sum(map(num_ids, requests)) / Load(engine, requests).run(known)
+        shares.append((before + bare_s()) / 2 / engine_s)
     engine.close()
     return Figure(
-        "AR, bare matrix products / engine", shares, 0.6, note=f"8 layers x 512, 16,512 ids, {SLOTS} rows, {num_ids(requests[0])} ids each"
+        "AR, bare matrix products / engine",
+        shares,
+        0.6,
+        note=f"8 layers x 512, 16,384 ids, {slots} rows, {num_ids(requests[0])} ids each after prompts of {num_prompt}",
     )
 
 
@@ -118,6 +139,7 @@ class Load:
     def __init__(self, engine: ArEngine, requests: list[GridRequest]) -> None:
         self._engine = engine
         self._waiting = list(requests)
+        self._requests = tuple(requests)
         self._futures: list[Future[GridResult]] = []
         chance = np.random.default_rng(1)
         mean_gap = statistics.mean(map(num_ids, requests)) / _LOAD
@@ -127,8 +149,13 @@ class Load:
         self._num_ids = 0
         self._end: tuple[int, float] | None = None
 
-    def run(self) -> float:
-        """Ids per second, from the first arrival to the last; to the end, if all come at once."""
+    def run(self, known: Known) -> float:
+        """
+        Ids per second, from the first arrival to the last; to the end, if all come at once.
+
+        Raises:
+            AssertionError: a request that is known got other ids than the reference's.
+        """
         is_burst = not any(self._arrivals)
         begin = time.process_time()
         while self._arrivals and self._arrivals[0] <= 0:
@@ -137,6 +164,8 @@ class Load:
             future.result()
         if is_burst or self._end is None:
             self._end = self._num_ids, time.process_time()
+        for request, future in zip(self._requests, self._futures, strict=True):
+            known.check(request, future.result().token_ids)
         num_written, end = self._end
         return num_written / (end - begin)
 
@@ -163,14 +192,23 @@ def num_ids(request: GridRequest) -> int:
     return request.num_ids
 
 
-def check_equal(engine: ArEngine, model: ArModel, requests: list[GridRequest]) -> None:
-    """
-    Raises:
-        AssertionError: the engine writes, in one crowd, other ids than the reference one by one.
-    """
-    futures = [engine.submit(request, lambda *_: None, lambda: False) for request in requests]
-    for request, future in zip(requests, futures, strict=True):
-        if future.result().token_ids != generate(model, request):
+def last_of_each_size(requests: list[GridRequest]) -> list[GridRequest]:
+    """Those that come when others of all sizes have gone, and find slots that others had."""
+    return list({request.grid: request for request in requests}.values())
+
+
+class Known:
+    """What the reference writes for some requests, one by one."""
+
+    def __init__(self, model: ArModel, requests: list[GridRequest]) -> None:
+        self.ids = {request: generate(model, request) for request in requests}
+
+    def check(self, request: GridRequest, ids: list[list[int]]) -> None:
+        """
+        Raises:
+            AssertionError: it is known, and by other ids.
+        """
+        if self.ids.get(request, ids) != ids:
             raise AssertionError(f"the engine's ids are not the reference's for {request}")
 
 
@@ -192,16 +230,22 @@ def generate(model: ArModel, request: GridRequest) -> list[list[int]]:
     return rows
 
 
-def bare_products(model: ArModel, num_rows: int) -> Callable[[], None]:
-    """One step's matrix products for `num_rows` rows, and nothing else."""
+def bare_products(model: ArModel, num_rows: int, num_drawn: int) -> Callable[[], None]:
+    """
+    The matrix products for `num_rows` hidden states and nothing else; the head's for `num_drawn` of them.
+
+    The head is multiplied for as many ids, and in the parts, that the engine uses: whole, it takes half as long again.
+    """
     text = model.net.model.language_model
     weights = []
     for layer in text.layers:
         attention = layer.self_attn
         qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
         weights += [qkv, attention.o_proj.weight, layer.mlp.gate_up_proj.weight, layer.mlp.down_proj.weight]
-    weights.append(model.net.lm_head.weight)
     inputs = [torch.randn(num_rows, weight.shape[1]) for weight in weights]
+    head = model.net.lm_head.weight[: model.codebook_size].split(HEAD_ROWS)
+    weights += head
+    inputs += [torch.randn(num_drawn, part.shape[1]) for part in head]
 
     def multiply() -> None:
         with torch.inference_mode():

@@ -21,7 +21,7 @@ from services.ar_worker.weights import ArModel
 
 _LEAST_STATIC_LENGTH = 256
 
-_HEAD_ROWS = 1024
+HEAD_ROWS = 1024
 """On a CPU the head is multiplied in parts of so many ids: the library slows down on matrices that outgrow its cache."""
 
 Linear = Callable[[Tensor], Tensor]
@@ -212,7 +212,7 @@ def _head(module: nn.Module, num_ids: int, device: torch.device) -> Callable[[Te
 
         return call
     weight = module.weight.data[:num_ids].t()
-    parts = weight.split(_HEAD_ROWS if device.type == "cpu" else num_ids, dim=1)
+    parts = weight.split(HEAD_ROWS if device.type == "cpu" else num_ids, dim=1)
 
     def multiply(hidden: Tensor, out: Tensor) -> None:
         for part, columns in zip(parts, out.split([part.shape[1] for part in parts], dim=1), strict=True):

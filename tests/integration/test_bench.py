@@ -1,0 +1,80 @@
+"""The benchmarks can still be run: all of them are imported, and those that need no stack measure something tiny."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra import bench
+from infra.bench import ar, decoder
+from infra.bench.__main__ import NAMES, main
+from infra.bench.bare_decoder import BareLoop, check_equal, make_request
+from infra.bench.figures import Figure
+from services.ar_worker.weights import load_ar_model
+from services.decoder_worker.engine import DecoderEngine
+from services.decoder_worker.weights import load_decoder_model
+
+
+def test_every_module_can_be_imported() -> None:
+    """What moved or was renamed elsewhere was so here too; every benchmark that `make bench` names has its `measure`."""
+    modules = {module.name: importlib.import_module(f"infra.bench.{module.name}") for module in pkgutil.iter_modules(bench.__path__)}
+
+    assert set(NAMES) == {name for name, module in modules.items() if hasattr(module, "measure")}
+    assert ar.MINIATURE.is_dir()
+    assert decoder.CHECKPOINT.is_dir()
+
+
+def test_the_ar_engine_is_measured_against_its_products(miniature: Path) -> None:
+    """One slot, once: a figure comes out, and its ids were the reference's."""
+    figure = ar.measure_against_products(load_ar_model(miniature, "cpu", "float32"), repeats=1, slots=1)
+
+    assert 0 < figure.median < 1
+
+
+def test_a_load_with_other_ids_than_the_reference_s_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are known are compared, the last that joined of each size among them."""
+    requests = ar.mixed_requests(9)
+    monkeypatch.setattr(ar, "generate", lambda *_: [[1]])
+    known = ar.Known(None, ar.last_of_each_size(requests))  # type: ignore[arg-type]  # nothing is generated
+
+    assert {request.grid for request in known.ids} == {request.grid for request in requests}
+    assert requests[-1] in known.ids
+    known.check(requests[-1], [[1]])
+    known.check(next(request for request in requests if request not in known.ids), [[2]])
+    with pytest.raises(AssertionError, match="not the reference's"):
+        known.check(requests[-1], [[2]])
+
+
+def test_the_decoder_engine_draws_what_the_bare_loop_does(miniature: Path) -> None:
+    """The loop that the engine is measured against, and the comparison before a figure counts."""
+    model = load_decoder_model(miniature, "cpu", "float32")
+    engine = DecoderEngine(model)
+    request = make_request(64, seed=1, steps=2)
+    future = engine.submit(request, lambda *_: None, lambda: False)
+    while not future.done():
+        engine.turn()
+    pixels = future.result().pixels
+
+    assert check_equal([pixels], BareLoop(model).draw([request])) <= 1e-4
+    with pytest.raises(AssertionError, match="pixels differ"):
+        check_equal([pixels], [pixels + 1e-3])
+
+
+def test_a_benchmark_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table shows the others, what was missed and by how much, and the exit code tells; an unknown name runs nothing."""
+
+    def fail() -> Any:
+        raise RuntimeError("no stack")
+
+    monkeypatch.setattr(ar, "measure", lambda: [Figure("speed", [2.0, 3.0, 4.0], target=5)])
+    monkeypatch.setattr(decoder, "measure", fail)
+
+    assert main(["ar", "decoder"]) == 1
+    table = capsys.readouterr()
+    assert "MISSED" in table.out
+    assert "not measured: decoder" in table.err
+    assert main(["none"]) == 2
