@@ -20,6 +20,7 @@ _MARKS = frozenset("'\"“”„‟«»‹›「」『』‘’‚")
 # Chinese, Japanese and Korean write no spaces around quotations.
 _UNSPACED = re.compile("[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
 
+_SINGLE = frozenset("'‘’")
 _NEVER = 1000.0
 
 
@@ -173,6 +174,10 @@ def _single_cost(prompt: str, position: int) -> _Cost:
     joins = _is_word(before) and _is_word(after)
     if joins:
         return _Cost(opens=4.0, closes=4.0, plain=0.0)
+    if letter := _letter_within(prompt, position):
+        # So likely to be plain that they do not part a quotation around them: 'plan 'B' now', and more so 'Drum 'n' Bass'.
+        plain = 0.4 if letter in "nN" else 1.0
+        return _Cost(opens=0.0 if _is_word(after) else 4.0, closes=0.0 if _is_word(before) else 3.0, plain=plain)
     if _is_word(before):
         # The dogs' toys, 6' tall; rockin' is rarer.
         return _Cost(opens=4.0, closes=0.0, plain=1.0 if before in "sSxXzZ" or before.isdigit() else 2.0)
@@ -181,6 +186,17 @@ def _single_cost(prompt: str, position: int) -> _Cost:
     opens = 1.0 if _may_open_after(before) and not _is_space(after) else 2.0
     closes = 1.0 if _may_close_before(after) and not _is_space(before) else 2.0
     return _Cost(opens, closes, plain=4.0)
+
+
+def _letter_within(prompt: str, position: int) -> str | None:
+    """The single letter around which this mark and another one stand, or None."""
+    for first in (position - 2, position):
+        if first < 0 or prompt[first] not in _SINGLE or prompt[first + 2 : first + 3] not in _SINGLE:
+            continue
+        letter, outside = prompt[first + 1], (_around(prompt, first)[0], _around(prompt, first + 2)[1])
+        if _is_word(letter) and not any(map(_is_word, outside)):
+            return letter
+    return None
 
 
 def _outermost(prompt: str, pairs: Sequence[Pair]) -> tuple[tuple[Pair, ...], tuple[int, ...], Pair | None]:
@@ -202,7 +218,8 @@ def _outermost(prompt: str, pairs: Sequence[Pair]) -> tuple[tuple[Pair, ...], tu
 
 def _is_apostrophe(prompt: str, position: int) -> bool:
     """Of a mark that is part of no quotation: does it belong to a word, or is its partner missing?"""
-    return _is_word(_around(prompt, position)[0]) or _ELISION.match(prompt, position) is not None
+    belongs = _is_word(_around(prompt, position)[0]) or _ELISION.match(prompt, position) is not None
+    return belongs or _letter_within(prompt, position) is not None
 
 
 def _part(positions: Sequence[int], belongs: Callable[[int], bool]) -> tuple[list[int], list[int]]:

@@ -214,8 +214,14 @@ def _notices(
 ) -> Iterator[Notice]:
     readers = [pair.text(prompt) for pair in marks.pairs]
     is_trap = Counter(readers) != Counter(by_reference)
-    is_fixed = is_trap and not is_followed
-    outcome = "It is drawn as a reader would read it." if is_fixed else "The model reads it as quotation marks."
+    # With a mark that has no partner nobody knows how a reader would read it.
+    is_sure = not is_followed and not marks.strays
+    is_fixed = is_trap and is_sure
+    outcome = "It is drawn as a reader would read it."
+    if is_followed:
+        outcome = "The model reads it as quotation marks."
+    elif marks.strays:
+        outcome = "Another mark has no partner, so it may be read wrongly."
     # `rock 'n' roll` reads as a quotation for everybody who does not know it.
     taken = [pair.start for pair in marks.pairs if pair.text(prompt).lower() == "n" and prompt[pair.start] == "'"]
     if suspects := [*(marks.apostrophes if is_trap else ()), *taken]:
@@ -228,7 +234,7 @@ def _notices(
         if _nearest(prompt, pair) is not None:
             known = "They are written as marks that it knows." if not is_followed else "What they hold is not drawn as text."
             message = f"The model does not know the quotation marks {prompt[pair.start]}…{prompt[pair.end]}. {known}"
-            yield _at(prompt, pair.start, "unsupported_quotes", message, not is_followed)
+            yield _at(prompt, pair.start, "unsupported_quotes", message, is_sure)
             break
     if marks.nested:
         at = marks.nested[0]
@@ -237,10 +243,10 @@ def _notices(
             if not is_followed
             else "The model may draw the inner text twice."
         )
-        yield _at(prompt, at, "nested_quotes", f"There are quotation marks inside a quotation. {one}", not is_followed)
+        yield _at(prompt, at, "nested_quotes", f"There are quotation marks inside a quotation. {one}", is_sure)
     if marks.wrapper is not None:
         effect = "They are not drawn." if not is_followed else "The model draws all of it."
-        yield _at(prompt, marks.wrapper.start, "nested_quotes", f"The whole prompt stands in quotation marks. {effect}", not is_followed)
+        yield _at(prompt, marks.wrapper.start, "nested_quotes", f"The whole prompt stands in quotation marks. {effect}", is_sure)
     if marks.strays:
         yield _at(prompt, marks.strays[0], "unclosed_quote", "A quotation mark has no partner; nothing is drawn because of it.", False)
     if not texts and not meant and (asked := _ASKS_FOR_TEXT.search(prompt)):

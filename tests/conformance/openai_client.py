@@ -12,10 +12,11 @@ import io
 import json
 import os
 import sys
+import threading
 import time
 import traceback
+import uuid
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 
 import openai
 
@@ -126,13 +127,24 @@ def errors():
 
 
 def failing_stream():
-    """A job that ends while it is streamed, because its deadline has come: the client raises what the stream says."""
-    deadline = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat()
-    extra = {"num_inference_steps": 200, "deadline": deadline}
+    """A job that ends while it is streamed, because somebody cancels it: the client raises what the stream says."""
+    mark = uuid.uuid4().hex
+    extra = {"num_inference_steps": 200, "metadata": {"mark": mark}}
+
+    def cancel():
+        found = []
+        while not found:
+            found = client.get(f"/jobs?metadata[mark]={mark}", cast_to=object)["data"]
+        client.post(f"/jobs/{found[0]['id']}/cancel", cast_to=object)
+
+    canceling = threading.Thread(target=cancel)
+    canceling.start()
     try:
         list(client.images.generate(prompt="A late swan", stream=True, size="256x256", extra_body=extra))
     except openai.APIError as error:
         return {"error": type(error).__name__, "code": error.code}
+    finally:
+        canceling.join()
     return {"error": None}
 
 

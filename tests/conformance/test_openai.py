@@ -167,7 +167,7 @@ def test_errors(python_run: Run, name: str) -> None:
 
 def test_a_stream_that_fails(python_run: Run) -> None:
     """The client raises what the stream says."""
-    assert python_run[1]["failing_stream"].get() == {"error": "APIError", "code": "deadline"}
+    assert python_run[1]["failing_stream"].get() == {"error": "APIError", "code": "job_canceled"}
 
 
 def test_a_wait_that_is_too_long(python_run: Run) -> None:

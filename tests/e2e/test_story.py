@@ -115,7 +115,7 @@ def test_webhook_tells_the_end(stack: Stack, receiver: tuple[str, Received]) -> 
 
 
 def test_expired_deadline(stack: Stack) -> None:
-    """A job that cannot be done by its deadline expires and says so."""
+    """A job that is not done by its deadline, here because nobody approves its draft, expires and says so."""
     deadline = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 2))
-    job = stack.wait(stack.submit(prompt="too slow", size="512x512", steps=200, n=4, deadline=deadline))
+    job = stack.wait(stack.submit(prompt="too slow", size="64x64", approve=True, deadline=deadline))
     assert (job["status"], job["error"]["code"]) == ("expired", "deadline_exceeded")

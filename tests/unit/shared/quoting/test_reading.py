@@ -28,6 +28,12 @@ _MARKS = st.text(alphabet=st.sampled_from("'\"“”‘’„«»『』「」 an
         ("a “hello” sign", ["hello"]),
         ('a "hello" sign', ["hello"]),
         ("a 'hello' sign", ["hello"]),
+        ("a sign that says 'rock 'n' roll'", ["rock 'n' roll"]),
+        ("'Rock 'n' Roll' and 'Drum 'n' Bass'", ["Rock 'n' Roll", "Drum 'n' Bass"]),
+        ("a sign that says ‘rock ’n’ roll’", ["rock ’n’ roll"]),
+        ("a shirt with 'plan 'B''", ["plan 'B'"]),
+        ("the dogs' 'A' team and 'B'", ["A", "B"]),
+        ("say 'a' and the dogs' names", ["a"]),
         ("一张「你好」海报", ["你好"]),
         ("it's a dog's \"B\" sign", ["B"]),
         ("the dogs' toys and the cats' food", []),
@@ -126,6 +132,15 @@ def test_a_reading_says_truly_whose_it_is(prompt: str, texts: list[str]) -> None
     reading = read_prompt(prompt, texts)
     if reading.is_reference:
         assert list(reading.glyph_texts) == glyph_texts(reading.prompt)
+
+
+@pytest.mark.parametrize("prompt", ["it's a dog's \"B\" and 'x", '«a» and "b', "a sign \"He said 'hi'\" “"])
+def test_nothing_is_mended_for_sure_beside_a_lone_mark(prompt: str) -> None:
+    """Where a mark has no partner, no warning says that the picture has what a reader expects."""
+    notices = read_prompt(prompt).notices
+    assert len(notices) > 1
+    assert "unclosed_quote" in {notice.code for notice in notices}
+    assert not any(notice.is_fixed for notice in notices)
 
 
 @pytest.mark.parametrize(
