@@ -22,7 +22,7 @@ from services.api.schemas import JobRequest
 from services.api.submitting import read_request
 from shared.cost import num_ar_tokens
 from shared.job_document import timestamp
-from shared.lifecycle.estimate import Plan, plan, seconds_ahead
+from shared.lifecycle.estimate import Plan, plan
 from shared.lifecycle.submit import NewJob
 from shared.lifecycle.tenants import Caller
 from shared.states import Stage
@@ -65,7 +65,8 @@ def estimate(parts: Parts, caller: Caller, job: NewJob, num_sources: int) -> dic
     ar_tokens = todo.num_grids * num_ar_tokens(job.grid, num_sources)
     ar_s = 0.0 if not todo.num_grids else _times(todo.num_grids, job.grid_cost_s)
     decoder_s = 0.0 if not todo.num_images else _times(todo.num_images, job.image_cost_s)
-    queue_s = _queue_s(parts, fleet, job, todo)
+    stage = Stage.AR if todo.num_grids else Stage.DECODER
+    queue_s = parts.outlook.seconds_ahead(stage, job.priority, datetime.now(UTC)) if todo.num_images else 0.0
     run_s = run_seconds(fleet, job, num_sources, todo.num_grids, todo.num_images)
     run_s = None if run_s is None else run_s + _OVERHEAD_S
     eta = None if queue_s is None or run_s is None else datetime.fromtimestamp(time.time() + queue_s + run_s, UTC)
@@ -84,25 +85,23 @@ def estimate(parts: Parts, caller: Caller, job: NewJob, num_sources: int) -> dic
     }
 
 
-def _queue_s(parts: Parts, fleet: Fleet, job: NewJob, todo: Plan) -> float | None:
-    """Until the job's first work begins, if all that is in front of it is shared among the workers."""
-    if not todo.num_images:
-        return 0.0
-    stage, workers = (Stage.AR, fleet.ar.num_workers) if todo.num_grids else (Stage.DECODER, fleet.decoder.num_workers)
-    ahead = seconds_ahead(parts.db, stage, job.priority)
-    return None if ahead is None or not workers else ahead / workers
-
-
 def _warnings(fleet: Fleet, job: NewJob, todo: Plan, eta: datetime | None) -> Iterator[dict[str, Any]]:
-    if todo.num_images and not (fleet.ar.num_workers and fleet.decoder.num_workers):
-        yield _warning("no_workers", "No worker of one stage is alive now; the job would wait until there is one.")
-    elif todo.num_images and eta is None:
-        yield _warning("unknown_speed", "The workers have not told yet how fast they are; seconds are null.")
+    if todo.num_images:
+        yield from fleet_warnings(fleet, is_known=eta is not None)
     if eta is not None and job.deadline is not None and eta > job.deadline - timedelta(seconds=_OVERHEAD_S):
-        yield _warning("deadline_unmeetable", "The job would probably expire before it is done.")
+        yield warning("deadline_unmeetable", "The job would probably expire before it is done.")
 
 
-def _warning(code: str, message: str) -> dict[str, Any]:
+def fleet_warnings(fleet: Fleet, *, is_known: bool) -> Iterator[dict[str, Any]]:
+    """Why nothing would be drawn now, or `is_known` is false: nobody can tell how long it takes."""
+    if not (fleet.ar.num_workers and fleet.decoder.num_workers):
+        yield warning("no_workers", "No worker of one stage is alive now; the work would wait until there is one.")
+    elif not is_known:
+        yield warning("unknown_speed", "The workers have not told yet how fast they are; seconds are null.")
+
+
+def warning(code: str, message: str) -> dict[str, Any]:
+    """One that is not about the texts of a prompt."""
     return {"code": code, "message": message, "text": None, "position": None, "fixed": False}
 
 

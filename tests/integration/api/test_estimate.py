@@ -10,6 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from services.api.answers import EstimateAnswer
+from services.api.parts import Parts
 from services.api.settings import ApiSettings
 from shared.db import Database
 from shared.storage import Storage
@@ -62,8 +63,8 @@ def test_what_is_stored_costs_nothing(client: FlaskClient, db: Database, setting
 
 
 @pytest.mark.usefixtures("workers")
-def test_seconds_are_what_workers_report(client: FlaskClient) -> None:
-    """Worker seconds of both stages, the queue in front, and when it would be done."""
+def test_seconds_are_what_workers_report(client: FlaskClient, parts: Parts) -> None:
+    """Worker seconds of both stages, the queue in front as the next job would see it, and when it would be done."""
     before = datetime.now(UTC)
     first = estimate(client, n=2)
     assert first["gpu_seconds_by_stage"]["ar"] == pytest.approx(2 * first["cost"]["ar_tokens"] / 2 * AR_SPEED.seconds_per_unit)
@@ -71,8 +72,10 @@ def test_seconds_are_what_workers_report(client: FlaskClient) -> None:
     assert first["gpu_seconds"] == pytest.approx(sum(first["gpu_seconds_by_stage"].values()), abs=0.002)
     assert first["queue_seconds"] == 0
     assert datetime.fromisoformat(first["eta"]) > before
-    client.post("/v1/jobs", json={"prompt": "a wolf", "n": 4})
+    job = client.post("/v1/jobs", json={"prompt": "a wolf", "n": 4}).get_json()
+    parts.outlook._lines.clear()
     assert estimate(client)["queue_seconds"] == pytest.approx(4 * first["cost"]["ar_tokens"] / 2 * AR_SPEED.seconds_per_unit)
+    assert estimate(client)["queue_seconds"] > client.get(f"/v1/jobs/{job['id']}").get_json()["queue"]["seconds_ahead"]
     assert estimate(client, priority="interactive")["queue_seconds"] == 0
 
 
