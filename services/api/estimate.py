@@ -10,10 +10,13 @@ from typing import Any
 from apiflask import APIBlueprint
 from flask import Response, jsonify, request
 
-from services.api.answers import EstimateAnswer
+from services.api.answers import BatchEstimateAnswer, EstimateAnswer
 from services.api.auth import authenticate
+from services.api.estimate_answers import answer_seconds, fleet_warnings, warning
 from services.api.fleet import Fleet
 from services.api.jobs import UPLOADS
+from services.api.openai.batch_estimate import BatchEstimateRequest, estimate_batch
+from services.api.openai.translate import without_nulls
 from services.api.parts import Parts
 from services.api.request_body import read_body
 from services.api.route_docs import describe
@@ -36,14 +39,16 @@ def estimate_blueprint(parts: Parts) -> APIBlueprint:
     estimates = APIBlueprint("estimates", __name__)
 
     @estimates.post("/v1/estimate")
-    @estimates.output(EstimateAnswer, description="What the job would cost.")
+    @estimates.output(EstimateAnswer, description="What it would cost.")
     @estimates.doc(
-        summary="Estimate a job",
+        summary="Estimate a job or a batch",
+        description="Of a batch: the sums over its lines, as if nothing of them were stored already.",
         operation_id="estimate_job",
         security="ApiKey",
-        responses=[400, 401, 403, 413, 415, 422, 503],
+        responses=[400, 401, 403, 404, 413, 415, 422, 503],
         extensions=describe(
-            body=JobRequest,
+            body=(JobRequest, BatchEstimateRequest),
+            content={"200": {"application/json": (EstimateAnswer, BatchEstimateAnswer)}},
             example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "n": 4},
             form={"request": JobRequest, "image": UPLOADS},
             form_required=("request",),
@@ -52,7 +57,10 @@ def estimate_blueprint(parts: Parts) -> APIBlueprint:
     )
     def estimate_one() -> Response:
         caller = authenticate(parts.db, request, "read")
-        read = read_request(parts, caller, read_body(request))
+        body = read_body(request)
+        if "input_file_id" in body.fields and not body.uploads:
+            return jsonify(estimate_batch(parts, caller, without_nulls(body.fields)))
+        read = read_request(parts, caller, body)
         return jsonify(estimate(parts, caller, read.job, len(read.sizes)))
 
     return estimates
@@ -73,10 +81,7 @@ def estimate(parts: Parts, caller: Caller, job: NewJob, num_sources: int) -> dic
     return {
         "object": "estimate",
         "cost": {"ar_tokens": ar_tokens, "decoder_steps": todo.num_images * job.steps, "images": todo.num_images},
-        "gpu_seconds": None if ar_s is None or decoder_s is None else round(ar_s + decoder_s, 3),
-        "gpu_seconds_by_stage": {"ar": _rounded(ar_s), "decoder": _rounded(decoder_s)},
-        "queue_seconds": _rounded(queue_s),
-        "run_seconds": _rounded(run_s),
+        **answer_seconds(ar_s, decoder_s, queue_s, run_s),
         "eta": timestamp(eta),
         # Reference images are not stored, so they have no ids yet.
         "params": job.params() | {"images": job.input.get("images", [])},
@@ -92,22 +97,5 @@ def _warnings(fleet: Fleet, job: NewJob, todo: Plan, eta: datetime | None) -> It
         yield warning("deadline_unmeetable", "The job would probably expire before it is done.")
 
 
-def fleet_warnings(fleet: Fleet, *, is_known: bool) -> Iterator[dict[str, Any]]:
-    """Why nothing would be drawn now, or `is_known` is false: nobody can tell how long it takes."""
-    if not (fleet.ar.num_workers and fleet.decoder.num_workers):
-        yield warning("no_workers", "No worker of one stage is alive now; the work would wait until there is one.")
-    elif not is_known:
-        yield warning("unknown_speed", "The workers have not told yet how fast they are; seconds are null.")
-
-
-def warning(code: str, message: str) -> dict[str, Any]:
-    """One that is not about the texts of a prompt."""
-    return {"code": code, "message": message, "text": None, "position": None, "fixed": False}
-
-
 def _times(count: int, each_s: float | None) -> float | None:
     return None if each_s is None else count * each_s
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)

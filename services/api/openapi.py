@@ -20,7 +20,7 @@ from services.api.answers import ProblemAnswer
 from services.api.examples import example_of
 from services.api.problems import MEDIA_TYPE as PROBLEM_TYPE
 from services.api.problems import Problem, example_problem
-from services.api.route_docs import EXTENSION, RouteDocs
+from services.api.route_docs import EXTENSION, Model, RouteDocs
 from services.api.webhooks.docs import webhook_items, webhook_models
 
 _REF = "#/components/schemas/{model}"
@@ -247,10 +247,12 @@ def _query_parameters(spec: dict[str, Any], model: type[BaseModel]) -> list[dict
     return parameters
 
 
-def _schema(spec: dict[str, Any], model: type[BaseModel] | dict[str, Any]) -> dict[str, Any]:
-    """A schema as it is, or a reference to a model's, which is put among the components."""
+def _schema(spec: dict[str, Any], model: Model | dict[str, Any]) -> dict[str, Any]:
+    """A schema as it is, or a reference to a model's, which is put among the components; or to any of several."""
     if isinstance(model, dict):
         return model
+    if isinstance(model, tuple):
+        return {"anyOf": [_schema(spec, one) for one in model]}
     schema = model.model_json_schema(ref_template=_REF)
     spec["components"]["schemas"].update(schema.pop("$defs", {}))
     spec["components"]["schemas"][model.__name__] = schema

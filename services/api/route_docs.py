@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+Model = type[BaseModel] | tuple[type[BaseModel], ...]
+"""A model, or several that something may be of."""
 EXTENSION = "x-glmq"
 """Where a route's operation carries its `RouteDocs` until the document is complete."""
 
@@ -25,7 +27,7 @@ class RouteDocs:
 
     Attributes:
         query: the model of the query string.
-        body: the model of a JSON body.
+        body: the model of a JSON body, or several models, any of which it may be.
         is_body_optional: the route also works without any body.
         example: of a JSON body.
         form: schemas of the parts of a multipart body, besides or instead of JSON; a model stands for its schema, as JSON.
@@ -42,7 +44,7 @@ class RouteDocs:
     """
 
     query: type[BaseModel] | None = None
-    body: type[BaseModel] | None = None
+    body: Model | None = None
     is_body_optional: bool = False
     example: Any = None
     form: Mapping[str, dict[str, Any] | type[BaseModel]] = field(default_factory=dict)
@@ -51,8 +53,8 @@ class RouteDocs:
     descriptions: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     same_as: Mapping[str, str] = field(default_factory=dict)
-    content: Mapping[str, Mapping[str, dict[str, Any] | type[BaseModel]]] = field(default_factory=dict)
-    more_content: Mapping[str, Mapping[str, dict[str, Any] | type[BaseModel]]] = field(default_factory=dict)
+    content: Mapping[str, Mapping[str, dict[str, Any] | Model]] = field(default_factory=dict)
+    more_content: Mapping[str, Mapping[str, dict[str, Any] | Model]] = field(default_factory=dict)
     links: tuple[tuple[str, ...], str] | None = None
     is_counted: bool = False
     changes_nothing: bool = False
