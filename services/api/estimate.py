@@ -14,7 +14,7 @@ from services.api.answers import BatchEstimateAnswer, EstimateAnswer
 from services.api.auth import authenticate
 from services.api.estimate_answers import answer_seconds, fleet_warnings, warning
 from services.api.fleet import Fleet
-from services.api.jobs import UPLOADS
+from services.api.jobs import FORM_EXAMPLE, UPLOADS
 from services.api.openai.batch_estimate import BatchEstimateRequest, estimate_batch
 from services.api.openai.translate import without_nulls
 from services.api.parts import Parts
@@ -52,6 +52,7 @@ def estimate_blueprint(parts: Parts) -> APIBlueprint:
             example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "n": 4},
             form={"request": JobRequest, "image": UPLOADS},
             form_required=("request",),
+            form_example=FORM_EXAMPLE,
             changes_nothing=True,
         ),
     )

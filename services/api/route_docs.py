@@ -32,6 +32,8 @@ class RouteDocs:
         example: of a JSON body.
         form: schemas of the parts of a multipart body, besides or instead of JSON; a model stands for its schema, as JSON.
         form_required: which of the parts must be there.
+        form_example: parts of a multipart body, a file by what it holds.
+        stream_example: the beginning of a stream, where an answer may be one.
         request_headers: names of request headers, as `openapi.py` knows them.
         descriptions: what an answer means, by status, where the standard phrase does not say it.
         headers: names of headers by status, besides those of every answer.
@@ -49,6 +51,8 @@ class RouteDocs:
     example: Any = None
     form: Mapping[str, dict[str, Any] | type[BaseModel]] = field(default_factory=dict)
     form_required: tuple[str, ...] = ()
+    form_example: Mapping[str, Any] = field(default_factory=dict)
+    stream_example: str | None = None
     request_headers: tuple[str, ...] = ()
     descriptions: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
