@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 import time
@@ -24,6 +25,15 @@ def new_id(prefix: str) -> str:
     milliseconds = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10))
     value = milliseconds << 80 | 0x7 << 76 | (random >> 6 & 0xFFF) << 64 | 0b10 << 62 | (random & (1 << 62) - 1)
+    return _spelled(prefix, value)
+
+
+def named_id(prefix: str, name: str) -> str:
+    """The id of the one thing of this name: whoever makes it twice finds it there. It says nothing of the time."""
+    return _spelled(prefix, int.from_bytes(hashlib.sha256(name.encode()).digest()[:16]))
+
+
+def _spelled(prefix: str, value: int) -> str:
     # 26 characters are 130 bits; the encoder wants whole bytes, which 136 are.
     return prefix + _separator(prefix) + base64.b32hexencode((value << 6).to_bytes(17))[:26].translate(_FROM_BASE32HEX).decode()
 

@@ -82,6 +82,7 @@ class Warning(BaseModel):
         "no_workers",
         "unknown_speed",
         "deadline_unmeetable",
+        "sampled",
     ]
     message: str
     text: str | None = Field(description="An excerpt.")
@@ -194,6 +195,20 @@ class EstimateAnswer(BaseModel):
     eta: str | None = Field(description="When it would be done if it were submitted now.")
     params: dict[str, Any] = Field(description="The request with every default filled in; a seed that is not given is drawn anew.")
     glyph_texts: list[str]
+    warnings: list[Warning]
+
+
+class BatchEstimateAnswer(BaseModel):
+    """What the requests of a batch would cost together, and when the last one would be done."""
+
+    object: Literal["estimate"]
+    requests: int
+    cost: Cost = Field(description="What their `usage` would say together, if nothing of it is in the store already.")
+    gpu_seconds: float | None
+    gpu_seconds_by_stage: StageSeconds
+    queue_seconds: float | None
+    run_seconds: float | None = Field(description="Of all of them, by all workers that live now.")
+    eta: str | None
     warnings: list[Warning]
 
 

@@ -15,6 +15,7 @@ from services.api.events import events_blueprint
 from services.api.health import health_blueprint
 from services.api.images import images_blueprint
 from services.api.jobs import jobs_blueprint
+from services.api.metrics import metrics_blueprint
 from services.api.model_list import models_blueprint
 from services.api.openai.batches import batches_blueprint
 from services.api.openai.files import files_blueprint
@@ -78,6 +79,7 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
         problem_pages_blueprint,
         docs_blueprint,
         health_blueprint,
+        metrics_blueprint,
     ):
         app.register_blueprint(make(parts))
     # The dialects, each over `submitting.py` and `job_access.py`.

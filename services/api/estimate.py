@@ -10,10 +10,13 @@ from typing import Any
 from apiflask import APIBlueprint
 from flask import Response, jsonify, request
 
-from services.api.answers import EstimateAnswer
+from services.api.answers import BatchEstimateAnswer, EstimateAnswer
 from services.api.auth import authenticate
+from services.api.estimate_answers import answer_seconds, fleet_warnings, warning
 from services.api.fleet import Fleet
-from services.api.jobs import UPLOADS
+from services.api.jobs import FORM_EXAMPLE, UPLOADS
+from services.api.openai.batch_estimate import BatchEstimateRequest, estimate_batch
+from services.api.openai.translate import without_nulls
 from services.api.parts import Parts
 from services.api.request_body import read_body
 from services.api.route_docs import describe
@@ -22,7 +25,7 @@ from services.api.schemas import JobRequest
 from services.api.submitting import read_request
 from shared.cost import num_ar_tokens
 from shared.job_document import timestamp
-from shared.lifecycle.estimate import Plan, plan, seconds_ahead
+from shared.lifecycle.estimate import Plan, plan
 from shared.lifecycle.submit import NewJob
 from shared.lifecycle.tenants import Caller
 from shared.states import Stage
@@ -36,23 +39,29 @@ def estimate_blueprint(parts: Parts) -> APIBlueprint:
     estimates = APIBlueprint("estimates", __name__)
 
     @estimates.post("/v1/estimate")
-    @estimates.output(EstimateAnswer, description="What the job would cost.")
+    @estimates.output(EstimateAnswer, description="What it would cost.")
     @estimates.doc(
-        summary="Estimate a job",
+        summary="Estimate a job or a batch",
+        description="Of a batch: the sums over its lines, as if nothing of them were stored already.",
         operation_id="estimate_job",
         security="ApiKey",
-        responses=[400, 401, 403, 413, 415, 422, 503],
+        responses=[400, 401, 403, 404, 413, 415, 422, 503],
         extensions=describe(
-            body=JobRequest,
+            body=(JobRequest, BatchEstimateRequest),
+            content={"200": {"application/json": (EstimateAnswer, BatchEstimateAnswer)}},
             example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "n": 4},
             form={"request": JobRequest, "image": UPLOADS},
             form_required=("request",),
+            form_example=FORM_EXAMPLE,
             changes_nothing=True,
         ),
     )
     def estimate_one() -> Response:
         caller = authenticate(parts.db, request, "read")
-        read = read_request(parts, caller, read_body(request))
+        body = read_body(request)
+        if "input_file_id" in body.fields and not body.uploads:
+            return jsonify(estimate_batch(parts, caller, without_nulls(body.fields)))
+        read = read_request(parts, caller, body)
         return jsonify(estimate(parts, caller, read.job, len(read.sizes)))
 
     return estimates
@@ -65,17 +74,15 @@ def estimate(parts: Parts, caller: Caller, job: NewJob, num_sources: int) -> dic
     ar_tokens = todo.num_grids * num_ar_tokens(job.grid, num_sources)
     ar_s = 0.0 if not todo.num_grids else _times(todo.num_grids, job.grid_cost_s)
     decoder_s = 0.0 if not todo.num_images else _times(todo.num_images, job.image_cost_s)
-    queue_s = _queue_s(parts, fleet, job, todo)
+    stage = Stage.AR if todo.num_grids else Stage.DECODER
+    queue_s = parts.outlook.seconds_ahead(stage, job.priority, datetime.now(UTC)) if todo.num_images else 0.0
     run_s = run_seconds(fleet, job, num_sources, todo.num_grids, todo.num_images)
     run_s = None if run_s is None else run_s + _OVERHEAD_S
     eta = None if queue_s is None or run_s is None else datetime.fromtimestamp(time.time() + queue_s + run_s, UTC)
     return {
         "object": "estimate",
         "cost": {"ar_tokens": ar_tokens, "decoder_steps": todo.num_images * job.steps, "images": todo.num_images},
-        "gpu_seconds": None if ar_s is None or decoder_s is None else round(ar_s + decoder_s, 3),
-        "gpu_seconds_by_stage": {"ar": _rounded(ar_s), "decoder": _rounded(decoder_s)},
-        "queue_seconds": _rounded(queue_s),
-        "run_seconds": _rounded(run_s),
+        **answer_seconds(ar_s, decoder_s, queue_s, run_s),
         "eta": timestamp(eta),
         # Reference images are not stored, so they have no ids yet.
         "params": job.params() | {"images": job.input.get("images", [])},
@@ -84,31 +91,12 @@ def estimate(parts: Parts, caller: Caller, job: NewJob, num_sources: int) -> dic
     }
 
 
-def _queue_s(parts: Parts, fleet: Fleet, job: NewJob, todo: Plan) -> float | None:
-    """Until the job's first work begins, if all that is in front of it is shared among the workers."""
-    if not todo.num_images:
-        return 0.0
-    stage, workers = (Stage.AR, fleet.ar.num_workers) if todo.num_grids else (Stage.DECODER, fleet.decoder.num_workers)
-    ahead = seconds_ahead(parts.db, stage, job.priority)
-    return None if ahead is None or not workers else ahead / workers
-
-
 def _warnings(fleet: Fleet, job: NewJob, todo: Plan, eta: datetime | None) -> Iterator[dict[str, Any]]:
-    if todo.num_images and not (fleet.ar.num_workers and fleet.decoder.num_workers):
-        yield _warning("no_workers", "No worker of one stage is alive now; the job would wait until there is one.")
-    elif todo.num_images and eta is None:
-        yield _warning("unknown_speed", "The workers have not told yet how fast they are; seconds are null.")
+    if todo.num_images:
+        yield from fleet_warnings(fleet, is_known=eta is not None)
     if eta is not None and job.deadline is not None and eta > job.deadline - timedelta(seconds=_OVERHEAD_S):
-        yield _warning("deadline_unmeetable", "The job would probably expire before it is done.")
-
-
-def _warning(code: str, message: str) -> dict[str, Any]:
-    return {"code": code, "message": message, "text": None, "position": None, "fixed": False}
+        yield warning("deadline_unmeetable", "The job would probably expire before it is done.")
 
 
 def _times(count: int, each_s: float | None) -> float | None:
     return None if each_s is None else count * each_s
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)

@@ -28,6 +28,10 @@ _DOCS: dict[str, Any] = {
     "query": EventsQuery,
     "request_headers": ("Last-Event-ID",),
     "content": {"200": {"application/json": EventListAnswer, MEDIA_TYPE: STREAM_SCHEMA}},
+    "stream_example": (
+        'retry: 2000\nevent: job.snapshot\ndata: {"object":"event","type":"job.snapshot",…}\n\n'
+        'id: 18\nevent: job.started\ndata: {"id":"evt_…","object":"event","type":"job.started","seq":18,…}\n\n: hb\n\n'
+    ),
     "headers": {"200": ("Link",)},
 }
 

@@ -86,11 +86,12 @@ class JobEvents:
         cursor = self._start() if self._cursor is None else self._cursor
         document = find_job(self._parts, self._caller, self._job_id)
         self._progress = document["progress"]
-        yield self._snapshot(document, cursor)
         end = last_event(self._parts.db, self._caller.tenant_id, self._job_id, ends_only=True)
         if document["status"] in TERMINAL_JOB and not end:
-            # It ended so long ago that its events are not kept any more.
+            # It ended so long ago that its events are not kept any more. With a number to come back with, and be told that it is over.
+            yield self._snapshot(document, cursor, kept_events(self._parts.db, self._caller.tenant_id).newest)
             return
+        yield self._snapshot(document, cursor)
         looked_at = float("-inf")
         while True:
             if watch.take() or time.monotonic() - looked_at >= self._parts.waiting.look_s():
@@ -118,10 +119,10 @@ class JobEvents:
     def _is_over(self) -> bool:
         return find_job(self._parts, self._caller, self._job_id)["status"] in TERMINAL_JOB
 
-    def _snapshot(self, document: dict[str, Any], cursor: int) -> bytes:
+    def _snapshot(self, document: dict[str, Any], cursor: int, event_id: int | None = None) -> bytes:
         kind = "stream.reset" if self._is_lost else "job.snapshot"
         data = finish_document(document, self._base_url, self._parts.storage.presign)
-        return event_bytes(kind, _passing(kind, cursor, data), is_first=True)
+        return event_bytes(kind, _passing(kind, cursor, data), event_id, is_first=True)
 
     def _moved(self) -> bytes | None:
         """The job's progress, if it is another one than was told last."""

@@ -38,6 +38,7 @@ UPLOADS = {
     "items": {"type": "string", "contentMediaType": "application/octet-stream"},
     "description": "Reference images, after those of `images`.",
 }
+FORM_EXAMPLE = {"request": {"prompt": "make it night", "size": "auto"}, "image": ["(the bytes of a.png)"]}
 NEW_JOB: dict[str, Any] = {
     "is_counted": True,
     "request_headers": ("Idempotency-Key", "Prefer"),
@@ -68,6 +69,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
             example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "seed": 7},
             form={"request": JobRequest, "image": UPLOADS},
             form_required=("request",),
+            form_example=FORM_EXAMPLE,
             **NEW_JOB,
         ),
     )
@@ -95,6 +97,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
             example={"prompt": "a red fox"},
             form={"request": JobRequest, "image": UPLOADS},
             form_required=("request",),
+            form_example=FORM_EXAMPLE,
             **{**NEW_JOB, "request_headers": ("Prefer",)},
         ),
     )

@@ -11,6 +11,7 @@ from services.api.openai.schemas import is_model_name
 from services.api.parts import Parts
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
+from shared.source_size import SourceLimits
 
 
 def models_blueprint(parts: Parts) -> APIBlueprint:
@@ -38,6 +39,10 @@ def models_blueprint(parts: Parts) -> APIBlueprint:
     return models
 
 
+_UPLOADS = SourceLimits()
+"""What holds for the files of reference images, whatever the checkpoint."""
+
+
 def describe(info: ModelInfo) -> dict[str, object]:
     """The model as customers see it."""
     return {
@@ -63,5 +68,7 @@ def describe(info: ModelInfo) -> dict[str, object]:
             "source_min_side": info.source_min_px,
             "source_max_side": info.source_max_px,
             "source_max_aspect": info.max_source_aspect,
+            "source_max_bytes": _UPLOADS.max_bytes,
+            "source_max_pixels": _UPLOADS.max_pixels,
         },
     }

@@ -20,10 +20,11 @@ from services.api.answers import ProblemAnswer
 from services.api.examples import example_of
 from services.api.problems import MEDIA_TYPE as PROBLEM_TYPE
 from services.api.problems import Problem, example_problem
-from services.api.route_docs import EXTENSION, RouteDocs
+from services.api.route_docs import EXTENSION, Model, RouteDocs
 from services.api.webhooks.docs import webhook_items, webhook_models
 
 _REF = "#/components/schemas/{model}"
+_STREAM_TYPE = "text/event-stream"
 _METHODS = ("get", "post", "put", "patch", "delete")
 
 _REQUEST_HEADERS: dict[str, dict[str, Any]] = {
@@ -198,6 +199,8 @@ def _request_body(spec: dict[str, Any], docs: RouteDocs) -> dict[str, Any]:
         }
         as_json = {name: {"contentType": "application/json"} for name, part in docs.form.items() if isinstance(part, type)}
         content["multipart/form-data"] = {"schema": form, **({"encoding": as_json} if as_json else {})}
+        if docs.form_example:
+            content["multipart/form-data"]["example"] = dict(docs.form_example)
     return {"required": not docs.is_body_optional, "content": content}
 
 
@@ -206,6 +209,8 @@ def _complete_responses(spec: dict[str, Any], responses: dict[str, Any], docs: R
         responses[status]["content"] = {name: {"schema": _schema(spec, schema)} for name, schema in media.items()}
     for status, media in docs.more_content.items():
         responses[status]["content"] |= {name: {"schema": _schema(spec, schema)} for name, schema in media.items()}
+    if docs.stream_example is not None:
+        responses["200"]["content"][_STREAM_TYPE]["example"] = docs.stream_example
     for status, other in docs.same_as.items():
         responses[status]["content"] = responses[other]["content"]
     for status, response in responses.items():
@@ -247,10 +252,12 @@ def _query_parameters(spec: dict[str, Any], model: type[BaseModel]) -> list[dict
     return parameters
 
 
-def _schema(spec: dict[str, Any], model: type[BaseModel] | dict[str, Any]) -> dict[str, Any]:
-    """A schema as it is, or a reference to a model's, which is put among the components."""
+def _schema(spec: dict[str, Any], model: Model | dict[str, Any]) -> dict[str, Any]:
+    """A schema as it is, or a reference to a model's, which is put among the components; or to any of several."""
     if isinstance(model, dict):
         return model
+    if isinstance(model, tuple):
+        return {"anyOf": [_schema(spec, one) for one in model]}
     schema = model.model_json_schema(ref_template=_REF)
     spec["components"]["schemas"].update(schema.pop("$defs", {}))
     spec["components"]["schemas"][model.__name__] = schema

@@ -46,13 +46,16 @@ class Outlook:
         ahead = self._seconds_ahead(document) if _is_in_line(document) else 0.0
         return None if own is None or ahead is None else ahead + own
 
-    def _seconds_ahead(self, document: Document) -> float | None:
-        stage = Stage(document["stage"])
+    def seconds_ahead(self, stage: Stage, priority: Priority, created_at: datetime) -> float | None:
+        """Until work of this age has its turn, if all that is before it is shared among the workers; None if that cannot be told."""
         fleet = self._fleet.get()
         num_workers = (fleet.ar if stage is Stage.AR else fleet.decoder).num_workers
-        lane = list(Priority).index(Priority(document["priority"]))
-        ahead = self._line(stage).seconds_before(lane, datetime.fromisoformat(document["created_at"]))
+        ahead = self._line(stage).seconds_before(list(Priority).index(priority), created_at)
         return None if ahead is None or not num_workers else ahead / num_workers
+
+    def _seconds_ahead(self, document: Document) -> float | None:
+        came_at = datetime.fromisoformat(document["created_at"])
+        return self.seconds_ahead(Stage(document["stage"]), Priority(document["priority"]), came_at)
 
     def _line(self, stage: Stage) -> Line:
         with self._lock:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from typing import TypeVar
 
 import structlog
@@ -22,8 +23,9 @@ from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from shared.db import Database
+from shared.db import Database, DatabaseDownError
 from shared.errors import QueueFullError, QuotaError
+from shared.lifecycle.quota_warnings import WARN_AT, warn
 from shared.lifecycle.quotas import Limits, default_limits, read_budget
 from shared.lifecycle.tenants import Caller
 from shared.settings import QuotaSettings
@@ -65,6 +67,17 @@ class QuotaState:
             found.append(f'"batches";q={limits.live_batches};qu="batches"')
         return found
 
+    def used(self) -> list[tuple[str, float, float]]:
+        """What is used of each limit that is known, and what the limit is."""
+        limits, found = self.limits, []
+        if limits.requests_per_minute is not None and self.requests is not None:
+            found.append(("requests_per_minute", float(limits.requests_per_minute - self.requests[0]), float(limits.requests_per_minute)))
+        if limits.max_queued is not None:
+            found.append(("max_queued", float(self.num_queued), float(limits.max_queued)))
+        if limits.gpu_seconds_per_day is not None and self.gpu_seconds is not None:
+            found.append(("gpu_seconds_per_day", limits.gpu_seconds_per_day - self.gpu_seconds[0], limits.gpu_seconds_per_day))
+        return found
+
     def remaining(self) -> list[str]:
         """Items of `RateLimit`."""
         found = []
@@ -92,6 +105,7 @@ class Quotas:
         self._shared = SlidingWindowCounterRateLimiter(shared_count)
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._down_until = 0.0
+        self._warned: dict[tuple[str, str], date] = {}
 
     def limits_of(self, caller: Caller) -> Limits:
         """What holds for the caller's tenant."""
@@ -140,6 +154,30 @@ class Quotas:
         """A job was stored; so many of the tenant's are queued now."""
         if num_queued is not None and "quota" in g:
             g.quota.num_queued = num_queued
+
+    def warn(self, tenant_id: str, used: Iterable[tuple[str, float, float]]) -> None:
+        """
+        Tell the tenant of each limit of which most is used, once a day.
+
+        Args:
+            used: the limit's name, what is used of it, and what it is.
+        """
+        today = datetime.now(UTC).date()
+        for limit, amount, most in used:
+            # What this process has told or found told costs no query again.
+            if amount < WARN_AT * most or self._warned.get((tenant_id, limit)) == today:
+                continue
+            try:
+                warn(self._db, tenant_id, limit, amount, most, today)
+            except DatabaseDownError:
+                # What was asked for is done; the next one tells.
+                return
+            self._warned[tenant_id, limit] = today
+
+    def warn_caller(self, caller: Caller) -> None:
+        """The same, of what this request has learned."""
+        if "quota" in g:
+            self.warn(caller.tenant_id, g.quota.used())
 
     def note_batches(self, num_batches: int | None) -> None:
         """So many batches of the tenant have not ended, the one among them that this request made; None: it made none."""

@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+Model = type[BaseModel] | tuple[type[BaseModel], ...]
+"""A model, or several that something may be of."""
 EXTENSION = "x-glmq"
 """Where a route's operation carries its `RouteDocs` until the document is complete."""
 
@@ -25,11 +27,13 @@ class RouteDocs:
 
     Attributes:
         query: the model of the query string.
-        body: the model of a JSON body.
+        body: the model of a JSON body, or several models, any of which it may be.
         is_body_optional: the route also works without any body.
         example: of a JSON body.
         form: schemas of the parts of a multipart body, besides or instead of JSON; a model stands for its schema, as JSON.
         form_required: which of the parts must be there.
+        form_example: parts of a multipart body, a file by what it holds.
+        stream_example: the beginning of a stream, where an answer may be one.
         request_headers: names of request headers, as `openapi.py` knows them.
         descriptions: what an answer means, by status, where the standard phrase does not say it.
         headers: names of headers by status, besides those of every answer.
@@ -42,17 +46,19 @@ class RouteDocs:
     """
 
     query: type[BaseModel] | None = None
-    body: type[BaseModel] | None = None
+    body: Model | None = None
     is_body_optional: bool = False
     example: Any = None
     form: Mapping[str, dict[str, Any] | type[BaseModel]] = field(default_factory=dict)
     form_required: tuple[str, ...] = ()
+    form_example: Mapping[str, Any] = field(default_factory=dict)
+    stream_example: str | None = None
     request_headers: tuple[str, ...] = ()
     descriptions: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     same_as: Mapping[str, str] = field(default_factory=dict)
-    content: Mapping[str, Mapping[str, dict[str, Any] | type[BaseModel]]] = field(default_factory=dict)
-    more_content: Mapping[str, Mapping[str, dict[str, Any] | type[BaseModel]]] = field(default_factory=dict)
+    content: Mapping[str, Mapping[str, dict[str, Any] | Model]] = field(default_factory=dict)
+    more_content: Mapping[str, Mapping[str, dict[str, Any] | Model]] = field(default_factory=dict)
     links: tuple[tuple[str, ...], str] | None = None
     is_counted: bool = False
     changes_nothing: bool = False

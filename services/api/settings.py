@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from shared.settings import QuotaSettings
@@ -38,6 +40,9 @@ class ApiSettings(QuotaSettings):
     )
     sync_max_s: float = Field(
         default=300, gt=0, le=3600, description="Seconds that an OpenAI request is held for its images; then it is told where they will be."
+    )
+    metrics: Literal["operators", "everybody"] = Field(
+        default="operators", description="Who may read `/metrics`: whoever has a key of an operator, or everybody who reaches the API."
     )
     source_fetch_s: float = Field(
         default=15, gt=0, le=120, description="Seconds in which all source images that one request names by URL must have arrived."

@@ -160,6 +160,7 @@ def store_job(parts: Parts, caller: Caller, job: NewJob, once: Idempotency | Non
         parts.quotas.note_queued(limits.max_queued)
         raise
     parts.quotas.note_queued(stored.num_queued)
+    parts.quotas.warn_caller(caller)
     # A job that was found in parts may have its tokens already.
     parts.ring_for_work((Stage.AR,) if stored.is_all_new else Stage)
     return Submitted(stored.job_id, stored.is_replay, stored.document)

@@ -1,20 +1,17 @@
-"""What a job would have to run, and what is in front of it. Reads only."""
+"""What a job would have to run. Reads only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.lifecycle.reuse import Cache
 from shared.lifecycle.submit import NewJob, image_columns, new_layouts
-from shared.states import LIVE_WORK, Priority, Stage, WorkState
+from shared.states import WorkState
 from shared.tables import Grid, Image
-
-_MAX_COUNTED = 20_000
-"""Units in front of a job that are added up; a longer queue is longer than anybody waits for an estimate."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +37,6 @@ def plan(db: Database, new: NewJob) -> Plan:
         return Plan(len(wanted - written), len(drawn))
 
     return db.run(work)
-
-
-def seconds_ahead(db: Database, stage: Stage, priority: Priority) -> float | None:
-    """
-    Seconds of one worker that the work of a stage takes which comes before a new job of this priority.
-
-    None: nobody knows, because work was accepted before workers told how fast they are, or there is too much of it.
-    """
-    row = Grid if stage is Stage.AR else Image
-    lanes = list(Priority).index(priority)
-    live = select(row.cost_s).where(row.state.in_(LIVE_WORK), row.lane <= lanes).limit(_MAX_COUNTED).subquery()
-    query = select(func.count(), func.count(live.c.cost_s), func.coalesce(func.sum(live.c.cost_s), 0)).select_from(live)
-    count, known, total = db.run(lambda session: session.execute(query).one())
-    return float(total) if known == count < _MAX_COUNTED else None
 
 
 def _done(session: Session, row: type[Grid] | type[Image], tenant_id: str, keys: set[str] | list[str | None]) -> set[str | None]:

@@ -45,7 +45,10 @@ RESPONSE_EVENTS = tuple(f"response.{what}" for what in _RESPONSE_ENDS.values())
 RESPONSES = "openai.responses"
 """Name of the dialect whose jobs are responses, too."""
 
-EVENT_TYPES = (*JOB_EVENTS, *BATCH_EVENTS, *RESPONSE_EVENTS, *ENDPOINT_EVENTS)
+QUOTA_WARNING = "quota.warning"
+"""A tenant has used most of what it may use."""
+
+EVENT_TYPES = (*JOB_EVENTS, *BATCH_EVENTS, *RESPONSE_EVENTS, *ENDPOINT_EVENTS, QUOTA_WARNING)
 """Every type that an endpoint can ask for."""
 
 EVENT_FILTERS = ("*", *dict.fromkeys(name.partition(".")[0] + ".*" for name in EVENT_TYPES), *EVENT_TYPES)
@@ -200,18 +203,19 @@ def _more_queued(jobs: Sequence[Job], event_type: str) -> int:
     return -sum(job.status in TERMINAL_JOB and job.started_at is None for job in jobs)
 
 
-def record_event(session: Session, tenant_id: str, event_type: str, data: dict[str, Any]) -> str:
+def record_event(session: Session, tenant_id: str, event_type: str, data: dict[str, Any], event_id: str | None = None) -> str:
     """
     Append an event that is about no job, and a delivery for each endpoint that wants it.
 
     Args:
         data: with an `object` that says what it is.
+        event_id: None: a new one.
     Returns:
         The event's id.
     """
     session.flush()
     note_changes(session, (tenant_id,))
-    event_id = new_id("evt")
+    event_id = event_id or new_id("evt")
     _add(session, tenant_id, event_type, [{"id": event_id, "data": data}], [])
     return event_id
 

@@ -137,6 +137,8 @@ class Clerk:
             return False
         budget = read_budget(self._parts.db, batch.tenant_id, limits)
         left_s = math.inf if budget is None else budget.left_s
+        if budget is not None:
+            self._parts.quotas.warn(batch.tenant_id, [("gpu_seconds_per_day", budget.most_s - budget.left_s, budget.most_s)])
         if left_s <= 0:
             log.info("batch_waits", batch_id=batch.id, why="budget_exhausted")
             return False

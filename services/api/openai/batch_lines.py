@@ -68,7 +68,7 @@ def read_lines(data: bytes, endpoint: str, info: ModelInfo, should_stop: Callabl
         if not text.strip():
             continue
         if len(found.items) + found.num_errors >= MAX_LINES:
-            found.add_error("too_many_requests", f"a batch has at most {MAX_LINES} requests", number, None)
+            found.add_error("too_many_lines", f"a batch has at most {MAX_LINES} requests", number, None)
             break
         try:
             line = _read_line(text)

@@ -24,7 +24,7 @@ from services.api.route_docs import describe
 from shared.errors import RequestError, TooManyBatchesError
 from shared.ids import is_id
 from shared.lifecycle.batches import LIVE, BatchDocument, NewBatch, cancel_batch, create_batch, get_batch, list_batches
-from shared.lifecycle.files import get_file
+from shared.lifecycle.files import PlainFile, get_file
 from shared.lifecycle.tenants import Caller
 from shared.states import BatchStatus
 
@@ -148,11 +148,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
             asked = BatchRequest.model_validate(sent)
         except ValidationError as error:
             raise from_pydantic(error, BatchRequest, sent) from None
-        file = get_file(parts.db, caller.tenant_id, asked.input_file_id) if is_id(asked.input_file_id, "file") else None
-        if file is None:
-            raise RequestError("invalid_request", "input_file_id: names no file of yours", "input_file_id")
-        if file.purpose != "batch":
-            raise RequestError("invalid_request", f"input_file_id: the file's purpose is {file.purpose}, not batch", "input_file_id")
+        file = find_input(parts, caller, asked.input_file_id)
         new = NewBatch(
             tenant_id=caller.tenant_id,
             input_file_id=file.id,
@@ -230,6 +226,21 @@ def _answer(batch: BatchDocument) -> Response:
     if batch.status in LIVE:
         response.headers[POLL_AFTER] = str(1000 * BATCH_POLL_S)
     return response
+
+
+def find_input(parts: Parts, caller: Caller, file_id: str) -> PlainFile:
+    """
+    The file of a batch's lines.
+
+    Raises:
+        RequestError: it is none of the caller's, or for something else.
+    """
+    file = get_file(parts.db, caller.tenant_id, file_id) if is_id(file_id, "file") else None
+    if file is None:
+        raise RequestError("invalid_request", "input_file_id: names no file of yours", "input_file_id")
+    if file.purpose != "batch":
+        raise RequestError("invalid_request", f"input_file_id: the file's purpose is {file.purpose}, not batch", "input_file_id")
+    return file
 
 
 def find_batch(parts: Parts, caller: Caller, batch_id: str) -> BatchDocument:

@@ -111,6 +111,7 @@ def files_blueprint(parts: Parts) -> APIBlueprint:
                 "content": {**_FILE, "description": "Instead of file and purpose, from Replicate's clients."},
                 "metadata": {"type": "object", "description": "Beside `content`."},
             },
+            form_example={"file": "(the bytes of requests.jsonl)", "purpose": "batch"},
             content={"201": {"application/json": UploadedFileAnswer}},
             descriptions={"201": "The file, in Replicate's words, if it was sent as `content`."},
         ),

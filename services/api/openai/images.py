@@ -58,10 +58,15 @@ _POLL_S = 1
 OF_UNFINISHED = ("X-Should-Retry", "Link")
 """Headers of a refusal after a job was made."""
 _SSE = {MEDIA_TYPE: STREAM_SCHEMA, "application/json": ImagesAnswer}
+_STREAM = (
+    'event: image_generation.partial_image\ndata: {"type":"image_generation.partial_image","b64_json":"UklGR…",…}\n\n'
+    'event: image_generation.completed\ndata: {"type":"image_generation.completed","b64_json":"iVBOR…","usage":{…},…}\n\n'
+)
 _FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 _DOCS: dict[str, Any] = {
     "request_headers": ("Idempotency-Key",),
     "content": {"200": _SSE},
+    "stream_example": _STREAM,
     "is_counted": True,
     "headers": {
         "202": ("Location", "Retry-After", POLL_AFTER),
@@ -122,6 +127,7 @@ def openai_images_blueprint(parts: Parts) -> APIBlueprint:
                 "size": {"type": "string"},
             },
             form_required=("prompt", "image"),
+            form_example={"prompt": "make it night", "image": ["(the bytes of a.png)"], "n": 1, "size": "auto"},
             **_DOCS,
         ),
     )

@@ -49,6 +49,10 @@ from shared.states import Priority
 
 _ROUTE = "POST /v1/responses"
 _WINDOWS_S = {"2h": 7200, "8h": 28_800}
+_STREAM = (
+    'event: response.created\ndata: {"type":"response.created","sequence_number":0,"response":{…}}\n\n'
+    'event: response.completed\ndata: {"type":"response.completed","sequence_number":9,"response":{…}}\n\n'
+)
 _SSE = {"application/json": ResponseAnswer, MEDIA_TYPE: STREAM_SCHEMA}
 
 
@@ -69,6 +73,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
             example={"input": 'a sign that says "open"', "tools": [{"type": "image_generation", "size": "1024x1024"}], "background": True},
             request_headers=("Idempotency-Key",),
             content={"200": _SSE},
+            stream_example=_STREAM,
             is_counted=True,
             headers={"200": (POLL_AFTER, "Idempotency-Replayed"), "504": OF_UNFINISHED},
         ),
@@ -105,7 +110,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         operation_id="openai_get_response",
         security="ApiKey",
         responses=[400, 401, 403, 404, 503],
-        extensions=describe(query=ResponseQuery, content={"200": _SSE}, headers={"200": (POLL_AFTER,)}),
+        extensions=describe(query=ResponseQuery, content={"200": _SSE}, stream_example=_STREAM, headers={"200": (POLL_AFTER,)}),
     )
     def get_one(response_id: str) -> Response:
         caller = authenticate(parts.db, request, "read")

@@ -158,7 +158,9 @@ def replicate_blueprint(parts: Parts) -> APIBlueprint:
         security="ApiKey",
         responses=[200, 401, 403, 404, 410, 503],
         extensions=describe(
-            content={"200": {MEDIA_TYPE: STREAM_SCHEMA}}, descriptions={"200": "Events: `output`, `logs`, `error`, `done`."}
+            content={"200": {MEDIA_TYPE: STREAM_SCHEMA}},
+            stream_example="event: output\nid: 1\ndata: https://glmq.example/file.png\n\nevent: done\nid: 2\ndata: {}\n\n",
+            descriptions={"200": "Events: `output`, `logs`, `error`, `done`."},
         ),
     )
     def stream_one(job_id: str) -> Response:

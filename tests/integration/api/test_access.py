@@ -115,6 +115,7 @@ def test_models(client: FlaskClient, model: ModelInfo) -> None:
     assert listed["defaults"]["size"] == "128x128"
     assert listed["loras"] == ["neon", "sketch"]
     assert (listed["limits"]["max_side"], listed["limits"]["max_generated_side"]) == (512, None)
+    assert listed["limits"]["source_max_bytes"] == 20 << 20
 
 
 def test_without_a_model_nothing_can_be_asked(app: APIFlask, account: Account) -> None:

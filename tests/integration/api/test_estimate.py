@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from services.api.answers import EstimateAnswer
+from services.api.answers import BatchEstimateAnswer, EstimateAnswer
+from services.api.openai.batch_lines import GENERATIONS
+from services.api.parts import Parts
 from services.api.settings import ApiSettings
 from shared.db import Database
 from shared.storage import Storage
 from tests.integration.api.conftest import AR_SPEED, Account, assert_problem, finish_jobs, png, post_multipart
+from tests.integration.api.test_openai_batches import line
+from tests.integration.api.test_openai_files import upload
 
 
 def estimate(client: FlaskClient, **fields: Any) -> dict[str, Any]:
@@ -62,8 +66,8 @@ def test_what_is_stored_costs_nothing(client: FlaskClient, db: Database, setting
 
 
 @pytest.mark.usefixtures("workers")
-def test_seconds_are_what_workers_report(client: FlaskClient) -> None:
-    """Worker seconds of both stages, the queue in front, and when it would be done."""
+def test_seconds_are_what_workers_report(client: FlaskClient, parts: Parts) -> None:
+    """Worker seconds of both stages, the queue in front as the next job would see it, and when it would be done."""
     before = datetime.now(UTC)
     first = estimate(client, n=2)
     assert first["gpu_seconds_by_stage"]["ar"] == pytest.approx(2 * first["cost"]["ar_tokens"] / 2 * AR_SPEED.seconds_per_unit)
@@ -71,8 +75,10 @@ def test_seconds_are_what_workers_report(client: FlaskClient) -> None:
     assert first["gpu_seconds"] == pytest.approx(sum(first["gpu_seconds_by_stage"].values()), abs=0.002)
     assert first["queue_seconds"] == 0
     assert datetime.fromisoformat(first["eta"]) > before
-    client.post("/v1/jobs", json={"prompt": "a wolf", "n": 4})
+    job = client.post("/v1/jobs", json={"prompt": "a wolf", "n": 4}).get_json()
+    parts.outlook._lines.clear()
     assert estimate(client)["queue_seconds"] == pytest.approx(4 * first["cost"]["ar_tokens"] / 2 * AR_SPEED.seconds_per_unit)
+    assert estimate(client)["queue_seconds"] > client.get(f"/v1/jobs/{job['id']}").get_json()["queue"]["seconds_ahead"]
     assert estimate(client, priority="interactive")["queue_seconds"] == 0
 
 
@@ -85,6 +91,30 @@ def test_guidance_and_references_count(client: FlaskClient) -> None:
     edited = post_multipart(client, {"request": request, "image": (png(128, 128), "a.png")}, "/v1/estimate").get_json()
     assert edited["cost"]["ar_tokens"] == 16
     assert edited["gpu_seconds_by_stage"]["decoder"] > plain["gpu_seconds_by_stage"]["decoder"]
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_batch(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums over its lines; of a long file the first lines stand for the rest. Wrong lines are named, and wrong fields."""
+
+    def ask(lines: list[dict[str, Any]], **fields: Any) -> Any:
+        file = upload(client, b"\n\n".join(json.dumps(one).encode() for one in lines), purpose="batch").get_json()
+        return client.post("/v1/estimate", json={"input_file_id": file["id"], "endpoint": GENERATIONS, **fields})
+
+    single = estimate(client, prompt="Cat a", size="64x64")
+    found = ask([line("a"), line("b", n=3)], completion_window="24h").get_json()
+    assert BatchEstimateAnswer.model_validate(found).model_dump(mode="json") == found
+    assert (found["requests"], found["warnings"]) == (2, [])
+    assert found["cost"] == {name: 4 * count for name, count in single["cost"].items()}
+    assert found["gpu_seconds"] == pytest.approx(4 * single["gpu_seconds"], rel=0.01)
+    assert datetime.fromisoformat(found["eta"]) > datetime.now(UTC)
+    wrong = assert_problem(ask([line("a"), line("b", size="9x9")]), 400, "invalid_request", "input_file_id")
+    assert "line 2: body.size" in wrong["detail"]
+    assert_problem(ask([line("a")], endpoint="/v1/x"), 400, "invalid_request", "endpoint")
+    monkeypatch.setattr("services.api.openai.batch_estimate.MAX_COUNTED", 2)
+    sampled = ask([line(str(index)) for index in range(5)]).get_json()
+    assert (sampled["requests"], [warning["code"] for warning in sampled["warnings"]]) == (5, ["sampled"])
+    assert sampled["cost"] == {name: 5 * count for name, count in single["cost"].items()}
 
 
 def test_warnings(client: FlaskClient) -> None:

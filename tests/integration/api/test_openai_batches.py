@@ -161,7 +161,7 @@ def test_wrong_lines_by_number(client: FlaskClient, clerk: Clerk, db: Database) 
     assert count_rows(db)["job"] == 0
 
 
-def test_limits_of_a_file() -> None:
+def test_limits_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """No lines, too many lines, and more errors than anybody reads."""
     empty = read_lines(b"\n \n", GENERATIONS, MODEL)
     assert empty is not None
@@ -169,6 +169,10 @@ def test_limits_of_a_file() -> None:
     wrong = read_lines(b"x\n" * (MAX_LINES + 1), GENERATIONS, MODEL)
     assert wrong is not None
     assert (len(wrong.errors), wrong.num_errors) == (100, MAX_LINES + 1)
+    monkeypatch.setattr("services.api.openai.batch_lines.MAX_LINES", 1)
+    long = read_lines(b"\n".join(json.dumps(line(name)).encode() for name in "ab"), GENERATIONS, MODEL)
+    assert long is not None
+    assert [(error["code"], error["line"]) for error in long.errors] == [("too_many_lines", 2)]
 
 
 class _KilledError(Exception):

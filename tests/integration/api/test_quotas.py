@@ -16,7 +16,7 @@ from shared.checkpoint import ModelInfo
 from shared.db import Database
 from shared.lifecycle.tenants import limit_tenant
 from tests.integration.api.conftest import Account, client_of, open_app
-from tests.ledger import at_once, execute
+from tests.ledger import at_once, execute, query
 
 FOX = {"prompt": "a fox"}
 QUOTA_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
@@ -118,6 +118,29 @@ def test_seconds_per_day(client: FlaskClient, db: Database, account: Account) ->
     used = client.get("/v1/usage").get_json()
     assert used["today"]["gpu_seconds"] == 100.5
     assert used["today"]["began_at"].endswith("T00:00:00.000Z")
+
+
+def test_a_warning_when_most_is_used(client: FlaskClient, app: APIFlask, db: Database, account: Account) -> None:
+    """From four fifths of a limit on there is an event, once a day for each limit, however many submits notice at once."""
+    client.post("/v1/webhook_endpoints", json={"url": "https://hooks.example/", "event_types": ["quota.*"]})
+    limit_tenant(db, account.tenant_id, {"max_queued": 5, "requests_per_minute": 100})
+
+    def told() -> list[dict[str, Any]]:
+        return [event["data"] for event in client.get("/v1/events?types=quota.warning").get_json()["data"]]
+
+    for _ in range(3):
+        client.post("/v1/jobs", json=FOX)
+    assert told() == []
+    clients = [client_of(app, account.keys["submit"]) for _ in range(4)]
+    at_once([lambda one=one: one.post("/v1/jobs", json=FOX) for one in clients])  # type: ignore[misc]
+    assert [(event["object"], event["limit"], event["most"]) for event in told()] == [("quota", "max_queued", 5)]
+    assert told()[0]["used"] in (4, 5)
+    assert query(db, "SELECT count(*)::int FROM webhook_delivery") == [(1,)]
+    app.extensions["glmq"].quotas._warned.clear()
+    limit_tenant(db, account.tenant_id, {"max_queued": 6, "gpu_seconds_per_day": 100})
+    execute(db, "INSERT INTO usage (tenant_id, stage, work_id, units, seconds) VALUES (:id, 'ar', 'x', 1, 85)", id=account.tenant_id)
+    assert client.post("/v1/jobs", json=FOX).status_code == 202
+    assert [event["limit"] for event in told()] == ["max_queued", "gpu_seconds_per_day"]
 
 
 def test_no_limits_tell_nothing(settings: ApiSettings, db: Database, account: Account, model: ModelInfo) -> None:

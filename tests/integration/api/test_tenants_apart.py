@@ -66,6 +66,7 @@ BODIES_WITH_IDS: dict[tuple[str, str], Any] = {
     ("openai_edit_images", "secret_id"): lambda value: {**FOX, "images": [{"image_url": DATA_URL}], "background": True, **hook(value)},
     ("openai_make_response", "secret_id"): lambda value: {**RESPONSE, **hook(value)},
     ("redecode_job", "secret_id"): lambda value: hook(value),
+    ("estimate_job", "input_file_id"): lambda value: {"input_file_id": value, **BATCH},
     ("openai_make_batch", "input_file_id"): lambda value: {"input_file_id": value, **BATCH},
     ("openai_make_response", "file_id"): lambda value: {
         "input": [{"role": "user", "content": [{"type": "input_text", "text": "a fox"}, {"type": "input_image", "file_id": value}]}],
