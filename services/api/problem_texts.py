@@ -72,6 +72,10 @@ TEXTS: dict[str, str] = {
     "ar_timeout": "The layout took longer than an attempt may (`GLMQ_ATTEMPT_S`), attempt after attempt.",
     "decoder_timeout": "The picture took longer than an attempt may (`GLMQ_ATTEMPT_S`), attempt after attempt.",
     "ar_overflow": "The AR model's numbers grew beyond what it can count with. Adapters with large scales do that; ask for smaller ones.",
+    "decoder_overflow": (
+        "The decoder's numbers grew beyond what it can count with. Adapters with large scales and a large `guidance_scale` do that; ask "
+        "for smaller ones."
+    ),
     "lora_broken": "The files of an adapter cannot be loaded by a worker. The operator has to mend them.",
     "unknown_lora": "A worker does not have the adapter any more that the job was accepted with.",
     "artifact_broken": "What one stage left for the next was damaged in the store, more often than it is drawn again.",

@@ -94,6 +94,7 @@ class Problem(Enum):
     AR_TIMEOUT = None, "The layout took too long", True
     DECODER_TIMEOUT = None, "The picture took too long", True
     AR_OVERFLOW = None, "The AR model's numbers overflowed", False
+    DECODER_OVERFLOW = None, "The decoder's numbers overflowed", False
     LORA_BROKEN = None, "An adapter cannot be loaded", True
     UNKNOWN_LORA = None, "An adapter is not there any more", True
     ARTIFACT_BROKEN = None, "An intermediate result is damaged", True

@@ -25,6 +25,7 @@ from services.decoder_worker.request import ImageRequest, ImageResult, SourceInp
 from services.decoder_worker.sharing import SharedResults
 from services.decoder_worker.weights import DecoderModel
 from shared.engine import BatchEngine, Ticket
+from shared.errors import PermanentWorkError
 
 __all__ = ["DecoderEngine", "ImageRequest", "ImageResult", "SourceInput"]
 
@@ -209,7 +210,10 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageRequest, ImageResult, Interim
             return [pixels[0] for pixels in vae.vae_decode(self._model.vae, latents, tiled=tiled).split(1)]
 
         for ticket, pixels in self._run(tickets, decode):
-            if self.tell(ticket, "vae", 1, 1):
+            if not pixels.isfinite().all():
+                # It would again; and a picture of nothing is none.
+                self.fail(ticket, PermanentWorkError("decoder_overflow", "the decoder's numbers overflowed; a scale may be too large"))
+            elif self.tell(ticket, "vae", 1, 1):
                 self.finish(ticket, ImageResult(pixels, pictures[ticket].num_taken, self._drawings[ticket].num_encoded))
 
     def _run(

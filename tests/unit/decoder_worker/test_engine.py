@@ -135,6 +135,16 @@ def test_any_other_fault_fails_alone(engine: DecoderEngine) -> None:
     assert good.result(_TIMEOUT_S).pixels.shape == (3, 64, 96)
 
 
+def test_numbers_that_overflow_are_no_picture(engine: DecoderEngine) -> None:
+    """A request whose numbers grow beyond all bounds fails for good, and alone."""
+    bad = engine.submit(dataclasses.replace(_REQUEST, guidance_scale=1e38), _silent, _never)
+    good = engine.submit(_REQUEST, _silent, _never)
+    with pytest.raises(PermanentWorkError) as caught:
+        bad.result(_TIMEOUT_S)
+    assert caught.value.code == "decoder_overflow"
+    assert good.result(_TIMEOUT_S).pixels.isfinite().all()
+
+
 def test_closing_stops_what_runs_and_what_waits(model: DecoderModel) -> None:
     """close() ends the running request at its next step, fails the waiting ones and refuses new ones."""
     engine = DecoderEngine(model)
