@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 
 import structlog
 
 from shared.settings import CoreSettings
+
+_QUOTING = ("psycopg", "sqlalchemy", "pydantic")
+"""Libraries whose errors' texts may quote a row or a request, and so a prompt or a secret."""
+
+
+def _frames(exc_info: structlog.typing.ExcInfo) -> str:
+    """Where an exception and its causes came from, and their texts unless they may quote what is nobody's business."""
+    lines: list[str] = []
+    error: BaseException | None = exc_info[1]
+    while error is not None:
+        quotes = type(error).__module__.startswith(_QUOTING)
+        told = [type(error).__name__ + "\n"] if quotes else traceback.format_exception_only(error)
+        lines[:0] = [*traceback.format_tb(error.__traceback__), *told]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "".join(lines).rstrip()
 
 
 def configure_logs(settings: CoreSettings, service: str) -> None:
@@ -23,7 +39,7 @@ def configure_logs(settings: CoreSettings, service: str) -> None:
         name_service,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        structlog.processors.ExceptionRenderer(_frames),
     ]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer()

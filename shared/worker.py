@@ -279,7 +279,7 @@ class WorkerProcess(Generic[ClaimT]):
         else:
             bound.exception("attempt_crashed")
             reason = TransientWorkError("internal", f"unexpected {type(error).__name__}")
-        bound.warning("attempt_failed", code=reason.code, error=str(error))
+        bound.warning("attempt_failed", code=reason.code, error=reason.detail)
         stage, retryable = self._handler.stage, not isinstance(reason, PermanentWorkError)
         try:
             self._write(lambda: self._live.flag_stop(finish.fail(self._db, stage, claim.id, claim.attempt, reason, retryable)))

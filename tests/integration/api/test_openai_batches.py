@@ -175,7 +175,7 @@ def test_limits_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(error["code"], error["line"]) for error in long.errors] == [("too_many_lines", 2)]
 
 
-class _KilledError(Exception):
+class _KilledError(BaseException):
     """Stands for kill -9: nothing of the transaction is there afterwards, and nobody tidies up."""
 
 
