@@ -39,7 +39,8 @@ def child_of(tmp_path: Path) -> ProcessMark:
 
 def test_a_program_that_stops_is_not_killed(tmp_path: Path) -> None:
     """A program that obeys its stop signal ends by itself."""
-    process = start(tmp_path, "trap 'exit 7' TERM; while :; do sleep 0.05; done")
+    process = start(tmp_path, "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done")
+    wait_until((tmp_path / "log").read_text)
 
     assert end(process, signal.SIGTERM) is True
     assert process.returncode == 7
@@ -69,9 +70,10 @@ def test_ignored_signals_are_not_inherited(tmp_path: Path) -> None:
     """A supervisor in a shell's background has SIGINT ignored; what it starts can be stopped by SIGINT all the same."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process = start(tmp_path, "trap 'exit 8' INT; while :; do sleep 0.05; done")
+        process = start(tmp_path, "trap 'exit 8' INT; echo ready; while :; do sleep 0.05; done")
     finally:
         signal.signal(signal.SIGINT, before)
+    wait_until((tmp_path / "log").read_text)
 
     assert end(process, signal.SIGINT) is True
     assert process.returncode == 8
