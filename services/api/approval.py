@@ -6,11 +6,10 @@ import secrets
 
 from apiflask import APIBlueprint
 from flask import Response, request
-from pydantic import ValidationError
 
 from services.api.answers import JobAnswer
 from services.api.auth import authenticate
-from services.api.field_errors import from_pydantic
+from services.api.field_errors import validated
 from services.api.job_access import find_job
 from services.api.job_answers import job_response
 from services.api.parts import Parts
@@ -55,10 +54,7 @@ def approval_blueprint(parts: Parts) -> APIBlueprint:
     def reject_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")
         sent = read_optional_json(request)
-        try:
-            asked = RejectRequest.model_validate(sent)
-        except ValidationError as error:
-            raise from_pydantic(error, RejectRequest, sent) from None
+        asked = validated(RejectRequest, sent)
         layout_seed = secrets.randbelow(RANDOM_SEEDS) if asked.layout_seed is None else asked.layout_seed
         if not (is_id(job_id, "job") and reject(parts.db, caller.tenant_id, job_id, layout_seed)):
             raise RequestError("not_found", "there is no such job")

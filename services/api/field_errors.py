@@ -11,11 +11,13 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import RequestError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 Path = tuple[str | int, ...]
 
@@ -81,6 +83,19 @@ class ErrorCollector:
         """
         if self._errors:
             raise InvalidFieldsError(self._errors)
+
+
+def validated(model: type[Model], sent: dict[str, Any]) -> Model:
+    """
+    What was sent, as `model`.
+
+    Raises:
+        InvalidFieldsError: names every wrong field.
+    """
+    try:
+        return model.model_validate(sent)
+    except ValidationError as error:
+        raise from_pydantic(error, model, sent) from None
 
 
 def from_pydantic(error: ValidationError, model: type[BaseModel], sent: object) -> InvalidFieldsError:

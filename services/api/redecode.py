@@ -6,11 +6,10 @@ from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response, request
-from pydantic import ValidationError
 
 from services.api.answers import JobAnswer
 from services.api.auth import authenticate
-from services.api.field_errors import ErrorCollector, from_pydantic
+from services.api.field_errors import ErrorCollector, validated
 from services.api.idempotency import fingerprint, parse_key
 from services.api.job_access import find_job
 from services.api.job_answers import submitted_response
@@ -54,10 +53,7 @@ def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dic
         once = Idempotency(_ROUTE, idempotency_key, fingerprint(f"{_ROUTE} {source['id']}", RequestBody(sent)))
     if once is not None and (earlier := find_replay(parts.db, caller.tenant_id, once)) is not None:
         return Submitted(earlier, is_replay=True)
-    try:
-        asked = RedecodeRequest.model_validate(sent)
-    except ValidationError as error:
-        raise from_pydantic(error, RedecodeRequest, sent) from None
+    asked = validated(RedecodeRequest, sent)
     asked = with_allowed_priority(caller, asked)
     info = parts.model.get()
     errors = ErrorCollector()

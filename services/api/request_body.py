@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flask import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from werkzeug.datastructures import FileStorage, MultiDict
 
-from services.api.field_errors import from_pydantic
+from services.api.field_errors import validated
 from services.api.strict_json import check_text, parse_object
 from shared.errors import RequestError
 
@@ -107,10 +107,7 @@ def read_fields(request: Request, model: type[Model]) -> Model:
         Others: as `read_body`.
     """
     sent = read_json(request)
-    try:
-        return model.model_validate(sent)
-    except ValidationError as error:
-        raise from_pydantic(error, model, sent) from None
+    return validated(model, sent)
 
 
 def read_query(arguments: MultiDict[str, str], model: type[Model]) -> Model:
@@ -135,10 +132,7 @@ def read_query(arguments: MultiDict[str, str], model: type[Model]) -> Model:
         else:
             fields[name] = values[0]
     check_text(fields)
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise from_pydantic(error, model, fields) from None
+    return validated(model, fields)
 
 
 def _parse(data: bytes, limit: int) -> dict[str, Any]:

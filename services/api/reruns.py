@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from apiflask import APIBlueprint
 from flask import Response, jsonify, request
-from pydantic import ValidationError
 
 from services.api.answers import JobAnswer
 from services.api.auth import authenticate
-from services.api.field_errors import from_pydantic
+from services.api.field_errors import validated
 from services.api.job_access import find_job
 from services.api.job_answers import job_response
 from services.api.parts import Parts
@@ -38,10 +37,7 @@ def reruns_blueprint(parts: Parts) -> APIBlueprint:
     def retry_one(job_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")
         sent = read_optional_json(request)
-        try:
-            asked = RetryRequest.model_validate(sent)
-        except ValidationError as error:
-            raise from_pydantic(error, RetryRequest, sent) from None
+        asked = validated(RetryRequest, sent)
         parts.quotas.admit(caller)
         parts.quotas.check_room(caller)
         retried = retry(parts.db, caller.tenant_id, job_id, asked.deadline) if is_id(job_id, "job") else None

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flask import g
-from pydantic import ValidationError
 
-from services.api.field_errors import ErrorCollector, from_pydantic
+from services.api.field_errors import ErrorCollector, validated
 from services.api.idempotency import fingerprint
 from services.api.new_job import check_request, new_job, requested_size
 from services.api.parts import Parts
@@ -122,10 +121,7 @@ def read_request(parts: Parts, caller: Caller, body: RequestBody) -> ReadRequest
 
     Raises: as `submit_job`, but for what is about the idempotency key.
     """
-    try:
-        asked = JobRequest.model_validate(body.fields)
-    except ValidationError as error:
-        raise from_pydantic(error, JobRequest, body.fields) from None
+    asked = validated(JobRequest, body.fields)
     asked = with_allowed_priority(caller, asked)
     info = parts.model.get()
     errors = ErrorCollector()

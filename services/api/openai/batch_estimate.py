@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from services.api.estimate_answers import answer_seconds, fleet_warnings, warning
-from services.api.field_errors import FieldError, InvalidFieldsError, from_pydantic
+from services.api.field_errors import FieldError, InvalidFieldsError, validated
 from services.api.new_job import new_job, requested_size
 from services.api.openai.batch_lines import read_lines, translate_line
 from services.api.openai.batches import BatchRequest, find_input
@@ -65,10 +65,7 @@ def estimate_batch(parts: Parts, caller: Caller, sent: dict[str, Any]) -> dict[s
         RequestError: names the wrong fields, or lines.
         NoModelError, DatabaseDownError, StorageDownError
     """
-    try:
-        asked = BatchEstimateRequest.model_validate(sent)
-    except ValidationError as error:
-        raise from_pydantic(error, BatchEstimateRequest, sent) from None
+    asked = validated(BatchEstimateRequest, sent)
     file = find_input(parts, caller, asked.input_file_id)
     info, fleet = parts.model.get(), parts.fleet.get()
     try:

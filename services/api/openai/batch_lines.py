@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from services.api.field_errors import ErrorCollector, InvalidFieldsError, from_pydantic
+from services.api.field_errors import ErrorCollector, InvalidFieldsError, from_pydantic, validated
 from services.api.fields import CustomId, Sent
 from services.api.new_job import check_request
 from services.api.openai.schemas import EditRequest, ImageRequest
@@ -142,10 +142,7 @@ def _read_line(text: bytes) -> Line:
         sent = parse_object(text)
     except RequestError as error:
         raise LineError("invalid_json_line", error.detail, error.param) from None
-    try:
-        return Line.model_validate(sent)
-    except ValidationError as error:
-        raise from_pydantic(error, Line, sent) from None
+    return validated(Line, sent)
 
 
 def _within_body(error: InvalidFieldsError) -> InvalidFieldsError:

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from apiflask import APIBlueprint
 from flask import Response, jsonify, request
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from services.api.auth import authenticate
-from services.api.field_errors import from_pydantic
+from services.api.field_errors import validated
 from services.api.fields import MAX_METADATA, MetadataKey, MetadataValue, QueryInt, Sent
 from services.api.idempotency import TRY_HEADER, fingerprint, parse_key, parse_try
 from services.api.openai.answers import unix
@@ -144,10 +144,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
         parts.quotas.admit(caller)
         key = parse_key(request.headers.get("Idempotency-Key"))
         sent = without_nulls(read_json(request))
-        try:
-            asked = BatchRequest.model_validate(sent)
-        except ValidationError as error:
-            raise from_pydantic(error, BatchRequest, sent) from None
+        asked = validated(BatchRequest, sent)
         file = find_input(parts, caller, asked.input_file_id)
         new = NewBatch(
             tenant_id=caller.tenant_id,

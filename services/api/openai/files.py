@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from apiflask import APIBlueprint
 from flask import Request, Response, jsonify, request
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from werkzeug.datastructures import FileStorage
 
 from services.api.auth import authenticate
-from services.api.field_errors import from_pydantic
+from services.api.field_errors import validated
 from services.api.fields import QueryInt, Sent
 from services.api.openai.answers import unix
 from services.api.openai.batch_files import read_output
@@ -235,10 +235,7 @@ def _read_upload(request: Request) -> tuple[FileRequest, FileStorage]:
     expires = fields.get("expires_after")
     if isinstance(expires, dict) and str(expires.get("seconds", "")).isdecimal() and len(expires["seconds"]) < 12:
         fields["expires_after"] = {**expires, "seconds": int(expires["seconds"])}
-    try:
-        return FileRequest.model_validate(fields), sent[0]
-    except ValidationError as error:
-        raise from_pydantic(error, FileRequest, fields) from None
+    return validated(FileRequest, fields), sent[0]
 
 
 def _safe_name(name: str) -> str:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, Path, from_pydantic
+from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, Path, validated
 from services.api.openai.schemas import Asked, EditRequest, ImageReference, ImageRequest, Picture, is_model_name, refuse_unsupported
 from services.api.request_body import RequestBody, Upload
 from shared.checkpoint import ModelInfo
@@ -39,10 +39,7 @@ def read_asked(sent: Mapping[str, Any], model: type[Model]) -> Model:
     """
     fields = without_nulls(sent)
     refuse_unsupported(fields)
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise from_pydantic(error, model, fields) from None
+    return validated(model, fields)
 
 
 def without_nulls(sent: Mapping[str, Any]) -> dict[str, Any]:

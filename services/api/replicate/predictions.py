@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from apiflask import APIBlueprint
 from flask import Response, g, jsonify, request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from services.api.auth import authenticate
-from services.api.field_errors import InvalidFieldsError, from_pydantic
+from services.api.field_errors import InvalidFieldsError, validated
 from services.api.idempotency import parse_key
 from services.api.job_access import cancel_job, find_job, wait_for_job
 from services.api.job_answers import public_document, retry_after_s
@@ -216,10 +216,7 @@ def _read(model: type[Asked]) -> tuple[dict[str, Any], Asked]:
     given = {name: value for name, value in sent.items() if value is not None}
     if isinstance(given.get("input"), dict):
         given["input"] = {name: value for name, value in given["input"].items() if value is not None}
-    try:
-        return given, model.model_validate(given)
-    except ValidationError as error:
-        raise from_pydantic(error, model, given) from None
+    return given, validated(model, given)
 
 
 def _create(parts: Parts, caller: Caller, route: str, sent: dict[str, Any], asked: ModelPredictionRequest) -> Response:

@@ -11,13 +11,12 @@ from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response, jsonify, request
-from pydantic import ValidationError
 
 from services.api.auth import authenticate
-from services.api.field_errors import from_pydantic
+from services.api.field_errors import validated
 from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
-from services.api.request_body import Model, read_json, read_optional_json, read_query
+from services.api.request_body import read_json, read_optional_json, read_query
 from services.api.route_docs import describe
 from services.api.webhooks.callbacks import check_receiver
 from services.api.webhooks.schemas import (
@@ -74,7 +73,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
     )
     def create_one() -> Response:
         caller = authenticate(parts.db, request, "admin")
-        asked = _read(NewEndpointRequest, read_json(request))
+        asked = validated(NewEndpointRequest, read_json(request))
         parsed = check_receiver(parts.policy, asked.url, "url")
         secret = new_secret()
         document = add_endpoint(
@@ -171,7 +170,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
     )
     def rotate_one(endpoint_id: str) -> Response:
         caller = authenticate(parts.db, request, "admin")
-        asked = _read(EndpointRotationRequest, read_optional_json(request))
+        asked = validated(EndpointRotationRequest, read_optional_json(request))
         secret = new_secret()
         rotated = None
         if is_id(endpoint_id, "we"):
@@ -195,7 +194,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
     )
     def test_one(endpoint_id: str) -> Response:
         caller = authenticate(parts.db, request, "submit")
-        asked = _read(EndpointTestRequest, read_optional_json(request))
+        asked = validated(EndpointTestRequest, read_optional_json(request))
         with parts.waiting.place(caller.tenant_id):
             delivery_id = add_test(parts.db, caller.tenant_id, endpoint_id, asked.event_type) if is_id(endpoint_id, "we") else None
             if delivery_id is None:
@@ -244,16 +243,9 @@ def _unknown() -> RequestError:
     return RequestError("not_found", "there is no such webhook endpoint")
 
 
-def _read(model: type[Model], sent: dict[str, Any]) -> Model:
-    try:
-        return model.model_validate(sent)
-    except ValidationError as error:
-        raise from_pydantic(error, model, sent) from None
-
-
 def _change(parts: Parts, endpoint_id: str) -> dict[str, Any]:
     caller = authenticate(parts.db, request, "admin")
-    asked = _read(EndpointChange, read_json(request))
+    asked = validated(EndpointChange, read_json(request))
     changes: dict[str, Any] = {}
     if asked.url is not None:
         parsed = check_receiver(parts.policy, asked.url, "url")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from apiflask import APIBlueprint
 from flask import Response, jsonify, request
-from pydantic import ValidationError
 
 from services.api.answers import SecretAnswer
 from services.api.auth import authenticate
-from services.api.field_errors import from_pydantic
+from services.api.field_errors import validated
 from services.api.parts import Parts
 from services.api.request_body import read_optional_json
 from services.api.route_docs import describe
@@ -45,10 +44,7 @@ def webhook_secrets_blueprint(parts: Parts) -> APIBlueprint:
     def rotate_default() -> Response:
         caller = authenticate(parts.db, request, "admin")
         sent = read_optional_json(request)
-        try:
-            asked = RotationRequest.model_validate(sent)
-        except ValidationError as error:
-            raise from_pydantic(error, RotationRequest, sent) from None
+        asked = validated(RotationRequest, sent)
         secret = new_secret()
         until = rotate_default_secret(parts.db, caller.tenant_id, parts.sealer.seal(secret), asked.chosen_overlap_s)
         return jsonify({"key": secret, "previous_until": timestamp(until)})
