@@ -228,7 +228,7 @@ def test_too_many_requests(stack: Stack, ref: str, python_client: Path, node_mod
 
 def test_event_sources_stop_by_themselves(own: Stack, node_modules: Path) -> None:
     """An EventSource hears the snapshot and every event, comes back after the end with its id, is told 204, and stops."""
-    job = own.submit(prompt="A source", size="128x128", steps=10, seed=31)
+    job = own.submit(prompt="A source", size="256x256", steps=60, seed=31)
     script = node_modules / "eventsource_client.mjs"
     script.write_bytes((HERE / "node" / script.name).read_bytes())
     found = run_script(["node", str(script)], own, node_modules, JOB_ID=job["id"])["eventsource"].get()
@@ -241,7 +241,8 @@ def test_event_sources_stop_by_themselves(own: Stack, node_modules: Path) -> Non
 def test_python_event_clients(own: Stack, client_cache: Path) -> None:
     """httpx-sse and sseclient read the stream, heartbeats and all, and resume from the last id without a gap."""
     python = install_python(client_cache, *SSE_CLIENTS)
-    job = own.submit(prompt="Two clients", size="128x128", steps=10, seed=32)
+    # Long enough that it has not ended when the first client is there.
+    job = own.submit(prompt="Two clients", size="256x256", steps=60, seed=32)
     found = run_script([str(python), str(HERE / "sse_client.py")], own, JOB_ID=job["id"])
     first, second = found["httpx_sse"].get(), found["sseclient"].get()
     assert first["kinds"][0] == second["kinds"][0] == "job.snapshot"

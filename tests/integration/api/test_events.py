@@ -285,14 +285,14 @@ def test_progress_and_previews_are_told_live(client: FlaskClient, telling_db: Da
 
 def test_silence_is_broken_by_comments(settings: ApiSettings, account: Account, model: Any) -> None:
     """A stream on which nothing happens sends comments, none of them an event, and ends after its time."""
-    with open_app(settings.model_copy(update={"stream_heartbeat_s": 0.1, "stream_s": 1.0})) as app:
+    with open_app(settings.model_copy(update={"stream_heartbeat_s": 0.1, "stream_s": 2.0})) as app:
         client = client_of(app, account.keys["submit"])
         job_id = new_job(client)
         started = time.monotonic()
         with client.get(f"/v1/jobs/{job_id}/events", headers=STREAM, buffered=False) as answer:
             sent = b"".join(answer.response)
-        assert 0.9 < time.monotonic() - started < 4
-        assert sent.count(b": hb\n\n") >= 5
+        assert 1.9 < time.monotonic() - started < 6
+        assert sent.count(b": hb\n\n") >= 3
         assert sent.count(b"event:") == 1
         assert places(app) == 0
 
