@@ -40,7 +40,7 @@ _SHARED_STACK = {"e2e": "stack", "conformance": "stack", "faults": "faults"}
 """Folders whose files share a running stack, which takes half a minute to start: all of them run in one xdist worker."""
 
 
-class _ByStack(LoadScopeScheduling):  # type: ignore[misc]  # xdist publishes no types
+class _ByStack(LoadScopeScheduling):
     """The tests of a file in one xdist worker, and those of files that share a stack. (xdist's own groups do nothing under pytest 9.)"""
 
     def _split_scope(self, nodeid: str) -> str:

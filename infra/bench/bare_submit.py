@@ -43,7 +43,7 @@ def create_bare_app(database_url: str) -> Flask:
     return app
 
 
-class _Server(BaseApplication):  # type: ignore[misc]  # untyped, as said above
+class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn publishes no types
     def __init__(self, port: int) -> None:
         self._port = port
         super().__init__()

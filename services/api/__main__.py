@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  # gunicorn publishes no types
-from gunicorn.glogging import Logger  # type: ignore[import-untyped]  # the same
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]  # gunicorn publishes no types
 
 from services.api.app import create_app
 from services.api.openapi import MAX_REQUEST_LINE
@@ -25,7 +25,7 @@ _STOP_S = 6
 """Requests get this long to end after SIGTERM; the process is gone within 8 s."""
 
 
-class _StructuredLog(Logger):  # type: ignore[misc]  # untyped, as said above
+class _StructuredLog(Logger):  # type: ignore[misc]  # gunicorn publishes no types
     """gunicorn's messages go where all other lines go. Its access log is off: `envelope.py` writes one line per request."""
 
     def setup(self, cfg: Any) -> None:
@@ -37,7 +37,7 @@ class _StructuredLog(Logger):  # type: ignore[misc]  # untyped, as said above
         pass
 
 
-class _Server(BaseApplication):  # type: ignore[misc]  # the same
+class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn publishes no types
     """gunicorn, configured by our settings and by nothing else."""
 
     def __init__(self, settings: ApiSettings) -> None:

@@ -19,7 +19,8 @@ Every status write of glmq, and the reads that go with them. Each function that 
     retry.py       retry: another run of a job that did not succeed
     erasing.py     erase: a job, and what no other job has of what was drawn for it
     retention.py   what has been kept for long enough: events, deliveries, keys
-    batches.py     many jobs submitted as one: their lines, their jobs, their end
+    batches.py     many jobs submitted as one: the steps of a batch
+    batch_items.py its lines, how they become jobs, and what became of them
     approval.py    approve, reject: what customers say to drafts
     events.py      the event of a change and its webhook deliveries, inside the change's transaction
     endpoints.py   webhook endpoints and their secrets

@@ -185,7 +185,7 @@ def _statement(written: tuple[tuple[str, tuple[str, ...]], ...], has_items: bool
         FROM given, jsonb_to_recordset(rows->'event') AS told (id text, job_id text, position bigint, data jsonb), new_job
         WHERE new_job.id = told.job_id
         RETURNING job_id, data->>'created_at', (SELECT num_queued FROM numbered)
-    """  # noqa: S608
+    """  # noqa: S608 - our own names
 
 
 _TAKE_LINES = """
@@ -202,4 +202,4 @@ def _insert(table: str, names: tuple[str, ...]) -> str:
     columns = ", ".join(f'"{name}"' for name in names)
     returned = "id, created_at" if table == "job" else "1 AS one"
     entries = f"jsonb_populate_recordset(NULL::{table}, rows->'{table}')"
-    return f"new_{table} AS (INSERT INTO {table} ({columns}) SELECT {columns} FROM given, {entries} RETURNING {returned})"  # noqa: S608
+    return f"new_{table} AS (INSERT INTO {table} ({columns}) SELECT {columns} FROM given, {entries} RETURNING {returned})"  # noqa: S608 - our own names

@@ -39,7 +39,7 @@ def test_a_load_with_other_ids_than_the_reference_s_counts_nothing(monkeypatch: 
     """Those that are known are compared, the last that joined of each size among them."""
     requests = ar.mixed_requests(9)
     monkeypatch.setattr(ar, "generate", lambda *_: [[1]])
-    known = ar.Known(None, ar.last_of_each_size(requests))  # type: ignore[arg-type]  # nothing is generated
+    known = ar.Known(None, ar.last_of_each_size(requests))
 
     assert {request.grid for request in known.ids} == {request.grid for request in requests}
     assert requests[-1] in known.ids

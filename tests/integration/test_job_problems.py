@@ -54,7 +54,7 @@ def test_worker_with_another_model(db: Database, new_job: NewJob) -> None:
     submit(db, new_job)
     claimed = claim_grid(db)
     # The model is looked at before anything else is touched.
-    tasks = GridTasks(db, *cast("tuple[None, None, None]", (None,) * 3), model=cast(ModelInfo, MODEL), lease_s=30)  # type: ignore[arg-type]
+    tasks = GridTasks(db, *cast("tuple[None, None, None]", (None,) * 3), model=cast(ModelInfo, MODEL), lease_s=30)
     with pytest.raises(TransientWorkError) as caught:
-        tasks.generate_grid(claimed, None)  # type: ignore[arg-type]
+        tasks.generate_grid(claimed, None)
     assert caught.value.code == "model_mismatch"

@@ -18,7 +18,7 @@ def test_messages_carry_ids_and_traces(redis_url: str) -> None:
     broker = redis.Redis.from_url(redis_url)
     broker.delete(QUEUES[Stage.AR])
     send_work(make_celery(redis_url), Stage.AR, {"tok_1": TraceContext(PARENT, "a=1"), "tok_2": None})
-    messages = [json.loads(text) for text in reversed(broker.lrange(QUEUES[Stage.AR], 0, -1))]  # type: ignore[arg-type]  # not awaitable
+    messages = [json.loads(text) for text in reversed(broker.lrange(QUEUES[Stage.AR], 0, -1))]
     broker.delete(QUEUES[Stage.AR])
     broker.close()
     assert [message["headers"]["argsrepr"] for message in messages] == ["['tok_1']", "['tok_2']"]

@@ -209,8 +209,8 @@ def test_retries_and_equal_submits_at_once(db: Database, new_job: NewJob) -> Non
     ids = [submit(db, replace(new_job, prompt=f"p{turn}"))[0] for turn in range(4)]
     for _ in ids:
         fail_one(db, Stage.AR)
-    calls = [lambda job_id=job_id: retry(db, new_job.tenant_id, job_id) for job_id in ids]  # type: ignore[misc]
-    calls += [lambda turn=turn: submit(db, replace(new_job, prompt=f"p{turn}")) for turn in range(4)]  # type: ignore[misc]
+    calls = [lambda job_id=job_id: retry(db, new_job.tenant_id, job_id) for job_id in ids]
+    calls += [lambda turn=turn: submit(db, replace(new_job, prompt=f"p{turn}")) for turn in range(4)]
     outcomes = at_once(calls)
     assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)], outcomes
     work.release(db, Stage.AR, 100)

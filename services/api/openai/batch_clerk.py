@@ -35,7 +35,7 @@ from services.api.submitting import read_request
 from shared.db import DatabaseDownError, LeaderLock
 from shared.errors import QuotaError, RequestError, StartupError
 from shared.ids import new_id
-from shared.lifecycle import batches, files
+from shared.lifecycle import batch_items, batches, files
 from shared.lifecycle.batches import BatchDocument
 from shared.lifecycle.files import NewFile
 from shared.lifecycle.quotas import Limits, OwnLimits, queue_room, read_budget
@@ -92,12 +92,12 @@ class Clerk:
             case BatchStatus.VALIDATING:
                 return self._validate(batch)
             case BatchStatus.RUNNING:
-                if batch.expires_at <= datetime.now(UTC) and batches.drop_pending(self._parts.db, batch.id, batches.EXPIRED):
+                if batch.expires_at <= datetime.now(UTC) and batch_items.drop_pending(self._parts.db, batch.id, batch_items.EXPIRED):
                     return True
                 return self._submit_some(batch) or self._settle(batch)
             case BatchStatus.CANCELING:
-                num_dropped = batches.drop_pending(self._parts.db, batch.id, batches.CANCELED)
-                count, stopped = batches.cancel_jobs(self._parts.db, batch.id)
+                num_dropped = batch_items.drop_pending(self._parts.db, batch.id, batch_items.CANCELED)
+                count, stopped = batch_items.cancel_jobs(self._parts.db, batch.id)
                 # After commit, or a worker could be told to drop work that is still wanted.
                 self._parts.live.flag_stop(stopped)
                 return bool(num_dropped or count) or self._settle(batch)
@@ -132,7 +132,7 @@ class Clerk:
         room = queue_room(self._parts.db, batch.tenant_id, limits)
         # One even where there is no room: what is drawn already needs none.
         count = _LINES_AT_ONCE if room is None else min(_LINES_AT_ONCE, max(1, room))
-        pending = batches.pending_items(self._parts.db, batch.id, count)
+        pending = batch_items.pending_items(self._parts.db, batch.id, count)
         if not pending:
             return False
         budget = read_budget(self._parts.db, batch.tenant_id, limits)
@@ -156,7 +156,7 @@ class Clerk:
     def _submit(self, batch: BatchDocument, ready: dict[str, NewJob | dict[str, Any]], limits: Limits) -> bool:
         """Make jobs of lines; False: there is no room for more of them in the tenant's queue now."""
         try:
-            count = batches.submit_items(self._parts.db, batch.id, ready, limits)
+            count = batch_items.submit_items(self._parts.db, batch.id, ready, limits)
         except RequestError as error:
             if len(ready) > 1:
                 # Some may have been made.
@@ -190,7 +190,7 @@ class Clerk:
         return replace(job, deadline=min(job.deadline or batch.expires_at, batch.expires_at))
 
     def _settle(self, batch: BatchDocument) -> bool:
-        if not batches.is_settled(self._parts.db, batch.id):
+        if not batch_items.is_settled(self._parts.db, batch.id):
             return False
         batches.start_finalizing(self._parts.db, batch.id)
         return True
@@ -198,7 +198,7 @@ class Clerk:
     def _finalize(self, batch: BatchDocument) -> bool:
         results = Results()
         line = 0
-        while page := batches.outcomes(self._parts.db, batch.id, line, _RESULTS_AT_ONCE):
+        while page := batch_items.outcomes(self._parts.db, batch.id, line, _RESULTS_AT_ONCE):
             for outcome in page:
                 results.add(outcome, batch.expires_at)
             line = page[-1].line

@@ -13,7 +13,7 @@ from services.api.openai.batch_files import STORED
 from services.api.openai.batch_lines import response_format
 from services.api.problems import Problem
 from shared.job_document import timestamp
-from shared.lifecycle.batches import CANCELED, EXPIRED, Outcome
+from shared.lifecycle.batch_items import CANCELED, EXPIRED, Outcome
 from shared.states import JobStatus
 
 

@@ -174,11 +174,11 @@ def test_the_feed_has_no_gap_under_concurrent_writers(db: Database, ledger_url: 
                 return seen
 
     def write_all() -> None:
-        for outcome in at_once([lambda writer=writer: write(writer) for writer in range(8)]):  # type: ignore[misc]
+        for outcome in at_once([lambda writer=writer: write(writer) for writer in range(8)]):
             assert outcome is None, outcome
         is_over.set()
 
-    calls: list[Callable[[], Any]] = [write_all, *((lambda reader=reader: read(reader)) for reader in readers)]  # type: ignore[misc]
+    calls: list[Callable[[], Any]] = [write_all, *((lambda reader=reader: read(reader)) for reader in readers)]
     _, *results = at_once(calls)
     for reader in readers:
         reader.close()

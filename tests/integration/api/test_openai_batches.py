@@ -250,7 +250,7 @@ def test_batches_are_bounded(client: FlaskClient, app: APIFlask, db: Database, a
     file_id = upload(client, b"x", purpose="batch").get_json()["id"]
     sent = {"input_file_id": file_id, "endpoint": GENERATIONS, "completion_window": "24h"}
     clients = [client_of(app, account.keys["submit"]) for _ in range(4)]
-    answers = at_once([lambda one=one: one.post("/v1/batches", json=sent) for one in clients])  # type: ignore[misc]
+    answers = at_once([lambda one=one: one.post("/v1/batches", json=sent) for one in clients])
     made = [answer for answer in answers if answer.status_code == 200]
     refused = [answer for answer in answers if answer.status_code != 200]
     assert (len(made), len(refused)) == (2, 2)
@@ -272,7 +272,7 @@ def test_one_key_with_two_requests_at_once(client: FlaskClient, app: APIFlask, a
     headers = {"Idempotency-Key": "k"}
     answers = at_once(
         [
-            lambda one=one, index=index: one.post("/v1/batches", json={**sent, "metadata": {"i": str(index % 2)}}, headers=headers)  # type: ignore[misc]
+            lambda one=one, index=index: one.post("/v1/batches", json={**sent, "metadata": {"i": str(index % 2)}}, headers=headers)
             for index, one in enumerate(clients)
         ]
     )
@@ -368,7 +368,7 @@ def test_a_canceled_batch_keeps_what_there_was(
     client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs that are done are in the output, all others in the error file; a cancel of what has ended changes nothing."""
-    monkeypatch.setattr(batches, "_DROP_AT_ONCE", 7)
+    monkeypatch.setattr(batch_items, "_DROP_AT_ONCE", 7)
     limit_tenant(db, account.tenant_id, {"max_queued": 20})
     batch = make(client, [line(f"c{index}") for index in range(50)])
     clerk.work()
@@ -401,7 +401,7 @@ def test_an_expired_batch_keeps_what_there_was(
     client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When its time is up, the rest is not run, however much of it there is."""
-    monkeypatch.setattr(batches, "_DROP_AT_ONCE", 4)
+    monkeypatch.setattr(batch_items, "_DROP_AT_ONCE", 4)
     limit_tenant(db, account.tenant_id, {"max_queued": 20})
     batch = make(client, [line(f"c{index}") for index in range(30)])
     clerk.work()

@@ -79,7 +79,7 @@ def test_queue_is_bounded(client: FlaskClient, app: APIFlask, db: Database, acco
     """Of twenty submits at once with room for five, five are accepted; a cancel makes room for one."""
     limit_tenant(db, account.tenant_id, {"max_queued": 5})
     clients = [client_of(app, account.keys["submit"]) for _ in range(20)]
-    answers = at_once([lambda one=one: one.post("/v1/jobs", json=FOX) for one in clients])  # type: ignore[misc]
+    answers = at_once([lambda one=one: one.post("/v1/jobs", json=FOX) for one in clients])
     accepted = [answer for answer in answers if answer.status_code == 202]
     assert len(accepted) == 5
     for answer in answers:
@@ -132,7 +132,7 @@ def test_a_warning_when_most_is_used(client: FlaskClient, app: APIFlask, db: Dat
         client.post("/v1/jobs", json=FOX)
     assert told() == []
     clients = [client_of(app, account.keys["submit"]) for _ in range(4)]
-    at_once([lambda one=one: one.post("/v1/jobs", json=FOX) for one in clients])  # type: ignore[misc]
+    at_once([lambda one=one: one.post("/v1/jobs", json=FOX) for one in clients])
     assert [(event["object"], event["limit"], event["most"]) for event in told()] == [("quota", "max_queued", 5)]
     assert told()[0]["used"] in (4, 5)
     assert query(db, "SELECT count(*)::int FROM webhook_delivery") == [(1,)]

@@ -372,7 +372,7 @@ def test_long_prompts_do_not_hold_up_those_who_write(ar_model: ArModel) -> None:
     go_on = hold_engine(engine)
     order: list[int] = []
     requests = [replace(QUICK, prompt=f"A cat {i}") for i in range(3)]
-    futures = [engine.submit(request, lambda phase, done, total, i=i: order.append(i), never) for i, request in enumerate(requests)]  # type: ignore[misc]
+    futures = [engine.submit(request, lambda phase, done, total, i=i: order.append(i), never) for i, request in enumerate(requests)]
     go_on.set()
     wait(futures, timeout=60)
     engine.close()

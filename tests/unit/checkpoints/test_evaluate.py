@@ -70,7 +70,7 @@ def test_an_edit_must_change_what_it_says_and_keep_the_rest(part: str) -> None:
     truth = findings(case.poster)
     wrong = {"text": findings(case.source).text, "background": "teal", "colour": "pink", "decoration": "border"}
 
-    done, *_ = edit_measures([(case, result(replace(truth, **{part: wrong[part]}), truth))])  # type: ignore[arg-type]
+    done, *_ = edit_measures([(case, result(replace(truth, **{part: wrong[part]}), truth))])
     assert done.figure == 0
 
 

@@ -39,7 +39,7 @@ def find(poster: Poster, picture: Bytes | None = None, asked: Poster | None = No
 @pytest.mark.parametrize("case", [*prompt_cases(), *edit_cases()], ids=lambda case: str(case.seed))
 def test_a_reference_render_measures_as_what_it_is(case: object) -> None:
     """Colours, place, decoration and gradient of every held-out poster: the ceilings of these measures are one."""
-    poster: Poster = case.poster  # type: ignore[attr-defined]
+    poster: Poster = case.poster
     found = find(poster)
 
     assert (found.background, found.colour) == (poster.background, poster.colour)
@@ -66,7 +66,7 @@ def test_a_wrong_picture_is_found_wrong(changes: dict[str, object]) -> None:
     """In what is wrong with it, and in nothing else."""
     asked = Poster(8, 8, "navy", "white", "MUSEUM")
 
-    found, right = find(replace(asked, **changes), asked=asked), find(asked)  # type: ignore[arg-type]
+    found, right = find(replace(asked, **changes), asked=asked), find(asked)
     assert {name for name in vars(right) if getattr(found, name) != getattr(right, name)} == set(changes)
 
 

@@ -12,7 +12,7 @@ _SHARE = 1 / 16
 
 def _candidate(shape: str, work_left: float, **changes: object) -> Candidate:
     fields: dict[str, object] = {"num_patches": 64, "step_work": 1.0, "passed_over": 0.0}
-    return Candidate(shape=shape, work_left=work_left, **(fields | changes))  # type: ignore[arg-type]
+    return Candidate(shape=shape, work_left=work_left, **(fields | changes))
 
 
 def _chosen(*candidates: Candidate, token_budget: int = 256, since_favour: float = 0.0) -> Choice:

@@ -122,7 +122,7 @@ def test_quality_buys_bytes(format: ImageFormat) -> None:
 def test_jpeg_keeps_colour_at_full_resolution() -> None:
     """Chroma is not subsampled: coloured letters keep their edges."""
     image = _opened(render(_picture(64, 64), 64, 64, "jpeg", None))
-    assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]  # JPEG only
+    assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]  # publishes no types
+import jsonschema
 import pytest
 import yaml
 

@@ -192,7 +192,7 @@ def test_exif_orientation_is_applied(orientation: int, file_format: str) -> None
     for corner in ((5, 5), (120, 5), (5, 60), (120, 60)):
         expected = upright.getpixel(corner)
         assert isinstance(expected, tuple)
-        assert near(shown.getpixel(corner), expected, by=12)  # type: ignore[arg-type]  # RGB pixels are tuples
+        assert near(shown.getpixel(corner), expected, by=12)
 
 
 def test_nothing_but_pixels_is_left() -> None:
