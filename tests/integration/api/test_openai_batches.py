@@ -19,7 +19,7 @@ from services.api.openai.batch_clerk import Clerk
 from services.api.openai.batch_lines import EDITS, GENERATIONS, MAX_LINES, read_lines
 from services.api.parts import Parts
 from shared.db import Database
-from shared.lifecycle import batches
+from shared.lifecycle import batch_items, batches
 from shared.lifecycle.files import delete_expired_files
 from shared.lifecycle.tenants import limit_tenant
 from shared.storage import StorageMissingError
