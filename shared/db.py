@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
-from sqlalchemy import ClauseElement, Connection, Row, create_engine, text
+import psycopg
+from psycopg.rows import namedtuple_row
+from sqlalchemy import ClauseElement, Connection, create_engine, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
@@ -23,9 +25,24 @@ _DIALECT = create_engine("postgresql+psycopg://").dialect
 _RETRYABLE = frozenset({"40P01", "40001"})
 _MAX_TRIES = 5
 
+# InternalError too: psycopg files the idle-in-transaction timeout under it.
+_AWAY = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
+
 
 class DatabaseDownError(GlmqError):
     """Postgres is away, too slow, or has no connection left. Nothing was written, or it is not known; every function may be repeated."""
+
+
+class ConstraintError(GlmqError):
+    """A statement of `run_alone` would break a constraint; nothing was written."""
+
+    def __init__(self, sqlstate: str | None) -> None:
+        super().__init__(f"a constraint is broken: {sqlstate}")
+        self.sqlstate = sqlstate
+
+
+class _DeadConnectionError(Exception):
+    """A connection died under its statement; its text names psycopg's error."""
 
 
 def engine_url(url: str) -> URL:
@@ -81,7 +98,6 @@ class Database:
                 "options": "-c statement_timeout=5s -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s -c timezone=UTC",
             },
         )
-        self._alone = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def run(self, work: Callable[[Session], Result]) -> Result:
         """
@@ -109,54 +125,70 @@ class Database:
         # Before the commit was asked for, nothing can have been written.
         return self._repeat(attempt, lambda: not is_committing)
 
-    def fetch_one(self, statement: ClauseElement, values: Mapping[str, Any]) -> Row[Any] | None:
+    def fetch_one(self, statement: ClauseElement, values: Mapping[str, Any]) -> Any | None:
         """
-        The one row that a reading statement finds, or None. Alone, without a transaction around it: one trip to Postgres instead of three.
+        The one row that a reading statement finds, or None. Values as `run_alone`.
 
         Args:
             statement: made once, for it is compiled once and kept.
         Raises:
             DatabaseDownError
         """
+        rows = self.change_rows(statement, values)
+        return rows[0] if rows else None
 
-        sql, fixed = _compiled(statement)
-
-        def attempt() -> Row[Any] | None:
-            with self._alone.connect() as connection:
-                return connection.exec_driver_sql(sql, {**fixed, **values}).one_or_none()
-
-        return self._repeat(attempt, lambda: True)
-
-    def run_alone(self, work: Callable[[Connection], Result], changed: Collection[str]) -> Result:
+    def change_rows(self, statement: ClauseElement, values: Mapping[str, Any]) -> list[Any]:
         """
-        Run one writing statement without a transaction around it, and tell of the ids that it changed.
+        Run a statement of SQLAlchemy's as `run_alone` does.
 
-        If its connection dies it is run again, and so may find that it was done before.
-
+        Args:
+            statement: made once, for it is compiled once and kept.
         Raises:
             DatabaseDownError
         """
+        sql, fixed = _compiled(statement)
+        return self.run_alone(sql, {**fixed, **values})
 
-        def attempt() -> Result:
-            with self._alone.connect() as connection:
-                return work(connection)
+    def run_alone(self, sql: str, values: Mapping[str, Any], changed: Collection[str] = ()) -> list[Any]:
+        """
+        Run one statement without a transaction around it, and tell of the ids that it changed.
 
-        result = self._repeat(attempt, lambda: True)
+        One trip to Postgres instead of three, and psycopg's own cursor: SQLAlchemy's costs more than the statement. If its connection dies
+        the statement is run again, and so may find that it was done before.
+
+        Returns:
+            Named tuples.
+        Raises:
+            DatabaseDownError
+            ConstraintError
+        """
+
+        def attempt() -> list[Any]:
+            pooled = self.engine.raw_connection()
+            connection: Any = pooled.driver_connection
+            try:
+                connection.autocommit = True
+                rows: list[Any] = connection.cursor(row_factory=namedtuple_row).execute(sql, values).fetchall()
+                return rows
+            except psycopg.IntegrityError as error:
+                raise ConstraintError(error.sqlstate) from error
+            except psycopg.Error as error:
+                if connection.closed:
+                    raise _DeadConnectionError(type(error).__name__) from error
+                raise
+            finally:
+                try:
+                    connection.autocommit = False
+                except psycopg.Error:
+                    # All others of the pool are as old, and most likely as dead.
+                    pooled.invalidate()
+                    self.engine.dispose()
+                pooled.close()
+
+        rows = self._repeat(attempt, lambda: True)
         if self._on_changes is not None and changed:
             self._on_changes(set(changed), False)
-        return result
-
-    def change_rows(self, statement: ClauseElement, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
-        """
-        Run one writing statement as `run_alone` does, and return its rows.
-
-        Args:
-            statement: made once, for it is compiled once and kept.
-        Raises:
-            DatabaseDownError
-        """
-        sql, fixed = _compiled(statement)
-        return self.run_alone(lambda connection: connection.exec_driver_sql(sql, {**fixed, **values}).all(), ())
+        return rows
 
     def _repeat(self, attempt: Callable[[], Result], may_repeat: Callable[[], bool]) -> Result:
         """
@@ -168,14 +200,17 @@ class Database:
                 return attempt()
             except PoolTimeoutError as error:
                 raise DatabaseDownError("no free connection") from error
-            except DBAPIError as error:
+            except _DeadConnectionError as error:
+                if not (left and may_repeat()):
+                    raise DatabaseDownError(str(error)) from error
+            except (DBAPIError, psycopg.Error) as error:
+                cause = error.orig if isinstance(error, DBAPIError) else error
                 # All other connections of the pool that are as old as the dead one are dropped with it.
-                was_dead = error.connection_invalidated and may_repeat()
-                if left and (was_dead or getattr(error.orig, "sqlstate", None) in _RETRYABLE):
+                was_dead = isinstance(error, DBAPIError) and error.connection_invalidated and may_repeat()
+                if left and (was_dead or getattr(cause, "sqlstate", None) in _RETRYABLE):
                     continue
-                # InternalError too: psycopg files the idle-in-transaction timeout under it.
-                if isinstance(error, OperationalError | InterfaceError | InternalError):
-                    raise DatabaseDownError(type(error.orig).__name__) from error
+                if isinstance(cause, _AWAY):
+                    raise DatabaseDownError(type(cause).__name__) from error
                 raise
         raise AssertionError("unreachable")
 

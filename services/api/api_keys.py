@@ -40,7 +40,7 @@ def api_keys_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def create_one() -> Response:
-        caller = authenticate(parts.db, request, "admin")
+        caller = authenticate(parts.callers, request, "admin")
         asked = read_fields(request, ApiKeyRequest)
         if asked.scope == "operator":
             require(caller, "operator")
@@ -61,7 +61,7 @@ def api_keys_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=ApiKeyListQuery, headers={"200": ("Link",)}),
     )
     def list_page() -> Response:
-        caller = authenticate(parts.db, request, "admin")
+        caller = authenticate(parts.callers, request, "admin")
         query = read_query(request.args, ApiKeyListQuery)
         after = None if query.after is None else _ID.fullmatch(query.after)
         if query.after is not None and after is None:
@@ -80,7 +80,7 @@ def api_keys_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=TenantQuery),
     )
     def get_one(key_id: str) -> Response:
-        caller = authenticate(parts.db, request, "admin")
+        caller = authenticate(parts.callers, request, "admin")
         tenant_id = _tenant_of(caller, read_query(request.args, TenantQuery).tenant)
         return jsonify(_document(_found(get_key(parts.db, tenant_id, _key_id(key_id)))))
 
@@ -94,7 +94,7 @@ def api_keys_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=TenantQuery),
     )
     def revoke_one(key_id: str) -> Response:
-        caller = authenticate(parts.db, request, "admin")
+        caller = authenticate(parts.callers, request, "admin")
         tenant_id = _tenant_of(caller, read_query(request.args, TenantQuery).tenant)
         return jsonify(_document(_found(revoke_key(parts.db, tenant_id, _key_id(key_id)))))
 

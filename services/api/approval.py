@@ -36,7 +36,7 @@ def approval_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(headers={"200": ("Retry-After",)}),
     )
     def approve_one(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         if not (is_id(job_id, "job") and approve(parts.db, caller.tenant_id, job_id)):
             raise RequestError("not_found", "there is no such job")
         parts.ring_for_work()
@@ -52,7 +52,7 @@ def approval_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(body=RejectRequest, is_body_optional=True, headers={"200": ("Retry-After",)}),
     )
     def reject_one(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         sent = read_optional_json(request)
         asked = validated(RejectRequest, sent)
         layout_seed = secrets.randbelow(RANDOM_SEEDS) if asked.layout_seed is None else asked.layout_seed

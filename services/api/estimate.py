@@ -57,7 +57,7 @@ def estimate_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def estimate_one() -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         body = read_body(request)
         if "input_file_id" in body.fields and not body.uploads:
             return jsonify(estimate_batch(parts, caller, without_nulls(body.fields)))

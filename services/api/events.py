@@ -49,7 +49,7 @@ def events_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(**_DOCS, descriptions={"200": "Events.", "204": "The job has ended, and the stream's client knows it."}),
     )
     def list_job_events(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         query = read_query(request.args, EventsQuery)
         document = find_job(parts, caller, job_id)
         kept = kept_events(parts.db, caller.tenant_id)
@@ -76,7 +76,7 @@ def events_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(**_DOCS, descriptions={"200": "Events.", "410": "Events after this number are not kept any more."}),
     )
     def list_events() -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         query = read_query(request.args, EventsQuery)
         kept = kept_events(parts.db, caller.tenant_id)
         if not _wants_stream(request):

@@ -30,7 +30,7 @@ def images_blueprint(parts: Parts) -> APIBlueprint:
     @images.output(ImageListAnswer, description="The job's images, finished or not.")
     @images.doc(summary="List the images of a job", operation_id="list_images", security="ApiKey", responses=[401, 403, 404, 410, 503])
     def list_images(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         return jsonify({"object": "list", "data": public_document(parts, find_job(parts, caller, job_id))["outputs"]})
 
     @images.get("/v1/jobs/<job_id>/images/<index>")
@@ -42,7 +42,7 @@ def images_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=ImageQuery, descriptions={"302": "Where the file is, for an hour."}, headers={"302": ("Location",)}),
     )
     def get_image(job_id: str, index: str) -> Any:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         query = read_query(request.args, ImageQuery)
         document = find_job(parts, caller, job_id)
         if not re.fullmatch("[0-9]", index, re.ASCII) or int(index) >= len(document["outputs"]):

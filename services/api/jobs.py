@@ -74,7 +74,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def submit_one() -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         key = parse_key(request.headers.get("Idempotency-Key"))
         prefer = parse_prefer(request.headers.getlist("Prefer"))
         body = read_body(request)
@@ -102,7 +102,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def put_one(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         if not _UUID.fullmatch(job_id):
             raise RequestError("not_found", "a job is put under a UUID, such as 0b9c3f5e-7d1a-4c52-9a51-2f6c1d0e8a77")
         prefer = parse_prefer(request.headers.getlist("Prefer"))
@@ -124,7 +124,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def get_one(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         wait_s = min(read_query(request.args, JobQuery).wait, MAX_WAIT_S)
         known = request.if_none_match
 
@@ -153,7 +153,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=ListQuery, headers={"200": ("Link",)}),
     )
     def list_page() -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         query = read_query(request.args, ListQuery)
         page = asked_page(query.limit, query.after, query.order, "job", "job")
         if query.batch is not None and not is_id(query.batch, "bat"):
@@ -165,7 +165,7 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
     @jobs.output(JobAnswer, description="The job is canceled.")
     @jobs.doc(summary="Cancel a job", operation_id="cancel_job", security="ApiKey", responses=[401, 403, 404, 409, 410, 503])
     def cancel_one(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         cancel_job(parts, caller, job_id)
         return job_response(parts, find_job(parts, caller, job_id))
 

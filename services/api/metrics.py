@@ -45,7 +45,7 @@ def metrics_blueprint(parts: Parts) -> APIBlueprint:
     )
     def get_metrics() -> Response:
         if parts.settings.metrics == "operators":
-            authenticate(parts.db, request, "operator")
+            authenticate(parts.callers, request, "operator")
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
     return metrics

@@ -22,7 +22,7 @@ def models_blueprint(parts: Parts) -> APIBlueprint:
     @models.output(ModelListAnswer, description="The loaded models.")
     @models.doc(summary="List the loaded models", operation_id="list_models", security="ApiKey", responses=[401, 403, 503])
     def list_models() -> Response:
-        authenticate(parts.db, request, "read")
+        authenticate(parts.callers, request, "read")
         info = parts.model.find()
         return jsonify({"object": "list", "data": [] if info is None else [describe(info)]})
 
@@ -30,7 +30,7 @@ def models_blueprint(parts: Parts) -> APIBlueprint:
     @models.output(ModelAnswer, description="The model.")
     @models.doc(summary="Get a loaded model", operation_id="get_model", security="ApiKey", responses=[401, 403, 404, 503])
     def get_model(model_id: str) -> Response:
-        authenticate(parts.db, request, "read")
+        authenticate(parts.callers, request, "read")
         info = parts.model.find()
         if info is None or not is_model_name(model_id, info.name):
             raise RequestError("model_not_found", f"there is no model {model_id[:60]}", "model")

@@ -48,7 +48,7 @@ def _repeatable(app: APIFlask, parts: Parts, route: str, view: Callable[..., Any
         if header is None:
             return view(**values)
         # Somebody of the tenant; what the route asks for beyond that is asked by the route, and of repetitions here.
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         key = parse_key(header)
         once = Idempotency(route, key or "", _fingerprint(request))
         begun = begin(parts.db, caller.tenant_id, once)

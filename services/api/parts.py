@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from flask import request
 
+from services.api.auth import Callers
 from services.api.fleet import FleetReader
+from services.api.inserts import Inserts
 from services.api.loaded_model import LoadedModel
 from services.api.outlook import Outlook
 from services.api.quotas import Quotas
@@ -29,6 +31,8 @@ class Parts:
 
     settings: ApiSettings
     db: Database
+    callers: Callers
+    inserts: Inserts
     storage: Storage
     live: LiveState
     policy: EgressPolicy
@@ -63,6 +67,8 @@ def make_parts(settings: ApiSettings, resolver: Resolver = system_resolver) -> P
     return Parts(
         settings=settings,
         db=db,
+        callers=Callers(db),
+        inserts=Inserts(db),
         storage=Storage(settings),
         live=live,
         policy=EgressPolicy(settings.egress_allow, resolver),

@@ -165,7 +165,7 @@ def redecode_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(body=RedecodeRequest, example={"steps": 50, "format": "webp"}, **NEW_JOB),
     )
     def redecode_one(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         key = parse_key(request.headers.get("Idempotency-Key"))
         # Found before the body is read: whatever is sent, a foreign job answers as one that never was.
         source = find_job(parts, caller, job_id)

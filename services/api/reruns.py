@@ -35,7 +35,7 @@ def reruns_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(body=RetryRequest, is_body_optional=True, is_counted=True, headers={"202": ("Location", "Retry-After")}),
     )
     def retry_one(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         sent = read_optional_json(request)
         asked = validated(RetryRequest, sent)
         parts.quotas.admit(caller)
@@ -61,7 +61,7 @@ def reruns_blueprint(parts: Parts) -> APIBlueprint:
         responses=[401, 403, 404, 503],
     )
     def delete_one(job_id: str) -> Response:
-        erase_job(parts, authenticate(parts.db, request, "submit"), job_id)
+        erase_job(parts, authenticate(parts.callers, request, "submit"), job_id)
         return jsonify({"id": job_id, "object": "job", "deleted": True})
 
     return reruns

@@ -151,7 +151,7 @@ def store_job(parts: Parts, caller: Caller, job: NewJob, once: Idempotency | Non
     parts.quotas.check_room(caller)
     limits = parts.quotas.limits_of(caller)
     try:
-        stored = store(parts.db, replace(job, trace=g.trace), limits, once, client_try)
+        stored = store(parts.db, replace(job, trace=g.trace), limits, once, client_try, parts.inserts.insert)
     except QueueFullError:
         parts.quotas.note_queued(limits.max_queued)
         raise

@@ -41,7 +41,7 @@ def tenants_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def create_one() -> Response:
-        authenticate(parts.db, request, "operator")
+        authenticate(parts.callers, request, "operator")
         asked = read_fields(request, TenantRequest)
         sealed = parts.sealer.seal(new_secret())
         record = create_tenant(parts.db, asked.name, sealed, OwnLimits(**asked.limits.model_dump()))
@@ -62,7 +62,7 @@ def tenants_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=TenantListQuery, headers={"200": ("Link",)}),
     )
     def list_page() -> Response:
-        authenticate(parts.db, request, "operator")
+        authenticate(parts.callers, request, "operator")
         query = read_query(request.args, TenantListQuery)
         page = asked_page(query.limit, query.after, query.order, "ten", "tenant")
         if query.name is not None:
@@ -75,7 +75,7 @@ def tenants_blueprint(parts: Parts) -> APIBlueprint:
     @tenants.output(TenantAnswer, description="The tenant.")
     @tenants.doc(summary="Get a tenant", operation_id="get_tenant", security="ApiKey", responses=[401, 403, 404, 503])
     def get_one(tenant_id: str) -> Response:
-        authenticate(parts.db, request, "operator")
+        authenticate(parts.callers, request, "operator")
         return jsonify(_document(_found(find_tenant(parts.db, tenant_id=_known_form(tenant_id)))))
 
     @tenants.patch("/v1/tenants/<tenant_id>")
@@ -88,7 +88,7 @@ def tenants_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(body=TenantChange, example={"limits": {"max_queued": 200, "gpu_seconds_per_day": None}}),
     )
     def change_one(tenant_id: str) -> Response:
-        authenticate(parts.db, request, "operator")
+        authenticate(parts.callers, request, "operator")
         asked = read_fields(request, TenantChange)
         changed = asked.limits.model_dump(exclude_unset=True)
         return jsonify(_document(_found(limit_tenant(parts.db, _known_form(tenant_id), changed))))

@@ -22,7 +22,7 @@ def usage_blueprint(parts: Parts) -> APIBlueprint:
     @usage.output(UsageAnswer, description="What is used, and what may be.")
     @usage.doc(summary="Get your usage and limits", operation_id="get_usage", security="ApiKey", responses=[401, 403, 503])
     def get_usage() -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         used = tenant_usage(parts.db, caller.tenant_id)
         return jsonify(
             {

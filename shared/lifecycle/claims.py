@@ -217,7 +217,8 @@ def _claim(db: Database, table: str, worker_id: str, lease_s: float, unit_id: st
     values = {"holder": worker_id, "lease": timedelta(seconds=lease_s), "unit": unit_id}
     statement = _claim_statement(table, is_any=unit_id is None)
     # Plain SQL: the session's way to say the same costs five times as long, and an idle service waits for nothing else.
-    return db.run_alone(lambda connection: connection.exec_driver_sql(statement, values).one_or_none(), ())
+    rows = db.run_alone(statement, values)
+    return rows[0] if rows else None
 
 
 @functools.cache

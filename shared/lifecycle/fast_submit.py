@@ -17,9 +17,8 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import inspect
-from sqlalchemy.exc import IntegrityError
 
-from shared.db import Database
+from shared.db import ConstraintError, Database
 from shared.ids import new_id
 from shared.job_document import JobImage, job_document
 from shared.tables import Base, Grid, Image, Job
@@ -57,21 +56,28 @@ class Inserted:
     num_queued: int
 
 
-def insert_new(db: Database, rows: NewRows, max_queued: int | None) -> Inserted | None:
+def insert_new(db: Database, jobs: Sequence[NewRows], max_queued: int | None) -> list[Inserted | None]:
     """
-    Write the rows and the event of a new job; None, and nothing written, if something of it is there or the tenant's queue is full.
+    Write the rows and the events of new jobs of one tenant.
 
     Args:
-        max_queued: jobs of the tenant that may be queued, this one among them; None: any number.
+        max_queued: jobs of the tenant that may be queued, these among them; None: any number.
+    Returns:
+        None for a job of which nothing was written: something of it is there, or the tenant's queue is full.
     Raises:
         DatabaseDownError
     """
-    document = _document(rows)
-    written = _write(db, [rows], [document], (), max_queued)
+    documents = [_document(rows) for rows in jobs]
+    written = _write(db, jobs, documents, (), max_queued)
     if written is None:
-        return None
-    _, created_at, num_queued = written[0]
-    return Inserted({**document, "created_at": created_at}, num_queued)
+        # It is not known which of several stands in the way.
+        return [None] if len(jobs) == 1 else [insert_new(db, [rows], max_queued)[0] for rows in jobs]
+    found = {job_id: (created_at, num_queued) for job_id, created_at, num_queued in written}
+    inserted: list[Inserted | None] = []
+    for document in documents:
+        document["created_at"], num_queued = found[document["id"]]
+        inserted.append(Inserted(document, num_queued))
+    return inserted
 
 
 def insert_lines(db: Database, rows: Mapping[str, NewRows], max_queued: int | None) -> bool:
@@ -108,9 +114,9 @@ def _write(
     # One value for everything: of fifty and more psycopg would parse the statement anew each time.
     values = {"given": json.dumps(given, default=_as_json), "tenant": tenant_id, "count": len(jobs), "max_queued": max_queued}
     try:
-        return db.run_alone(lambda connection: connection.exec_driver_sql(statement, values).all(), (tenant_id, *job_ids))
-    except IntegrityError as error:
-        if getattr(error.orig, "sqlstate", None) in _TAKEN_OR_FULL:
+        return db.run_alone(statement, values, (tenant_id, *job_ids))
+    except ConstraintError as error:
+        if error.sqlstate in _TAKEN_OR_FULL:
             return None
         raise
 

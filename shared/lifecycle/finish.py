@@ -62,7 +62,7 @@ def finish_grid(
     """
     counted = {"text_tokens": read and read.text, "image_tokens": read and read.image}
     values = _finish_values(grid_id, attempt, artifact, num_tokens) | counted
-    if db.run_alone(lambda connection: connection.exec_driver_sql(_finish_statement("grid"), values).one_or_none(), ()) is None:
+    if not db.run_alone(_finish_statement("grid"), values):
         db.run(lambda session: _check_finished(session, Grid, grid_id, attempt, artifact))
     if not tell_later:
         tell_tokens(db, grid_id)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import ARRAY, Text, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.api_keys import ApiKeyText, new_api_key
@@ -23,6 +25,7 @@ _TOUCH_S = 60
 
 # Built once, and of columns: every request begins with it.
 _FIND = select(
+    ApiKey.id,
     ApiKey.tenant_id,
     ApiKey.secret_sha256,
     ApiKey.scopes,
@@ -35,8 +38,9 @@ _FIND = select(
     Tenant.gpu_seconds_per_day,
     Tenant.num_queued,
 ).join(Tenant, Tenant.id == ApiKey.tenant_id)
-_FIND_ALIVE = _FIND.where(ApiKey.id == bindparam("key_id"), ApiKey.revoked_at.is_(None))
-_TOUCH = update(ApiKey).where(ApiKey.id == bindparam("key_id")).values(last_used_at=_now())
+_IS_ONE = ApiKey.id == func.any(bindparam("key_ids", type_=ARRAY(Text)))
+_FIND_ALIVE = _FIND.where(_IS_ONE, ApiKey.revoked_at.is_(None))
+_TOUCH = update(ApiKey).where(_IS_ONE).values(last_used_at=_now()).returning(ApiKey.id)
 
 
 @dataclass(frozen=True)
@@ -109,16 +113,19 @@ def revoke_key(db: Database, tenant_id: str, key_id: str) -> KeyRecord | None:
     return db.run(work)
 
 
-def find_caller(db: Database, key: ApiKeyText) -> Caller | None:
-    """Who holds this key; None if it is unknown, wrong or revoked. Asked anew at every request: a revoked key stops at once."""
-    row = db.fetch_one(_FIND_ALIVE, {"key_id": key.id})
-    if row is None or not key.matches(row.secret_sha256):
-        return None
-    if row.is_untouched:
-        db.run(lambda session: session.execute(_TOUCH, {"key_id": key.id}))
+def find_callers(db: Database, keys: Sequence[ApiKeyText]) -> list[Caller | None]:
+    """Who holds each of these keys; None for one that is unknown, wrong or revoked."""
+    rows = {row.id: row for row in db.change_rows(_FIND_ALIVE, {"key_ids": sorted({key.id for key in keys})})}
+    found = [row if (row := rows.get(key.id)) is not None and key.matches(row.secret_sha256) else None for key in keys]
+    if untouched := {row.id for row in found if row is not None and row.is_untouched}:
+        db.change_rows(_TOUCH, {"key_ids": sorted(untouched)})
+    return [None if row is None else _caller(row) for row in found]
+
+
+def _caller(row: Any) -> Caller:
     return Caller(
         tenant_id=row.tenant_id,
-        key_id=key.id,
+        key_id=row.id,
         scopes=frozenset(row.scopes),
         max_priority=Priority(row.max_priority),
         own_limits=OwnLimits(row.max_queued, row.max_running, row.requests_per_minute, row.gpu_seconds_per_day, row.results_kept_s),

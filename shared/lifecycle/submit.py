@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from shared.ids import new_id
 from shared.lifecycle.claims import start
 from shared.lifecycle.ending import succeed
 from shared.lifecycle.events import record_events
-from shared.lifecycle.fast_submit import NewRows, insert_new
+from shared.lifecycle.fast_submit import Inserted, NewRows, insert_new
 from shared.lifecycle.idempotency import Idempotency, claim_key, key_columns
 from shared.lifecycle.quotas import Limits
 from shared.lifecycle.reuse import Cache, Found, find_image, find_or_add, grid_key, image_key, is_kept, lock_alive
@@ -175,11 +175,23 @@ def submit(db: Database, new: NewJob, idempotency: Idempotency | None = None, cl
     return stored.job_id, stored.is_replay
 
 
-def store(db: Database, new: NewJob, limits: Limits, idempotency: Idempotency | None = None, client_try: Try | None = None) -> Stored:
+Insert = Callable[[NewRows, int | None], Inserted | None]
+"""Writes a new job of which nothing is there, within so many queued ones of its tenant: `insert_new` for one job."""
+
+
+def store(
+    db: Database,
+    new: NewJob,
+    limits: Limits,
+    idempotency: Idempotency | None = None,
+    client_try: Try | None = None,
+    insert: Insert | None = None,
+) -> Stored:
     """
     Store a job.
 
     Args:
+        insert: by whom a job that shares nothing is written; None: at once, by itself.
         client_try: for clients that number their tries; an idempotency key says more, and then it does not count.
     Raises:
         RequestError: `idempotency_mismatch`, the key came before with another request; `queue_full`.
@@ -187,7 +199,8 @@ def store(db: Database, new: NewJob, limits: Limits, idempotency: Idempotency | 
     job_id = new_id("job")
     new = _kept_as_long(new, limits)
     if client_try is None and _may_be_all_new(new):
-        inserted = insert_new(db, _new_rows(new, job_id, idempotency), limits.max_queued)
+        rows = _new_rows(new, job_id, idempotency)
+        inserted = insert(rows, limits.max_queued) if insert else insert_new(db, [rows], limits.max_queued)[0]
         if inserted is not None:
             return Stored(job_id, document=inserted.document, num_queued=inserted.num_queued, is_all_new=True)
     return db.run(lambda session: store_in(session, new, limits, idempotency, client_try, job_id))

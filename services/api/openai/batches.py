@@ -140,7 +140,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def make() -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         parts.quotas.admit(caller)
         key = parse_key(request.headers.get("Idempotency-Key"))
         sent = without_nulls(read_json(request))
@@ -181,7 +181,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=BatchQuery, headers={"200": ("Link",)}),
     )
     def list_page() -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         query = read_query(request.args, BatchQuery)
         page = asked_page(query.limit, query.after, "desc", "bat", "batch")
         found, has_more = list_batches(parts.db, caller.tenant_id, page)
@@ -197,7 +197,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(headers={"200": (POLL_AFTER,)}),
     )
     def get_one(batch_id: str) -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         return _answer(find_batch(parts, caller, batch_id))
 
     @batches.post("/v1/batches/<batch_id>/cancel")
@@ -210,7 +210,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(headers={"200": (POLL_AFTER,)}),
     )
     def cancel_one(batch_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         if is_id(batch_id, "bat"):
             cancel_batch(parts.db, caller.tenant_id, batch_id)
         return _answer(find_batch(parts, caller, batch_id))

@@ -117,7 +117,7 @@ def files_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def upload() -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         if is_content_upload(request):
             return store_content(parts, caller, request, _safe_name(request.files["content"].filename or "upload"))
         asked, file = _read_upload(request)
@@ -150,7 +150,7 @@ def files_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=FileQuery, headers={"200": ("Link",)}),
     )
     def list_page() -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         query = read_query(request.args, FileQuery)
         page = asked_page(query.limit, query.after, query.order, "file", "file")
         found, has_more = list_files(parts.db, caller.tenant_id, query.purpose, page)
@@ -160,7 +160,7 @@ def files_blueprint(parts: Parts) -> APIBlueprint:
     @files.output(FileAnswer)
     @files.doc(summary="Get a file (OpenAI)", operation_id="openai_get_file", security="ApiKey", responses=[401, 403, 404, 503])
     def get_one(file_id: str) -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         return jsonify(file_document(find_file(parts, caller, file_id)))
 
     @files.get("/v1/files/<file_id>/content")
@@ -172,7 +172,7 @@ def files_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(content={"200": _CONTENT}, descriptions={"200": "The bytes of the file."}),
     )
     def get_content(file_id: str) -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         file = find_file(parts, caller, file_id)
         data = parts.storage.get(file.storage_key)
         # As a download, whatever is in it: it came from outside.
@@ -184,7 +184,7 @@ def files_blueprint(parts: Parts) -> APIBlueprint:
     @files.output(FileDeletedAnswer)
     @files.doc(summary="Delete a file (OpenAI)", operation_id="openai_delete_file", security="ApiKey", responses=[401, 403, 404, 503])
     def delete_one(file_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         if not (is_id(file_id, "file") and delete_file(parts.db, caller.tenant_id, file_id)):
             raise RequestError("not_found", "there is no such file")
         return jsonify({"id": file_id, "object": "file", "deleted": True})

@@ -105,7 +105,7 @@ def openai_images_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(body=ImageRequest, example={"prompt": 'a sign that says "open"', "size": "1024x1024"}, **_DOCS),
     )
     def generate() -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         sent = RequestBody(read_json(request))
         wanted = read_asked(sent.fields, ImageRequest)
         return _answer(parts, caller, _Asked(f"POST {GENERATIONS}", "image_generation", sent, wanted))
@@ -132,7 +132,7 @@ def openai_images_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def edit() -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         return _answer(parts, caller, _read_edit(request))
 
     return images

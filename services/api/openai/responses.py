@@ -79,7 +79,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def make() -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         sent = without_nulls(read_json(request, MAX_JSON_BYTES))
         asked = _read(sent)
         native = native_response_request(asked, parts.model.get())
@@ -113,7 +113,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=ResponseQuery, content={"200": _SSE}, stream_example=_STREAM, headers={"200": (POLL_AFTER,)}),
     )
     def get_one(response_id: str) -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         query = read_query(request.args, ResponseQuery)
         if query.starting_after is not None and query.stream == "false":
             raise RequestError("invalid_request", "starting_after: only a stream has events to start after", "starting_after")
@@ -130,7 +130,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         summary="Cancel a response (OpenAI)", operation_id="openai_cancel_response", security="ApiKey", responses=[401, 403, 404, 503]
     )
     def cancel_one(response_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         document, dialect = _find(parts, caller, response_id)
         _cancel(parts, caller, document["id"])
         return jsonify(response_document(parts, find_job(parts, caller, document["id"]), dialect))
@@ -141,7 +141,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         summary="Delete a response (OpenAI)", operation_id="openai_delete_response", security="ApiKey", responses=[401, 403, 404, 503]
     )
     def delete_one(response_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         document, _ = _find(parts, caller, response_id)
         erase_job(parts, caller, document["id"])
         return jsonify({"id": response_id, "object": "response", "deleted": True})

@@ -80,7 +80,7 @@ def replicate_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(body=PredictionRequest, example={"version": "glmq/miniature", "input": _EXAMPLE}, **_CREATED),
     )
     def create() -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         sent, asked = _read(PredictionRequest)
         check_version(parts.model.get(), asked.version)
         return _create(parts, caller, "POST /v1/predictions", sent, asked)
@@ -97,7 +97,7 @@ def replicate_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(body=ModelPredictionRequest, example={"input": _EXAMPLE}, **_CREATED),
     )
     def create_of_model(owner: str, name: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         check_model(parts.model.get(), owner, name)
         sent, asked = _read(ModelPredictionRequest)
         return _create(parts, caller, "POST /v1/models/predictions", sent, asked)
@@ -112,7 +112,7 @@ def replicate_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=PredictionsQuery),
     )
     def list_page() -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         return jsonify(_list(parts, caller, read_query(request.args, PredictionsQuery).cursor))
 
     @replicate.get("/v1/predictions/<job_id>")
@@ -125,7 +125,7 @@ def replicate_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(headers={"200": ("Retry-After",)}),
     )
     def get_one(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         document = find_job(parts, caller, job_id)
         response = jsonify(_shown(parts, caller, [document])[0])
         if not has_ended(document):
@@ -141,7 +141,7 @@ def replicate_blueprint(parts: Parts) -> APIBlueprint:
         responses=[401, 403, 404, 410, 503],
     )
     def cancel_one(job_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         try:
             cancel_job(parts, caller, job_id)
         except RequestError as error:
@@ -177,7 +177,7 @@ def replicate_blueprint(parts: Parts) -> APIBlueprint:
     @replicate.output(HostedModelAnswer, description="The model.")
     @replicate.doc(summary="Get a model (Replicate)", operation_id="replicate_get_model", security="ApiKey", responses=[401, 403, 404, 503])
     def get_model(owner: str, name: str) -> Response:
-        authenticate(parts.db, request, "read")
+        authenticate(parts.callers, request, "read")
         info = parts.model.get()
         check_model(info, owner, name)
         return jsonify(model_document(parts, info, parts.base_url()))
@@ -188,7 +188,7 @@ def replicate_blueprint(parts: Parts) -> APIBlueprint:
         summary="List versions (Replicate)", operation_id="replicate_list_versions", security="ApiKey", responses=[401, 403, 404, 503]
     )
     def list_versions(owner: str, name: str) -> Response:
-        authenticate(parts.db, request, "read")
+        authenticate(parts.callers, request, "read")
         info = parts.model.get()
         check_model(info, owner, name)
         return jsonify({"previous": None, "next": None, "results": [version_document(parts, info)]})
@@ -199,7 +199,7 @@ def replicate_blueprint(parts: Parts) -> APIBlueprint:
         summary="Get a version (Replicate)", operation_id="replicate_get_version", security="ApiKey", responses=[401, 403, 404, 503]
     )
     def get_version(owner: str, name: str, version: str) -> Response:
-        authenticate(parts.db, request, "read")
+        authenticate(parts.callers, request, "read")
         info = parts.model.get()
         check_model(info, owner, name)
         found = version_document(parts, info)
@@ -288,4 +288,4 @@ def _stream_caller(parts: Parts, job_id: str) -> Caller:
         tenant_id = tenant_of_token(parts.sealer.tag, token, job_id, time.time())
         if tenant_id is not None:
             return Caller(tenant_id, "", frozenset({"read"}))
-    return authenticate(parts.db, request, "read")
+    return authenticate(parts.callers, request, "read")

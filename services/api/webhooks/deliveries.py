@@ -44,7 +44,7 @@ def webhook_deliveries_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=AllDeliveriesQuery, headers={"200": ("Link",)}),
     )
     def list_all() -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         query = read_query(request.args, AllDeliveriesQuery)
         return _page(parts, caller, query, query.endpoint)
 
@@ -77,7 +77,7 @@ def webhook_deliveries_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=DeliveryQuery, headers={"200": ("Link",)}),
     )
     def list_of_endpoint(endpoint_id: str) -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         query = read_query(request.args, DeliveryQuery)
         found(get_endpoint(parts.db, caller.tenant_id, endpoint_id) if is_id(endpoint_id, "we") else None)
         return _page(parts, caller, query, endpoint_id)
@@ -114,7 +114,7 @@ def webhook_deliveries_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=ReplayQuery),
     )
     def replay_of_range(endpoint_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         asked = read_query(request.args, ReplayQuery)
         done = None
         if is_id(endpoint_id, "we"):
@@ -143,13 +143,13 @@ def _page(parts: Parts, caller: Caller, query: DeliveryQuery, endpoint_id: str |
 
 
 def _detail(parts: Parts, delivery_id: str, endpoint_id: str | None) -> Response:
-    caller = authenticate(parts.db, request, "read")
+    caller = authenticate(parts.callers, request, "read")
     is_sane = is_id(delivery_id, "whd") and (endpoint_id is None or is_id(endpoint_id, "we"))
     return jsonify(_found(get_delivery(parts.db, caller.tenant_id, delivery_id, endpoint_id) if is_sane else None))
 
 
 def _replay(parts: Parts, delivery_id: str, endpoint_id: str | None) -> Response:
-    caller = authenticate(parts.db, request, "submit")
+    caller = authenticate(parts.callers, request, "submit")
     is_sane = is_id(delivery_id, "whd") and (endpoint_id is None or is_id(endpoint_id, "we"))
     document = _found(replay_delivery(parts.db, caller.tenant_id, delivery_id, endpoint_id) if is_sane else None)
     parts.live.ring(Topic.DELIVERIES_DUE)

@@ -72,7 +72,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def create_one() -> Response:
-        caller = authenticate(parts.db, request, "admin")
+        caller = authenticate(parts.callers, request, "admin")
         asked = validated(NewEndpointRequest, read_json(request))
         parsed = check_receiver(parts.policy, asked.url, "url")
         secret = new_secret()
@@ -103,7 +103,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(query=EndpointQuery, headers={"200": ("Link",)}),
     )
     def list_page() -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         query = read_query(request.args, EndpointQuery)
         page = asked_page(query.limit, query.after, query.order, "we", "webhook endpoint")
         return page_response(parts, *list_endpoints(parts.db, caller.tenant_id, page))
@@ -112,7 +112,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
     @endpoints.output(EndpointAnswer, description="The endpoint.")
     @endpoints.doc(summary="Get a webhook endpoint", operation_id="get_webhook_endpoint", security="ApiKey", responses=[401, 403, 404, 503])
     def get_one(endpoint_id: str) -> Response:
-        caller = authenticate(parts.db, request, "read")
+        caller = authenticate(parts.callers, request, "read")
         return jsonify(found(get_endpoint(parts.db, caller.tenant_id, endpoint_id) if is_id(endpoint_id, "we") else None))
 
     @endpoints.patch("/v1/webhook_endpoints/<endpoint_id>")
@@ -145,7 +145,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
         summary="Enable a webhook endpoint", operation_id="enable_webhook_endpoint", security="ApiKey", responses=[401, 403, 404, 503]
     )
     def enable_one(endpoint_id: str) -> Response:
-        caller = authenticate(parts.db, request, "admin")
+        caller = authenticate(parts.callers, request, "admin")
         return jsonify(_changed(parts, caller, endpoint_id, {"status": "enabled"}))
 
     @endpoints.delete("/v1/webhook_endpoints/<endpoint_id>")
@@ -154,7 +154,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
         summary="Delete a webhook endpoint", operation_id="delete_webhook_endpoint", security="ApiKey", responses=[401, 403, 404, 503]
     )
     def delete_one(endpoint_id: str) -> Response:
-        caller = authenticate(parts.db, request, "admin")
+        caller = authenticate(parts.callers, request, "admin")
         if not (is_id(endpoint_id, "we") and delete_endpoint(parts.db, caller.tenant_id, endpoint_id)):
             raise _unknown()
         return jsonify({"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True})
@@ -169,7 +169,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(body=EndpointRotationRequest, is_body_optional=True, example={"overlap_s": 3600}),
     )
     def rotate_one(endpoint_id: str) -> Response:
-        caller = authenticate(parts.db, request, "admin")
+        caller = authenticate(parts.callers, request, "admin")
         asked = validated(EndpointRotationRequest, read_optional_json(request))
         secret = new_secret()
         rotated = None
@@ -193,7 +193,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def test_one(endpoint_id: str) -> Response:
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         asked = validated(EndpointTestRequest, read_optional_json(request))
         with parts.waiting.place(caller.tenant_id):
             delivery_id = add_test(parts.db, caller.tenant_id, endpoint_id, asked.event_type) if is_id(endpoint_id, "we") else None
@@ -223,7 +223,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
         summary="List the types of events", operation_id="list_webhook_event_types", security="ApiKey", responses=[401, 403, 503]
     )
     def list_event_types() -> Response:
-        authenticate(parts.db, request, "read")
+        authenticate(parts.callers, request, "read")
         return jsonify({"object": "list", "data": list(EVENT_TYPES)})
 
     return endpoints
@@ -244,7 +244,7 @@ def _unknown() -> RequestError:
 
 
 def _change(parts: Parts, endpoint_id: str) -> dict[str, Any]:
-    caller = authenticate(parts.db, request, "admin")
+    caller = authenticate(parts.callers, request, "admin")
     asked = validated(EndpointChange, read_json(request))
     changes: dict[str, Any] = {}
     if asked.url is not None:

@@ -29,7 +29,7 @@ def webhook_secrets_blueprint(parts: Parts) -> APIBlueprint:
     )
     def get_default_secret() -> Response:
         # submit, not read: whoever holds the secret can forge our webhooks, so a key that only looks must not have it.
-        caller = authenticate(parts.db, request, "submit")
+        caller = authenticate(parts.callers, request, "submit")
         return jsonify({"key": parts.sealer.unseal(get_webhook_secret(parts.db, caller.tenant_id))})
 
     @webhook_secrets.post("/v1/webhooks/default/secret/rotate")
@@ -42,7 +42,7 @@ def webhook_secrets_blueprint(parts: Parts) -> APIBlueprint:
         extensions=describe(body=RotationRequest, is_body_optional=True, example={"overlap_s": 3600}),
     )
     def rotate_default() -> Response:
-        caller = authenticate(parts.db, request, "admin")
+        caller = authenticate(parts.callers, request, "admin")
         sent = read_optional_json(request)
         asked = validated(RotationRequest, sent)
         secret = new_secret()
