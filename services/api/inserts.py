@@ -6,12 +6,18 @@ import threading
 from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
+from services.api.auth import UnsureCallerError
 from services.api.together import Together
 from shared.db import Database
 from shared.lifecycle.fast_submit import Inserted, NewRows, insert_new
+from shared.lifecycle.tenants import Caller
 
 _MOST_AT_ONCE = 32
 """Jobs of one statement. Of eight, each costs Postgres less than half of what it costs alone; of more it hardly changes."""
+
+
+_Wanted = tuple[NewRows, int | None, Caller]
+"""The rows of a job, how many of its tenant may be queued, and whose it is."""
 
 
 class Inserts:
@@ -20,17 +26,26 @@ class Inserts:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._lock = threading.Lock()
-        self._of_tenants: WeakValueDictionary[str, Together[tuple[NewRows, int | None], Inserted | None]] = WeakValueDictionary()
+        self._of_tenants: WeakValueDictionary[str, Together[_Wanted, Inserted | None]] = WeakValueDictionary()
 
-    def insert(self, rows: NewRows, max_queued: int | None) -> Inserted | None:
-        """Write a job, as `insert_new` does."""
+    def insert(self, caller: Caller, rows: NewRows, max_queued: int | None) -> Inserted | None:
+        """
+        Write a job, as `insert_new` does.
+
+        Raises:
+            UnsureCallerError: nothing was written, perhaps because it was for a recalled caller.
+        """
         tenant_id = rows.job["tenant_id"]
         with self._lock:
             together = self._of_tenants.get(tenant_id)
             if together is None:
                 together = self._of_tenants[tenant_id] = Together(self._write, _MOST_AT_ONCE)
-        return together((rows, max_queued))
+        inserted = together((rows, max_queued, caller))
+        if inserted is None and caller.is_recalled:
+            raise UnsureCallerError(caller.key_id)
+        return inserted
 
-    def _write(self, jobs: Sequence[tuple[NewRows, int | None]]) -> list[Inserted | None]:
-        limits = [max_queued for _, max_queued in jobs if max_queued is not None]
-        return insert_new(self._db, [rows for rows, _ in jobs], min(limits, default=None))
+    def _write(self, jobs: Sequence[_Wanted]) -> list[Inserted | None]:
+        limits = [max_queued for _, max_queued, _ in jobs if max_queued is not None]
+        stamps = {caller.key_id: caller.stamp for _, _, caller in jobs if caller.is_recalled}
+        return insert_new(self._db, [rows for rows, _, _ in jobs], min(limits, default=None), stamps)

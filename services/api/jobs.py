@@ -12,21 +12,22 @@ from apiflask import APIBlueprint
 from flask import Response, g, request
 
 from services.api.answers import JobAnswer, JobListAnswer
-from services.api.auth import authenticate
+from services.api.auth import as_caller, authenticate, require_fresh
 from services.api.idempotency import TRY_HEADER, parse_key, parse_try
 from services.api.job_access import cancel_job, find_job
 from services.api.job_answers import job_response, public_document, submitted_response
 from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
-from services.api.prefer import MAX_WAIT_S, parse_prefer
+from services.api.prefer import MAX_WAIT_S, NO_PREFERENCE, parse_prefer
 from services.api.request_body import read_body, read_query
 from services.api.route_docs import describe
 from services.api.schemas import JobQuery, JobRequest, ListQuery
-from services.api.submitting import SUBMIT_ROUTE, Origin, submit_job
+from services.api.submitting import SUBMIT_ROUTE, Origin, Submitted, submit_job
 from services.api.waiting import NoPlaceError, has_ended
 from shared.errors import RequestError
 from shared.ids import is_id
 from shared.lifecycle.jobs import JobFilter, list_jobs
+from shared.lifecycle.tenants import Caller
 from shared.lifecycle.tries import note_answer
 from shared.storage import PRESIGN_S
 
@@ -74,13 +75,22 @@ def jobs_blueprint(parts: Parts) -> APIBlueprint:
         ),
     )
     def submit_one() -> Response:
-        caller = authenticate(parts.callers, request, "submit")
-        key = parse_key(request.headers.get("Idempotency-Key"))
-        prefer = parse_prefer(request.headers.getlist("Prefer"))
-        body = read_body(request)
-        origin = Origin(SUBMIT_ROUTE, body, parse_try(request.headers.get(TRY_HEADER)), g.began)
-        submitted = submit_job(parts, caller, body, key, origin)
-        if origin.try_number is not None and key is None:
+        key = try_number = None
+        prefer = NO_PREFERENCE
+
+        def work(caller: Caller) -> Submitted:
+            nonlocal key, prefer, try_number
+            if request.mimetype != "application/json":
+                # Files can be read but once.
+                require_fresh(caller)
+            key = parse_key(request.headers.get("Idempotency-Key"))
+            prefer = parse_prefer(request.headers.getlist("Prefer"))
+            try_number = parse_try(request.headers.get(TRY_HEADER))
+            body = read_body(request)
+            return submit_job(parts, caller, body, key, Origin(SUBMIT_ROUTE, body, try_number, g.began))
+
+        caller, submitted = as_caller(parts.callers, request, "submit", work)
+        if try_number is not None and key is None:
             note_answer(parts.db, submitted.job_id)
         return submitted_response(parts, caller, submitted, prefer)
 

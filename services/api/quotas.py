@@ -18,7 +18,7 @@ from typing import TypeVar
 import structlog
 from apiflask import APIFlask
 from flask import Response, g
-from limits import RateLimitItemPerMinute
+from limits import RateLimitItemPerMinute, WindowStats
 from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
@@ -47,6 +47,8 @@ class QuotaState:
     limits: Limits
     num_queued: int
     requests: tuple[int, int] | None = None
+    admission: tuple[bool, WindowStats] | None = None
+    """What came of counting the request."""
     gpu_seconds: tuple[float, int] | None = None
     num_batches: int | None = None
     """That have not ended; None where the request makes none."""
@@ -118,11 +120,15 @@ class Quotas:
         Raises:
             QuotaError: `too_many_requests`.
         """
+        before: QuotaState | None = g.get("quota")
         state = g.quota = QuotaState(self.limits_of(caller), caller.num_queued)
         per_minute = state.limits.requests_per_minute
         if per_minute is not None:
             item = RateLimitItemPerMinute(per_minute)
-            is_admitted, stats = self._count(
+            if before is not None and before.limits.requests_per_minute == per_minute:
+                # Asked for once more, with the caller as he is now.
+                state.admission = before.admission
+            is_admitted, stats = state.admission = state.admission or self._count(
                 lambda limiter: (limiter.hit(item, caller.tenant_id), limiter.get_window_stats(item, caller.tenant_id))
             )
             reset_s = max(1, math.ceil(stats.reset_time - time.time()))

@@ -89,7 +89,7 @@ def _read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     limit = min(max_bytes, request.max_content_length or max_bytes)
     # One byte more: a body in chunks is cut at Werkzeug's limit without a word, and could still be JSON.
     request.max_content_length = limit + 1
-    return _parse(request.get_data(cache=False), limit)
+    return _parse(request.get_data(), limit)
 
 
 def read_optional_json(request: Request) -> dict[str, Any]:

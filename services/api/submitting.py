@@ -10,10 +10,12 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from flask import g
 
+from services.api.auth import require_fresh
 from services.api.field_errors import ErrorCollector, validated
 from services.api.idempotency import fingerprint
 from services.api.new_job import check_request, new_job, requested_size
@@ -26,7 +28,7 @@ from services.api.sources import SourceReader
 from services.api.webhooks.callbacks import collect_webhook
 from shared.errors import QueueFullError
 from shared.lifecycle.idempotency import Idempotency, find_replay
-from shared.lifecycle.submit import NewJob, SourceFile, store
+from shared.lifecycle.submit import NewJob, SourceFile, may_be_all_new, store
 from shared.lifecycle.tenants import Caller
 from shared.lifecycle.tries import Try, find_earlier
 from shared.states import Stage
@@ -77,14 +79,17 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
         RequestError: names every wrong field; or `idempotency_mismatch`.
         QuotaError: the tenant may not ask for more now.
         NoModelError, BusyError, DatabaseDownError, StorageDownError
+        UnsureCallerError: a recalled caller will not do.
     """
     parts.quotas.admit(caller)
     once = client_try = None
     # Before anything is judged: a deadline may have passed since, a source URL may have died.
     if idempotency_key is not None:
         once = Idempotency(origin.route, idempotency_key, fingerprint(origin.route, origin.sent))
-        earlier = find_replay(parts.db, caller.tenant_id, once)
+        # For a recalled caller nothing is looked up: the write fails if the key was used before.
+        earlier = None if caller.is_recalled else find_replay(parts.db, caller.tenant_id, once)
     elif origin.try_number is not None:
+        require_fresh(caller)
         client_try = Try(fingerprint(origin.route, origin.sent), origin.try_number)
         earlier = find_earlier(parts.db, caller.tenant_id, client_try)
     else:
@@ -122,6 +127,8 @@ def read_request(parts: Parts, caller: Caller, body: RequestBody) -> ReadRequest
     Raises: as `submit_job`, but for what is about the idempotency key.
     """
     asked = validated(JobRequest, body.fields)
+    if asked.images or body.uploads or asked.webhook:
+        require_fresh(caller)
     asked = with_allowed_priority(caller, asked)
     info = parts.model.get()
     errors = ErrorCollector()
@@ -148,10 +155,12 @@ def store_job(parts: Parts, caller: Caller, job: NewJob, once: Idempotency | Non
         RequestError: `idempotency_mismatch`.
         QuotaError: `queue_full` or `budget_exhausted`.
     """
+    if not may_be_all_new(job):
+        require_fresh(caller)
     parts.quotas.check_room(caller)
     limits = parts.quotas.limits_of(caller)
     try:
-        stored = store(parts.db, replace(job, trace=g.trace), limits, once, client_try, parts.inserts.insert)
+        stored = store(parts.db, replace(job, trace=g.trace), limits, once, client_try, partial(parts.inserts.insert, caller))
     except QueueFullError:
         parts.quotas.note_queued(limits.max_queued)
         raise

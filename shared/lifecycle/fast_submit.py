@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import inspect
@@ -21,6 +21,7 @@ from sqlalchemy import inspect
 from shared.db import ConstraintError, Database
 from shared.ids import new_id
 from shared.job_document import JobImage, job_document
+from shared.lifecycle.keys import STAMP
 from shared.tables import Base, Grid, Image, Job
 
 Row = TypeVar("Row", bound=Base)
@@ -31,7 +32,7 @@ _ATTRIBUTES = {"metadata": "request_metadata"}
 """Of rows, where they differ from the columns."""
 
 _TAKEN_OR_FULL = ("23505", "23502")
-"""A unique key is taken; or `seq` is NULL, because no tenant was updated."""
+"""A unique key is taken; or `seq` is NULL, because no tenant was updated: it has no room, or other endpoints, or a stamp has changed."""
 _WRITTEN = ("grid", "image", "job", "output", "idempotency_key")
 """Tables in the order of their rows' references."""
 _QUEUED = "job.queued"
@@ -56,22 +57,25 @@ class Inserted:
     num_queued: int
 
 
-def insert_new(db: Database, jobs: Sequence[NewRows], max_queued: int | None) -> list[Inserted | None]:
+def insert_new(
+    db: Database, jobs: Sequence[NewRows], max_queued: int | None, stamps: Mapping[str, str] = MappingProxyType({})
+) -> list[Inserted | None]:
     """
     Write the rows and the events of new jobs of one tenant.
 
     Args:
         max_queued: jobs of the tenant that may be queued, these among them; None: any number.
+        stamps: by key id, those of callers that were recalled (`Caller.stamp`).
     Returns:
-        None for a job of which nothing was written: something of it is there, or the tenant's queue is full.
+        None for a job of which nothing was written: something of it is there, the tenant's queue is full, or a stamp has changed.
     Raises:
         DatabaseDownError
     """
     documents = [_document(rows) for rows in jobs]
-    written = _write(db, jobs, documents, (), max_queued)
+    written = _write(db, jobs, documents, (), max_queued, stamps)
     if written is None:
         # It is not known which of several stands in the way.
-        return [None] if len(jobs) == 1 else [insert_new(db, [rows], max_queued)[0] for rows in jobs]
+        return [None] if len(jobs) == 1 else [insert_new(db, [rows], max_queued, stamps)[0] for rows in jobs]
     found = {job_id: (created_at, num_queued) for job_id, created_at, num_queued in written}
     inserted: list[Inserted | None] = []
     for document in documents:
@@ -93,7 +97,12 @@ def insert_lines(db: Database, rows: Mapping[str, NewRows], max_queued: int | No
 
 
 def _write(
-    db: Database, jobs: Sequence[NewRows], documents: Sequence[Mapping[str, Any]], item_ids: Sequence[str], max_queued: int | None
+    db: Database,
+    jobs: Sequence[NewRows],
+    documents: Sequence[Mapping[str, Any]],
+    item_ids: Sequence[str],
+    max_queued: int | None,
+    stamps: Mapping[str, str] = MappingProxyType({}),
 ) -> Sequence[Any] | None:
     """Rows of id, time of creation and number of queued jobs, one for each job; or None."""
     tenant_id = jobs[0].job["tenant_id"]
@@ -104,7 +113,7 @@ def _write(
         given["job"].append(rows.job)
         given["output"] += rows.outputs
         given["idempotency_key"] += [] if rows.idempotency is None else [rows.idempotency]
-    statement = _statement(tuple((table, tuple(entries[0])) for table, entries in given.items() if entries), bool(item_ids))
+    statement = _statement(tuple((table, tuple(entries[0])) for table, entries in given.items() if entries), bool(item_ids), bool(stamps))
     job_ids = [rows.job["id"] for rows in jobs]
     given["item"] = [{"id": item_id, "job_id": job_id} for item_id, job_id in zip(item_ids, job_ids, strict=False)]
     given["event"] = [
@@ -112,7 +121,14 @@ def _write(
         for position, (job_id, document) in enumerate(zip(job_ids, documents, strict=True), 1)
     ]
     # One value for everything: of fifty and more psycopg would parse the statement anew each time.
-    values = {"given": json.dumps(given, default=_as_json), "tenant": tenant_id, "count": len(jobs), "max_queued": max_queued}
+    values = {
+        "given": json.dumps(given, default=_as_json),
+        "tenant": tenant_id,
+        "count": len(jobs),
+        "max_queued": max_queued,
+        "keys": list(stamps),
+        "stamps": list(stamps.values()),
+    }
     try:
         return db.run_alone(statement, values, (tenant_id, *job_ids))
     except ConstraintError as error:
@@ -159,7 +175,7 @@ def _jsonb_order(key: str) -> tuple[int, bytes]:
 
 
 @functools.lru_cache(maxsize=256)
-def _statement(written: tuple[tuple[str, tuple[str, ...]], ...], has_items: bool) -> str:
+def _statement(written: tuple[tuple[str, tuple[str, ...]], ...], has_items: bool, has_stamps: bool) -> str:
     """The SQL for rows of these tables with these columns. One shape or two occur, and each is prepared once per connection."""
     inserts = ", ".join(_insert(table, names) for table, names in written)
     # After all of them: a tenant's row comes last in the order of locks, and is held for the shortest time.
@@ -174,6 +190,7 @@ def _statement(written: tuple[tuple[str, tuple[str, ...]], ...], has_items: bool
             WHERE id = %(tenant)s AND num_written > 0
                 AND (%(max_queued)s::bigint IS NULL OR num_queued + %(count)s::bigint <= %(max_queued)s::bigint)
                 {_ALL_LINES if has_items else ""}
+                {_ALL_STAMPS if has_stamps else ""}
                 -- Endpoints are counted in the tenant's row as it is once it is locked, and looked at as they were when the statement
                 -- began: one that was added meanwhile makes the two differ.
                 AND num_endpoints = (
@@ -201,6 +218,11 @@ _TAKE_LINES = """
             WHERE batch_item.id = line.id AND batch_item.job_id IS NULL AND batch_item.error IS NULL
             RETURNING 1 AS one
         ),"""
+_ALL_STAMPS = f"""
+                AND cardinality(%(keys)s::text[]) = (
+                    SELECT count(*) FROM unnest(%(keys)s::text[], %(stamps)s::text[]) AS known(id, stamp)
+                    JOIN api_key ON api_key.id = known.id JOIN tenant ON tenant.id = api_key.tenant_id WHERE {STAMP} = known.stamp
+                )"""  # noqa: S608 - our own names
 _ALL_LINES = "AND (SELECT count(*) FROM taken) = %(count)s::bigint"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Text, bindparam, func, select, update
+from sqlalchemy import ARRAY, Text, bindparam, func, literal_column, select, update
 from sqlalchemy.orm import Session
 
 from shared.api_keys import ApiKeyText, new_api_key
@@ -23,9 +23,16 @@ _now = func.clock_timestamp
 _TOUCH_S = 60
 """Once a minute is enough to know whether a key is in use, and spares a write per request."""
 
+STAMP = """md5(ROW(
+    api_key.tenant_id, api_key.secret_sha256, api_key.scopes, api_key.max_priority, api_key.revoked_at,
+    tenant.max_queued, tenant.max_running, tenant.results_kept_s, tenant.requests_per_minute, tenant.gpu_seconds_per_day
+)::text)"""
+"""SQL over a key joined with its tenant: of all that `Caller` tells, but for how many jobs are queued."""
+
 # Built once, and of columns: every request begins with it.
-_FIND = select(
+_FIND: Any = select(
     ApiKey.id,
+    literal_column(STAMP).label("stamp"),
     ApiKey.tenant_id,
     ApiKey.secret_sha256,
     ApiKey.scopes,
@@ -130,6 +137,7 @@ def _caller(row: Any) -> Caller:
         max_priority=Priority(row.max_priority),
         own_limits=OwnLimits(row.max_queued, row.max_running, row.requests_per_minute, row.gpu_seconds_per_day, row.results_kept_s),
         num_queued=row.num_queued,
+        stamp=row.stamp,
     )
 
 

@@ -198,7 +198,7 @@ def store(
     """
     job_id = new_id("job")
     new = _kept_as_long(new, limits)
-    if client_try is None and _may_be_all_new(new):
+    if client_try is None and may_be_all_new(new):
         rows = _new_rows(new, job_id, idempotency)
         inserted = insert(rows, limits.max_queued) if insert else insert_new(db, [rows], limits.max_queued)[0]
         if inserted is not None:
@@ -213,7 +213,7 @@ def _kept_as_long(new: NewJob, limits: Limits) -> NewJob:
 
 def new_rows(db: Database, jobs: Mapping[str, NewJob], limits: Limits) -> dict[str, NewRows]:
     """The rows of those of these jobs of one tenant that can be written without a look at what is there, by the names that they come by."""
-    rows = {name: _new_rows(_kept_as_long(new, limits), new_id("job"), None) for name, new in jobs.items() if _may_be_all_new(new)}
+    rows = {name: _new_rows(_kept_as_long(new, limits), new_id("job"), None) for name, new in jobs.items() if may_be_all_new(new)}
     if not rows:
         return {}
     keys = {name: {str(row["key"]) for row in (*found.grids, *found.images) if row["key"] is not None} for name, found in rows.items()}
@@ -229,7 +229,7 @@ def new_rows(db: Database, jobs: Mapping[str, NewJob], limits: Limits) -> dict[s
     return found
 
 
-def _may_be_all_new(new: NewJob) -> bool:
+def may_be_all_new(new: NewJob) -> bool:
     """Not of jobs that take, put aside or have to hold what is there, nor of those whose webhook is to hear of the first event."""
     hears_at_once = new.webhook is not None and "job.queued" in new.webhook["events"]
     return new.redecode_of is None and new.cache is not Cache.REFRESH and not new.sources and not hears_at_once

@@ -27,6 +27,8 @@ class Caller:
         max_priority: the most urgent lane that the key's jobs may take.
         own_limits: of the tenant.
         num_queued: jobs of the tenant that were queued when the request came.
+        stamp: changes with everything that the ledger says of the key and its tenant's limits.
+        is_recalled: all this is as it was a moment ago; whoever writes anything for the caller has to check the stamp.
     """
 
     tenant_id: str
@@ -35,6 +37,8 @@ class Caller:
     max_priority: Priority = Priority.INTERACTIVE
     own_limits: OwnLimits = field(default_factory=OwnLimits)
     num_queued: int = 0
+    stamp: str = ""
+    is_recalled: bool = False
 
 
 @dataclass(frozen=True)

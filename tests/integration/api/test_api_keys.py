@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from shared.checkpoint import ModelInfo
 from shared.db import Database
 from shared.lifecycle.tenants import ensure_api_key
 from tests.integration.api.conftest import Account, assert_problem, client_of
-from tests.ledger import query
+from tests.ledger import at_once, execute, query
 
 LIMITS = ("max_queued", "max_running", "requests_per_minute", "gpu_seconds_per_day", "results_kept_s")
 
@@ -173,3 +174,46 @@ def test_bootstrap_key_of_before_operators_becomes_one(db: Database, settings: A
     assert client_of(app, account.keys["admin"]).get("/v1/tenants").status_code == 403
     ensure_api_key(db, account.tenant_id, "bootstrap", key, ["read", "submit", "admin", "operator"])
     assert client_of(app, account.keys["admin"]).get("/v1/tenants").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "of_wrong_body"),
+    [
+        ("UPDATE api_key SET revoked_at = now()", "unauthorized", "unauthorized"),
+        ("UPDATE api_key SET secret_sha256 = decode('00', 'hex')", "unauthorized", "unauthorized"),
+        ("UPDATE api_key SET scopes = '{read}'", "forbidden_scope", "forbidden_scope"),
+        ("UPDATE api_key SET max_priority = 'bulk'", "forbidden_priority", "invalid_request"),
+        ("UPDATE tenant SET max_queued = 1", "queue_full", "invalid_request"),
+        ("UPDATE tenant SET max_queued = 5", None, "invalid_request"),
+    ],
+)
+def test_what_is_known_of_a_key_is_made_sure_of(
+    client: FlaskClient, db: Database, change: str, code: str | None, of_wrong_body: str
+) -> None:
+    """A process remembers a key for a moment; what has changed since, wherever it was changed, counts at the next submit all the same."""
+    fox = {"prompt": "a fox", "priority": "standard"}
+    assert client.post("/v1/jobs", json=fox).status_code == 202
+    execute(db, change)
+    assert client.post("/v1/jobs", json=fox).get_json(force=True).get("code") == code
+    assert client.post("/v1/jobs", json={**fox, "steps": 0}).get_json(force=True)["code"] == of_wrong_body
+    assert len(query(db, "SELECT id FROM job")) == 1 + (code is None)
+
+
+def test_submits_at_once_are_each_their_own(app: APIFlask, client: FlaskClient, db: Database, account: Account) -> None:
+    """Of what is written by one statement each request has its own job, alike or not; bounds and numbers are exact."""
+    execute(db, "UPDATE tenant SET max_queued = 20")
+    clients = [client_of(app, account.keys[scope]) for scope in ("submit", "admin")]
+
+    def submit(index: int) -> Any:
+        headers = {"Idempotency-Key": f"k{index // 2}"} if index < 8 else {}
+        prompt = f"fox {index // 2}" if index < 8 else "alike" if index < 12 else f"fox {index}"
+        return clients[index % 2].post("/v1/jobs", json={"prompt": prompt, "seed": 1}, headers=headers)
+
+    answers = at_once([partial(submit, index) for index in range(40)])
+    accepted = [answer.get_json()["id"] for answer in answers if answer.status_code == 202]
+    assert {answer.status_code for answer in answers} <= {200, 202, 429}
+    assert sorted(accepted) == sorted(job_id for (job_id,) in query(db, "SELECT id FROM job"))
+    assert len(accepted) == 20
+    # The twentieth brings a warning, too.
+    assert [seq for (seq,) in query(db, "SELECT seq FROM event ORDER BY seq")] == list(range(1, 22))
+    assert query(db, "SELECT num_queued FROM tenant WHERE id = :id", id=account.tenant_id) == [(20,)]
