@@ -24,6 +24,9 @@ Unit = TypeVar("Unit", Grid, Image)
 
 _now = func.clock_timestamp
 
+PATIENCE_S = 10
+"""Seconds after which released work goes before more urgent lanes. Well below `work.RELEASE_S`, after which it would be taken back."""
+
 
 @dataclass(frozen=True)
 class StoredArtifact:
@@ -224,7 +227,9 @@ def _claim(db: Database, table: str, worker_id: str, lease_s: float, unit_id: st
 @functools.cache
 def _claim_statement(table: str, is_any: bool) -> str:
     """One trip: the conditional UPDATE, and all that a worker reads of the unit, its grid, its sources and its jobs."""
-    which = "ORDER BY lane, released_at, created_at, id" if is_any else "AND id = %(unit)s"
+    # The most urgent lane first, but nothing that was released waits for long: its lane has had it chosen, and must get it.
+    is_fresh = f"released_at > clock_timestamp() - interval '{PATIENCE_S} s'"
+    which = f"ORDER BY {is_fresh}, lane, released_at, created_at, id" if is_any else "AND id = %(unit)s"
     if table == "grid":
         shown = "claimed.*, claimed.source_file_ids AS named"
         grid = ""
