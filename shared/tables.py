@@ -313,6 +313,12 @@ class Job(Base):
     completed_at: Mapped[datetime | None]
 
 
+COST_CLASS = "width_bucket(COALESCE(cost_s, 'Infinity'::double precision), '{%s}'::double precision[])" % (  # noqa: UP031 - braces
+    ",".join(f"{2.0**octave:g}" for octave in range(-4, 12))
+)
+"""SQL: units of one class differ in cost by less than a factor of two; what is not known is in the last one."""
+
+
 class WorkColumns:
     """What a unit of work carries, whichever stage does it."""
 
@@ -331,6 +337,8 @@ class WorkColumns:
     not_before: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     cost_s: Mapped[float | None]
     """Predicted seconds of a worker; unknown until workers have reported their speed."""
+    deadline: Mapped[datetime | None]
+    """The earliest of the jobs that have asked for it. One that has passed says nothing: that job is over, and others may want it still."""
     trace: Mapped[dict[str, Any] | None]
     """That of the job that it was made for; others that share it have their own."""
     error: Mapped[dict[str, Any] | None]
@@ -353,8 +361,9 @@ def _work_constraints(table: str) -> tuple[CheckConstraint | Index, ...]:
         CheckConstraint("state <> 'done' OR (storage_key IS NOT NULL AND sha256 IS NOT NULL AND size_bytes > 0)", name="done_has_artifact"),
         CheckConstraint("state <> 'failed' OR error IS NOT NULL", name="failure_has_reason"),
         Index(f"ix_{table}_ready", "lane", "created_at", "id", postgresql_where=text("state = 'ready'")),
-        # For tenants with a bound on what runs: what they come to next is found without passing by all that they have waiting.
-        Index(f"ix_{table}_tenant_ready", "tenant_id", "lane", "created_at", "id", postgresql_where=text("state = 'ready'")),
+        # For the choice among what does not fit: who waits in a lane, and the oldest of each class of cost, however much waits.
+        Index(f"ix_{table}_turn", "lane", "tenant_id", text(COST_CLASS), "created_at", "id", postgresql_where=text("state = 'ready'")),
+        Index(f"ix_{table}_due", "lane", "tenant_id", "deadline", postgresql_where=text("state = 'ready' AND deadline IS NOT NULL")),
         Index(f"ix_{table}_released", "lane", "released_at", postgresql_where=text("state = 'released'")),
         Index(f"ix_{table}_lease", "lease_until", postgresql_where=text("state = 'running'")),
     )

@@ -36,8 +36,8 @@ class GridTasks:
     lease_s: float
 
     def claim(self, worker_id: str, grid_id: str | None) -> claims.ClaimedGrid | None:
-        """Claim this grid, or any that is released."""
-        return claims.claim_grid(self.db, worker_id, self.lease_s, grid_id, begin_later=True)
+        """Claim this grid, or any that is released, unless it is for a worker with another checkpoint."""
+        return claims.claim_grid(self.db, worker_id, self.lease_s, grid_id, model_revision=self.model.revision, begin_later=True)
 
     def generate_grid(self, claim: claims.ClaimedGrid, held: HeldWork) -> Callable[[], None]:
         """
@@ -48,7 +48,7 @@ class GridTasks:
             WorkStoppedError: `held` was told to stop.
         """
         if claim.model_revision != self.model.revision:
-            # Retried: while workers are being replaced, another one may have the right checkpoint.
+            # No live worker had the right checkpoint. Retried: while workers are being replaced, one may come.
             raise TransientWorkError("model_mismatch", f"accepted for model {claim.model_revision}, this worker has {self.model.revision}")
         shape = TokenGrid(claim.token_h, claim.token_w)
         num_draft = shape.num_draft_tokens(len(claim.sources))

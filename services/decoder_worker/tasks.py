@@ -57,7 +57,7 @@ class ImageTasks:
 
     def claim(self, worker_id: str, image_id: str | None) -> claims.ClaimedImage | None:
         """Claim this image, or any that is released."""
-        return claims.claim_image(self.db, worker_id, self.lease_s, image_id, begin_later=True)
+        return claims.claim_image(self.db, worker_id, self.lease_s, image_id, model_revision=self.model_revision, begin_later=True)
 
     def render_image(self, claim: claims.ClaimedImage, held: HeldWork) -> Callable[[], None]:
         """

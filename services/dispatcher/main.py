@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def run(settings: DispatcherSettings, stopping: threading.Event) -> None:
-    """Dispatch while we are the leader, until `stopping` is set. Nothing is held in memory: a crash loses nothing."""
+    """Dispatch while we are the leader, until `stopping` is set. All that is held in memory is whose turn it is: a crash loses no work."""
     live = LiveState(settings.redis_url.get_secret_value())
     db = Database(settings.database_url.get_secret_value(), pool_size=4, on_changes=live.tell_changes)
     lock = LeaderLock(db, _LOCK)

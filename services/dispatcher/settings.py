@@ -32,3 +32,29 @@ class DispatcherSettings(QuotaSettings):
     window_per_slot: int = Field(
         default=2, ge=1, le=100, description="Units of work released or running per slot of the live workers; the rest waits in Postgres."
     )
+    lane_weight_interactive: float = Field(
+        default=16,
+        gt=0,
+        description="Share of the lane `interactive` while more is ready than fits, beside those of the other two. A lane that "
+        "wants less leaves the rest to the others.",
+    )
+    lane_weight_standard: float = Field(default=4, gt=0, description="Share of the lane `standard`.")
+    lane_weight_bulk: float = Field(default=1, gt=0, description="Share of the lane `bulk`; it grows as the lane ages.")
+    bulk_ages_s: float = Field(
+        default=3600,
+        gt=0,
+        description="Seconds that the oldest work of `bulk` waits until the lane's share is twice its own, and as many more until it is "
+        "three times. It grows no larger than that of `standard`.",
+    )
+    quantum_s: float = Field(
+        default=5,
+        gt=0,
+        description="Predicted seconds of a worker that a tenant gets in its turn before the next one of its lane has its own. About "
+        "so long, or for one unit of work that takes longer, it may hold up another one.",
+    )
+    deadline_near_s: float = Field(
+        default=600,
+        ge=0,
+        description="Seconds before its `deadline` from which work goes before other work of its tenant and lane, if it can still be done "
+        "in time.",
+    )

@@ -15,14 +15,18 @@ from sqlalchemy.orm import Session
 from shared.db import Database, DatabaseDownError
 from shared.lifecycle.ending import database_now
 from shared.lifecycle.events import record_changes
+from shared.lifecycle.workers import ALIVE_S
 from shared.lora import Lora, lora_from_json
 from shared.rendition import Rendition
-from shared.states import LIVE_WORK, JobStatus
+from shared.states import LIVE_WORK, JobStatus, Stage
 from shared.tables import Grid, Image, Job
 
 Unit = TypeVar("Unit", Grid, Image)
 
 _now = func.clock_timestamp
+
+PATIENCE_S = 10
+"""Seconds after which released work goes before more urgent lanes. Well below `work.RELEASE_S`, after which it would be taken back."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +111,23 @@ class ClaimedImage:
 
 
 def claim_grid(
-    db: Database, worker_id: str, lease_s: float, grid_id: str | None = None, *, begin_later: bool = False
+    db: Database,
+    worker_id: str,
+    lease_s: float,
+    grid_id: str | None = None,
+    *,
+    model_revision: str | None = None,
+    begin_later: bool = False,
 ) -> ClaimedGrid | None:
     """
     Claim this released grid, or any; None if it is not released (canceled, claimed, a doubled message).
 
     Args:
+        model_revision: of the worker. What was made for another one is left to a live worker that has it; where there is none, whoever
+            comes takes it, to fail it with its reason. None: whatever it was made for.
         begin_later: the caller calls `begin` once the engine has the work: a claim alone is one trip to Postgres.
     """
-    row = _claim(db, "grid", worker_id, lease_s, grid_id)
+    row = _claim(db, "grid", worker_id, lease_s, grid_id, model_revision)
     if row is None:
         return None
     jobs = _jobs(row)
@@ -145,10 +157,16 @@ def claim_grid(
 
 
 def claim_image(
-    db: Database, worker_id: str, lease_s: float, image_id: str | None = None, *, begin_later: bool = False
+    db: Database,
+    worker_id: str,
+    lease_s: float,
+    image_id: str | None = None,
+    *,
+    model_revision: str | None = None,
+    begin_later: bool = False,
 ) -> ClaimedImage | None:
-    """Claim this released image, or any; None if it is not released. `begin_later`: as `claim_grid`."""
-    row = _claim(db, "image", worker_id, lease_s, image_id)
+    """Claim this released image, or any; None if it is not released. `model_revision`, `begin_later`: as `claim_grid`."""
+    row = _claim(db, "image", worker_id, lease_s, image_id, model_revision)
     if row is None:
         return None
     jobs = _jobs(row)
@@ -212,19 +230,23 @@ def _jobs(row: Any) -> list[_WaitingJob]:
     return [_WaitingJob(*values) for values in row.jobs or ()]
 
 
-def _claim(db: Database, table: str, worker_id: str, lease_s: float, unit_id: str | None) -> Any:
+def _claim(db: Database, table: str, worker_id: str, lease_s: float, unit_id: str | None, model_revision: str | None) -> Any:
     """The claimed row with what else the worker has to know, or None. Any: a row of the statement below."""
-    values = {"holder": worker_id, "lease": timedelta(seconds=lease_s), "unit": unit_id}
-    statement = _claim_statement(table, is_any=unit_id is None)
+    values = {"holder": worker_id, "lease": timedelta(seconds=lease_s), "unit": unit_id, "revision": model_revision}
+    statement = _claim_statement(table, is_any=unit_id is None, is_choosy=model_revision is not None)
     # Plain SQL: the session's way to say the same costs five times as long, and an idle service waits for nothing else.
     rows = db.run_alone(statement, values)
     return rows[0] if rows else None
 
 
 @functools.cache
-def _claim_statement(table: str, is_any: bool) -> str:
+def _claim_statement(table: str, is_any: bool, is_choosy: bool) -> str:
     """One trip: the conditional UPDATE, and all that a worker reads of the unit, its grid, its sources and its jobs."""
-    which = "ORDER BY lane, released_at, created_at, id" if is_any else "AND id = %(unit)s"
+    # The most urgent lane first, but nothing that was released waits for long: its lane has had it chosen, and must get it.
+    is_fresh = f"released_at > clock_timestamp() - interval '{PATIENCE_S} s'"
+    which = f"ORDER BY {is_fresh}, lane, released_at, created_at, id" if is_any else "AND id = %(unit)s"
+    made_for = "grid.model_revision" if table == "grid" else "(SELECT model_revision FROM grid WHERE grid.id = image.grid_id)"
+    is_mine = f"AND ({made_for} = %(revision)s OR NOT EXISTS ({_has_worker(table, made_for)}))" if is_choosy else ""
     if table == "grid":
         shown = "claimed.*, claimed.source_file_ids AS named"
         grid = ""
@@ -243,7 +265,7 @@ def _claim_statement(table: str, is_any: bool) -> str:
             UPDATE {table}
             SET state = 'running', attempt = attempt + 1, worker_id = %(holder)s, lease_until = clock_timestamp() + %(lease)s,
                 released_at = NULL, started_at = clock_timestamp()
-            WHERE id = (SELECT id FROM {table} WHERE state = 'released' {which} LIMIT 1 FOR UPDATE SKIP LOCKED)
+            WHERE id = (SELECT id FROM {table} WHERE state = 'released' {is_mine} {which} LIMIT 1 FOR UPDATE SKIP LOCKED)
             RETURNING *
         ), shown AS (SELECT {shown} FROM claimed {grid})
         SELECT
@@ -258,6 +280,12 @@ def _claim_statement(table: str, is_any: bool) -> str:
             ) AS sources
         FROM shown
     """  # noqa: S608 - our own names
+
+
+def _has_worker(table: str, revision: str) -> str:
+    stage = Stage.AR if table == "grid" else Stage.DECODER
+    alive = f"stage = '{stage}' AND stopped_at IS NULL AND seen_at > clock_timestamp() - interval '{ALIVE_S} s'"
+    return f"SELECT FROM worker WHERE {alive} AND model->>'revision' = {revision}"
 
 
 _LIVE = ", ".join(f"'{state}'" for state in sorted(LIVE_WORK))

@@ -67,6 +67,7 @@ class _Run:
         self._session = session
         self._tenant_id = tenant_id
         self._job_id = job_id
+        self._lane = 0
         self._deadline = deadline
         self._is_any_running = False
 
@@ -83,16 +84,17 @@ class _Run:
         self._check(job)
         outputs = session.scalars(select(Output).where(Output.job_id == job.id).order_by(Output.index)).all()
         now = database_now(session)
-        lane = list(Priority).index(Priority(job.priority))
+        self._lane = list(Priority).index(Priority(job.priority))
+        self._deadline = self._deadline or (job.deadline if job.deadline is not None and job.deadline > now else None)
         for output in outputs:
             image = images[output.image_id]
-            self._resume(job, output, image, grids[image.grid_id], lane, now)
+            self._resume(job, output, image, grids[image.grid_id], now)
         session.flush()
         # Only now: the job's row may not be written without its next version.
         job.status = JobStatus.QUEUED
         job.run += 1
         job.error = job.started_at = job.completed_at = job.expires_at = None
-        job.deadline = self._deadline or (job.deadline if job.deadline is not None and job.deadline > now else None)
+        job.deadline = self._deadline
         record_changes(session, [job], "job.queued")
         left = select(Output.job_id).join(Image, Image.id == Output.image_id).where(Output.job_id == job.id, Image.state != WorkState.DONE)
         if session.scalar(left.limit(1)) is None:
@@ -109,34 +111,41 @@ class _Run:
         if job.status not in RETRYABLE_JOB:
             raise RequestError("not_retryable", "the job has succeeded; submit another one for other images")
 
-    def _resume(self, job: Job, output: Output, image: Image, grid: Grid, lane: int, now: datetime) -> None:
+    def _resume(self, job: Job, output: Output, image: Image, grid: Grid, now: datetime) -> None:
         """See to it that an output of the job is done or will be drawn."""
         if image.state == WorkState.DONE:
             return
         if image.state in LIVE_WORK:
             # Another job waits for it, and now this one does again.
-            image.lane = min(image.lane, lane)
-            grid.lane = min(grid.lane, lane)
+            self._hurry(image, now)
+            self._hurry(grid, now)
             self._is_any_running |= WorkState.RUNNING in (grid.state, image.state)
             return
-        if (other := find_alive(self._session, Image, image.tenant_id, image.key, lane)) is not None:
+        if (other := find_alive(self._session, Image, image.tenant_id, image.key, self._lane, self._deadline)) is not None:
             output.image_id = other.id
             output.is_cached = other.state == WorkState.DONE
             self._is_any_running |= other.state == WorkState.RUNNING
             return
         if grid.state in (WorkState.FAILED, WorkState.CANCELED):
-            if (found := find_alive(self._session, Grid, grid.tenant_id, grid.key, lane)) is not None:
+            if (found := find_alive(self._session, Grid, grid.tenant_id, grid.key, self._lane, self._deadline)) is not None:
                 image.grid_id = found.id
                 grid = self._session.get_one(Grid, found.id, populate_existing=True)
             else:
-                self._revive(grid, WorkState.READY, lane, now)
+                self._revive(grid, WorkState.READY, now)
                 grid.wants_preview = job.wants_previews and grid.draft_token_ids is not None and grid.preview is None
         self._is_any_running |= grid.state == WorkState.RUNNING
-        self._revive(image, WorkState.READY if grid.state == WorkState.DONE else WorkState.WAITING, lane, now)
+        self._revive(image, WorkState.READY if grid.state == WorkState.DONE else WorkState.WAITING, now)
 
-    def _revive(self, unit: Grid | Image, state: WorkState, lane: int, now: datetime) -> None:
+    def _hurry(self, unit: Grid | Image, now: datetime) -> None:
+        """The more urgent of its jobs counts, and the earliest deadline that has not passed."""
+        unit.lane = min(unit.lane, self._lane)
+        if self._deadline is not None and (unit.deadline is None or unit.deadline <= now or unit.deadline > self._deadline):
+            unit.deadline = self._deadline
+
+    def _revive(self, unit: Grid | Image, state: WorkState, now: datetime) -> None:
         unit.state = state
-        unit.lane = lane
+        unit.lane = self._lane
+        unit.deadline = self._deadline
         unit.num_lost = unit.num_errors = 0
         unit.worker_id = unit.error = unit.started_at = unit.finished_at = None
         unit.not_before = now

@@ -10,10 +10,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, text, update
+from sqlalchemy import ColumnElement, case, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -130,16 +131,18 @@ def is_kept(session: Session, image_id: str) -> bool:
     return session.scalar(kept) is not None
 
 
-def lock_alive(session: Session, row: type[Grid] | type[Image], unit_id: str, lane: int) -> Found | None:
-    """A unit that has neither failed nor been canceled, locked; an urgent lane holds for it."""
-    return _lock(session, row, lane, row.id == unit_id)
+def lock_alive(session: Session, row: type[Grid] | type[Image], unit_id: str, lane: int, deadline: datetime | None) -> Found | None:
+    """A unit that has neither failed nor been canceled, locked; an urgent lane and an early deadline hold for it."""
+    return _lock(session, row, lane, deadline, row.id == unit_id)
 
 
-def find_alive(session: Session, row: type[Grid] | type[Image], tenant_id: str, key: str | None, lane: int) -> Found | None:
-    """The unit with this key that is done, or has room for one more job; locked, and an urgent lane holds for it."""
+def find_alive(
+    session: Session, row: type[Grid] | type[Image], tenant_id: str, key: str | None, lane: int, deadline: datetime | None
+) -> Found | None:
+    """The unit with this key that is done, or has room for one more job; locked, and an urgent lane and an early deadline hold for it."""
     if key is None:
         return None
-    found = _lock(session, row, lane, row.tenant_id == tenant_id, row.key == key)
+    found = _lock(session, row, lane, deadline, row.tenant_id == tenant_id, row.key == key)
     if found is not None and found.state in LIVE_WORK and _num_waiting(session, row, found.id) >= MAX_SHARING:
         # It is not found any more, and whoever asked may have the key.
         session.execute(update(row).where(row.id == found.id).values(key=None))
@@ -152,10 +155,10 @@ def find_or_add(session: Session, row: type[Grid] | type[Image], values: dict[st
     The unit with this key, whoever asked first; locked, so that it cannot end before the job that wants it is written.
 
     Args:
-        values: columns of the unit that is added if there is none, among them `tenant_id`, `key`, `state` and `lane`. An urgent lane
-            holds for a unit that is found too.
+        values: columns of the unit that is added if there is none, among them `tenant_id`, `key`, `state`, `lane` and `deadline`. An urgent
+            lane and an early deadline hold for a unit that is found too.
     """
-    tenant_id, key, lane = values["tenant_id"], values["key"], values["lane"]
+    tenant_id, key, lane, deadline = values["tenant_id"], values["key"], values["lane"], values["deadline"]
     while True:
         if key is not None and cache is Cache.REFRESH:
             _give_up_key(session, row, tenant_id, key)
@@ -171,18 +174,27 @@ def find_or_add(session: Session, row: type[Grid] | type[Image], values: dict[st
         if cache is Cache.REFRESH:
             # Another refresh came between the two statements; the later one wins.
             continue
-        found = find_alive(session, row, tenant_id, key, lane)
+        found = find_alive(session, row, tenant_id, key, lane, deadline)
         if found is not None:
             return found
         # The other holder of the key ended between the two statements, or was full: the key is free again.
 
 
-def _lock(session: Session, row: type[Grid] | type[Image], lane: int, *which: ColumnElement[bool]) -> Found | None:
-    found = session.execute(select(row.id, row.state, row.lane).where(*which, _is_alive(row)).with_for_update()).one_or_none()
+def _lock(
+    session: Session, row: type[Grid] | type[Image], lane: int, deadline: datetime | None, *which: ColumnElement[bool]
+) -> Found | None:
+    # A deadline that has passed is that of a job which is over.
+    still_due = case((row.deadline > func.clock_timestamp(), row.deadline)).label("still_due")
+    found = session.execute(select(row.id, row.state, row.lane, still_due).where(*which, _is_alive(row)).with_for_update()).one_or_none()
     if found is None:
         return None
+    changes: dict[str, Any] = {}
     if found.lane > lane:
-        session.execute(update(row).where(row.id == found.id).values(lane=lane))
+        changes["lane"] = lane
+    if deadline is not None and (found.still_due is None or found.still_due > deadline):
+        changes["deadline"] = deadline
+    if changes:
+        session.execute(update(row).where(row.id == found.id).values(changes))
     return Found(found.id, found.state)
 
 

@@ -414,13 +414,13 @@ class _Outputs:
             image: Found = there
         else:
             # The grid of an image that is there comes before the one of its key, which may be another one by now.
-            grid = (there and lock_alive(self._session, Grid, there.grid_id, self._lane)) or layout.found or self._find_grid(layout)
+            held = there and lock_alive(self._session, Grid, there.grid_id, self._lane, self._new.deadline)
+            grid = held or layout.found or self._find_grid(layout)
             if self._new.wants_previews and not grid.is_new:
                 self._want_preview(grid)
             columns |= {"grid_id": grid.id, "state": WorkState.READY if grid.state == WorkState.DONE else WorkState.WAITING}
-            image = (there and lock_alive(self._session, Image, there.id, self._lane)) or find_or_add(
-                self._session, Image, columns, self._new.cache
-            )
+            alive = there and lock_alive(self._session, Image, there.id, self._lane, self._new.deadline)
+            image = alive or find_or_add(self._session, Image, columns, self._new.cache)
             self.is_any_running |= WorkState.RUNNING in (grid.state, image.state)
         is_cached = image.state == WorkState.DONE
         self.are_all_done &= is_cached
@@ -470,6 +470,7 @@ def _new_grid(new: NewJob, layout: Layout) -> dict[str, Any]:
         "state": WorkState.READY,
         "lane": _lane(new),
         "cost_s": new.grid_cost_s,
+        "deadline": new.deadline,
         "prompt": new.prompt,
         "token_h": new.grid.token_h,
         "token_w": new.grid.token_w,
@@ -489,6 +490,7 @@ def _new_image(new: NewJob, layout: Layout, index: int) -> dict[str, Any]:
     return image_columns(new, layout, index) | {
         "lane": _lane(new),
         "cost_s": new.image_cost_s,
+        "deadline": new.deadline,
         "trace": new.trace and new.trace.headers(),
     }
 

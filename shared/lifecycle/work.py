@@ -7,14 +7,15 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Integer, bindparam, case, func, or_, select, true, tuple_, union_all, update
+from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
+from shared.lifecycle.candidates import IN_HAND, NUM_IN_HAND, START, TABLES, Order, look
 from shared.lifecycle.ending import database_now, end_work, live_jobs
 from shared.lifecycle.events import record_changes
 from shared.states import Stage, WorkState
-from shared.tables import Grid, Image, Tenant
+from shared.tables import Grid, Image
 from shared.trace import TraceContext
 
 WORK: dict[Stage, Any] = {Stage.AR: Grid, Stage.DECODER: Image}
@@ -30,105 +31,138 @@ Unit = TypeVar("Unit", Grid, Image)
 
 _BATCH = 100
 _now = func.clock_timestamp
-_NOT_SYNCED = func.set_config("synchronous_commit", "off", True)
+
+AT_ONCE = 16
+"""Units chosen by one look; a window that has more room is filled by several. Each group of candidates is read so far."""
 
 
 def release(
-    db: Database, stage: Stage, window: int, max_running: int | None = None, *, is_any_limited: bool = False
+    db: Database,
+    stage: Stage,
+    window: int,
+    max_running: int | None = None,
+    *,
+    is_any_limited: bool = False,
+    order: Order | None = None,
 ) -> dict[str, TraceContext | None]:
     """
-    Mark the next units as released, most urgent lane first, oldest first within it, until `window` are released or running.
+    Mark the next units as released, until `window` are released or running: all that is ready if it fits, or else what `order` chooses.
 
     Args:
         max_running: units of both stages that a tenant without a limit of its own may have released or running; None: any number.
-        is_any_limited: does any tenant have a limit? Looking costs a little for every tenant there is.
+        is_any_limited: does any tenant have a limit? Looking costs a little.
+        order: who goes first; None: the most urgent lane, oldest first within it.
     Returns:
-        Their ids, in the order of the line, to be sent to Celery after this transaction: a message must never be ahead of its row. And
-        the traces that their messages tell of.
+        Their ids, in the order of release, to be sent to Celery after this transaction: a message must never be ahead of its row. And the
+        traces that their messages tell of.
     """
     is_limited = is_any_limited or max_running is not None
-    statement = _limited_release_statement(stage) if is_limited else _release_statement(stage)
-    values = {"window": window, **({"max_running": max_running or 0} if is_limited else {})}
-
+    order = order or Order()
     # Run again after a connection that died, it tells of fewer: idle workers find what no message tells of.
-    released = db.change_rows(statement, values)
+    room, released = _release_all(db, stage, window, max_running, is_limited=is_limited)
+    if released is not None:
+        order.forget()
+        return released
+    told: dict[str, TraceContext | None] = {}
+    while room > 0:
+        began_at = order.begin_at
+        seen = look(db, stage, min(room, AT_ONCE), order, max_running, is_limited=is_limited)
+        order.begin_at = seen.stopped_at
+        # What is chosen and has gone meanwhile, canceled or locked, has had its turn all the same.
+        chosen = order.choose(seen, min(room, AT_ONCE))
+        told |= _release_chosen(db, stage, chosen)
+        room -= len(chosen)
+        if not chosen and began_at == START:
+            break
+    return told
+
+
+def _release_all(
+    db: Database, stage: Stage, window: int, max_running: int | None, *, is_limited: bool
+) -> tuple[int, dict[str, TraceContext | None] | None]:
+    """
+    Release everything that is ready, if it fits.
+
+    Returns:
+        How many units may be released, and those that were; None: more are ready, and none was released.
+    """
+    statement = _release_all_statement(TABLES[stage], is_limited)
+    values = {"window": window, "max_running": max_running or 0}
+    rows = db.run_alone(lambda connection: connection.exec_driver_sql(statement, values).all(), ())
+    if rows[0].is_crowded:
+        return rows[0].room, None
     # An UPDATE returns its rows in no order.
-    return {row.id: TraceContext.from_headers(row.trace) for row in sorted(released, key=lambda row: (row.lane, row.created_at, row.id))}
+    released = sorted((row for row in rows if row.id is not None), key=lambda row: (row.lane, row.created_at, row.id))
+    return rows[0].room, {row.id: TraceContext.from_headers(row.trace) for row in released}
 
 
-def _is_in_hand(row: Any) -> Any:
-    return or_(row.state == WorkState.RELEASED, row.state == WorkState.RUNNING)
+def _release_chosen(db: Database, stage: Stage, ids: Sequence[str]) -> dict[str, TraceContext | None]:
+    """Release those of these units that are still ready, to be claimed in this order."""
+    statement = _release_chosen_statement(TABLES[stage])
+    rows = db.run_alone(lambda connection: connection.exec_driver_sql(statement, {"ids": list(ids)}).all(), ())
+    traces = {row.id: TraceContext.from_headers(row.trace) for row in rows}
+    return {unit_id: traces[unit_id] for unit_id in ids if unit_id in traces}
 
 
-@functools.cache
-def _release_statement(stage: Stage) -> Any:
-    """
-    Built once: the dispatcher runs it all the time, and building it costs more than running it. Its commit does not wait for the disk: a
-    release that is lost with the server is found ready again, and what was claimed by then is written behind it.
-
-    Any: SQLAlchemy's type of it names the columns' types of one of the two tables.
-    """
-    row = WORK[stage]
-    outstanding = select(func.count()).where(_is_in_hand(row)).scalar_subquery()
-    picked = (
-        select(row.id)
-        .where(row.state == WorkState.READY, row.not_before <= _now())
-        .order_by(row.lane, row.created_at, row.id)
-        .limit(func.greatest(0, bindparam("window", type_=Integer) - outstanding))
-        .with_for_update(skip_locked=True)
-        # A CTE that locks is computed once; a subquery with a limit might be computed again for every row.
-        .cte("picked")
-    )
-    return (
-        update(row)
-        .where(row.id.in_(select(picked.c.id)))
-        # One time for all: among them the claim goes by age, as the choice did, and not by the order in which rows were touched.
-        .values(state=WorkState.RELEASED, released_at=func.statement_timestamp())
-        .returning(row.lane, row.created_at, row.id, row.trace, _NOT_SYNCED)
-        .execution_options(synchronize_session=False)
-    )
+_NOT_SYNCED = "set_config('synchronous_commit', 'off', true)"
+"""
+A release's commit does not wait for the disk: one that is lost with the server is found ready again, and what was claimed by then is
+written behind it.
+"""
 
 
 @functools.cache
-def _limited_release_statement(stage: Stage) -> Any:
+def _release_all_statement(table: str, is_limited: bool) -> str:
     """
-    As `_release_statement`, and no tenant gets more units than it may have in hand; it counts those of both stages.
+    One trip while nobody has to wait: it counts the room, sees whether what is ready fits, and releases it.
 
-    One dispatcher releases, so what is counted does not grow meanwhile. Each tenant's next units are found by an index of their own: what a
-    tenant at its limit has waiting is not passed by.
+    Plain SQL: the session's way to say the same costs more than running it, and the dispatcher does nothing more often. With limits, it
+    fits only if no tenant gets more units than it may have in hand; those of both stages count. One dispatcher releases, so what is
+    counted does not grow meanwhile.
     """
-    row = WORK[stage]
-    in_hand = [select(unit.tenant_id).where(_is_in_hand(unit)) for unit in (Grid, Image)]
-    by_tenant = union_all(*in_hand).cte("in_hand")
-    held = select(func.count()).select_from(by_tenant).where(by_tenant.c.tenant_id == Tenant.id).scalar_subquery()
-    limit = func.coalesce(Tenant.max_running, bindparam("max_running", type_=Integer))
-    # Of all tenants together no more than the window; of each one no more than its own room.
-    window = bindparam("window", type_=Integer)
-    room = case((limit > 0, func.least(window, func.greatest(0, limit - held))), else_=window)
-    next_of_tenant = (
-        select(row.id, row.lane, row.created_at)
-        .where(row.tenant_id == Tenant.id, row.state == WorkState.READY, row.not_before <= _now())
-        .order_by(row.lane, row.created_at, row.id)
-        .limit(room)
-        .lateral("next_of_tenant")
-    )
-    outstanding = select(func.count()).where(_is_in_hand(row)).scalar_subquery()
-    chosen = (
-        select(next_of_tenant.c.id)
-        .select_from(Tenant)
-        .join(next_of_tenant, true())
-        .order_by(next_of_tenant.c.lane, next_of_tenant.c.created_at, next_of_tenant.c.id)
-        .limit(func.greatest(0, window - outstanding))
-        .cte("chosen")
-    )
-    picked = select(row.id).where(row.id.in_(select(chosen.c.id)), row.state == WorkState.READY).with_for_update(skip_locked=True)
-    return (
-        update(row)
-        .where(row.id.in_(select(picked.cte("picked").c.id)))
-        .values(state=WorkState.RELEASED, released_at=func.statement_timestamp())
-        .returning(row.lane, row.created_at, row.id, row.trace, _NOT_SYNCED)
-        .execution_options(synchronize_session=False)
-    )
+    is_over = f"OR EXISTS ({_OVER_LIMIT})" if is_limited else ""
+    # CTEs that are used twice, or lock, are computed once; a subquery with a limit might be computed again for every row.
+    return f"""
+        WITH asked AS (
+            SELECT greatest(0, %(window)s::bigint - (SELECT count(*) FROM {table} WHERE {IN_HAND})) AS room
+        ), seen AS MATERIALIZED (
+            SELECT id, tenant_id FROM {table} WHERE state = 'ready' AND not_before <= clock_timestamp()
+            ORDER BY lane, created_at, id LIMIT (SELECT room + 1 FROM asked)
+        ), looked AS MATERIALIZED (
+            SELECT room, (SELECT count(*) FROM seen) > room {is_over} AS is_crowded FROM asked
+        ), picked AS (
+            SELECT id FROM {table} WHERE id IN (SELECT id FROM seen) AND state = 'ready' AND NOT (SELECT is_crowded FROM looked)
+            FOR UPDATE SKIP LOCKED
+        ), released AS (
+            -- One time for all: among them the claim goes by age, and not by the order in which rows were touched.
+            UPDATE {table} SET state = 'released', released_at = statement_timestamp() WHERE id IN (SELECT id FROM picked)
+            RETURNING lane, created_at, id, trace, {_NOT_SYNCED} AS not_synced
+        )
+        SELECT looked.room, looked.is_crowded, released.* FROM looked LEFT JOIN released ON true
+    """  # noqa: S608 - our own names
+
+
+_OVER_LIMIT = f"""
+    SELECT FROM (SELECT tenant_id, count(*) AS num_units FROM seen GROUP BY tenant_id) AS wanted
+    JOIN tenant ON tenant.id = wanted.tenant_id
+    WHERE coalesce(tenant.max_running, %(max_running)s) > 0
+        AND wanted.num_units + ({NUM_IN_HAND}) > coalesce(tenant.max_running, %(max_running)s)
+"""  # noqa: S608 - our own names
+
+
+@functools.cache
+def _release_chosen_statement(table: str) -> str:
+    return f"""
+        WITH picked AS (
+            SELECT id FROM {table} WHERE id = ANY(%(ids)s::text[]) AND state = 'ready' FOR UPDATE SKIP LOCKED
+        )
+        UPDATE {table}
+        -- A microsecond apart: the claim keeps the order.
+        SET state = 'released', released_at = statement_timestamp() + chosen.place * interval '1 microsecond'
+        FROM unnest(%(ids)s::text[]) WITH ORDINALITY AS chosen (id, place)
+        WHERE {table}.id = chosen.id AND {table}.id IN (SELECT id FROM picked)
+        RETURNING {table}.id, {table}.trace, {_NOT_SYNCED} AS not_synced
+    """  # noqa: S608 - our own names
 
 
 def heartbeat(db: Database, stage: Stage, held: Collection[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:

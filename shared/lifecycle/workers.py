@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from statistics import fmean
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import and_, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -54,7 +54,7 @@ class StageFleet:
     The live workers of a stage.
 
     Attributes:
-        model: what one of them loaded; None if there is none.
+        model: what the one that started last loaded; None if there is none.
         speed: the mean of those that have worked; None if none has.
     """
 
@@ -66,7 +66,7 @@ class StageFleet:
 
 def read_fleet(db: Database, stage: Stage) -> StageFleet:
     """Who lives, and how fast they were lately."""
-    query = select(Worker.slots, Worker.model, Worker.speed).where(*_alive(stage)).order_by(Worker.seen_at.desc())
+    query = select(Worker.slots, Worker.model, Worker.speed).where(*_alive(stage)).order_by(Worker.started_at.desc())
     rows = db.run(lambda session: session.execute(query).all())
     speeds = [Speed(**row.speed) for row in rows if row.speed]
     mean = Speed(fmean(one.seconds_per_unit for one in speeds), fmean(one.seconds_per_turn for one in speeds)) if speeds else None
@@ -75,13 +75,17 @@ def read_fleet(db: Database, stage: Stage) -> StageFleet:
 
 def latest_model(db: Database) -> dict[str, Any] | None:
     """
-    What the newest AR worker loaded, alive or not: between two workers, jobs are accepted for the model of the last one.
+    What the live AR worker that started last loaded. Where none lives, the last one of all: between two workers, jobs are accepted for its
+    model.
 
-    The AR worker, because prompts, sizes and sources are bounded by its half.
+    By their start: while workers are being replaced, old and new ones would take turns in having been seen last. The AR worker, because
+    prompts, sizes and sources are bounded by its half.
     """
 
     def work(session: Session) -> dict[str, Any] | None:
-        return session.scalar(select(Worker.model).where(Worker.stage == Stage.AR).order_by(Worker.seen_at.desc()).limit(1))
+        is_alive = and_(*_alive(Stage.AR))
+        newest = select(Worker.model).where(Worker.stage == Stage.AR).order_by(is_alive.desc(), Worker.started_at.desc())
+        return session.scalar(newest.limit(1))
 
     return db.run(work)
 
