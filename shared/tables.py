@@ -325,6 +325,8 @@ class WorkColumns:
     """Leases that ran out: work that kills its worker."""
     num_errors: Mapped[int] = mapped_column(server_default="0")
     """Attempts that ended in a retryable error."""
+    past_attempts: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]")
+    """Those that were over before the unit was; see `shared/lifecycle/past_attempts.py`. Empty for all that succeed at once."""
     worker_id: Mapped[str | None]
     lease_until: Mapped[datetime | None]
     released_at: Mapped[datetime | None]

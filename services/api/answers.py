@@ -95,8 +95,11 @@ class Attempt(BaseModel):
 
     stage: Stage
     index: int | None = Field(description="Of the image; null for a layout, which several images may share.")
-    attempt: int
-    state: WorkState
+    attempt: int = Field(description="Counted for each layout and image; retries of the job count on.")
+    worker: str | None = Field(description="Id of the worker that made it.")
+    state: WorkState = Field(
+        description="How it ended, or what it is doing; `ready`: a worker that was shut down gave it back, `held`: it ended with a draft."
+    )
     started_at: str | None
     finished_at: str | None
     error: JobError | None
@@ -160,7 +163,7 @@ class JobAnswer(BaseModel):
     outputs: list[Output]
     error: JobError | None
     usage: Usage
-    attempts: list[Attempt]
+    attempts: list[Attempt] = Field(description="All tries so far, of each layout and image the last ten that are over.")
     metadata: dict[str, str]
     custom_id: str | None
     batch_id: str | None

@@ -18,6 +18,7 @@ from shared.errors import RequestError
 from shared.lifecycle.claims import start
 from shared.lifecycle.ending import database_now, succeed
 from shared.lifecycle.events import record_changes
+from shared.lifecycle.past_attempts import keep_attempt
 from shared.lifecycle.reuse import find_alive
 from shared.lifecycle.work import lock_units
 from shared.states import LIVE_WORK, RETRYABLE_JOB, TERMINAL_JOB, JobStatus, Priority, WorkState
@@ -135,6 +136,7 @@ class _Run:
         self._revive(image, WorkState.READY if grid.state == WorkState.DONE else WorkState.WAITING, lane, now)
 
     def _revive(self, unit: Grid | Image, state: WorkState, lane: int, now: datetime) -> None:
+        keep_attempt(unit, now)
         unit.state = state
         unit.lane = lane
         unit.num_lost = unit.num_errors = 0
