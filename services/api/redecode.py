@@ -67,7 +67,7 @@ def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], idempoten
     info = parts.model.get()
     errors = ErrorCollector()
     check_redecode(asked, info, source["params"], errors)
-    webhook = collect_webhook(parts.policy, parts.db, caller.tenant_id, asked.webhook, sent.get("webhook"), errors)
+    webhook = collect_webhook(parts, caller.tenant_id, asked.webhook, sent.get("webhook"), errors)
     errors.raise_any()
     if source["model"]["revision"] != info.revision:
         raise RequestError("layout_unavailable", f"the layouts are of model {source['model']['revision']}; {info.revision} is loaded now")

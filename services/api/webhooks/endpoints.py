@@ -74,7 +74,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
     def create_one() -> Response:
         caller = authenticate(parts.callers, request, "admin")
         asked = validated(NewEndpointRequest, read_json(request))
-        parsed = check_receiver(parts.policy, asked.url, "url")
+        parsed = check_receiver(parts.policy, parts.waiting, asked.url, "url")
         secret = new_secret()
         document = add_endpoint(
             parts.db,
@@ -248,7 +248,7 @@ def _change(parts: Parts, endpoint_id: str) -> dict[str, Any]:
     asked = validated(EndpointChange, read_json(request))
     changes: dict[str, Any] = {}
     if asked.url is not None:
-        parsed = check_receiver(parts.policy, asked.url, "url")
+        parsed = check_receiver(parts.policy, parts.waiting, asked.url, "url")
         changes = {"url": str(parsed), "host": parsed.netloc}
     named = {
         "events": asked.event_types,
