@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from services.api.list_answer import ListAnswer
 from shared.states import JobStatus, Priority, Stage, WorkState
 
 
@@ -215,21 +216,12 @@ class BatchEstimateAnswer(BaseModel):
     warnings: list[Warning]
 
 
-class JobListAnswer(BaseModel):
+class JobListAnswer(ListAnswer[JobAnswer]):
     """A page of jobs."""
 
-    object: Literal["list"]
-    data: list[JobAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
-
-class ImageListAnswer(BaseModel):
+class ImageListAnswer(ListAnswer[Output]):
     """The images of a job."""
-
-    object: Literal["list"]
-    data: list[Output]
 
 
 class ModelAnswer(BaseModel):
@@ -245,11 +237,8 @@ class ModelAnswer(BaseModel):
     limits: dict[str, Any]
 
 
-class ModelListAnswer(BaseModel):
+class ModelListAnswer(ListAnswer[ModelAnswer]):
     """The loaded models: one, or none while no AR worker has reported."""
-
-    object: Literal["list"]
-    data: list[ModelAnswer]
 
 
 class SecretAnswer(BaseModel):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import html
 import sys
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response, jsonify, request
 from pydantic import BaseModel, Field
 
+from services.api.list_answer import ListAnswer, list_body
 from services.api.parts import Parts
 from services.api.problems import Problem
 from services.api.route_docs import describe
@@ -61,11 +63,8 @@ class ProblemEntry(BaseModel):
     text: str
 
 
-class ProblemList(BaseModel):
-    """All problems."""
-
-    object: Literal["list"]
-    data: list[ProblemEntry]
+class ProblemList(ListAnswer[ProblemEntry]):
+    """All problems, by their codes."""
 
 
 def problem_pages_blueprint(parts: Parts) -> APIBlueprint:
@@ -79,7 +78,7 @@ def problem_pages_blueprint(parts: Parts) -> APIBlueprint:
     def list_problems() -> Response:
         entries = [_entry(problem, parts.base_url()) for problem in Problem]
         if not _wants_page():
-            return jsonify({"object": "list", "data": entries})
+            return jsonify(list_body(entries, id_of=itemgetter("code")))
         rows = [f'<tr><td>{_status(entry)}<td><a href="{entry["type"]}">{entry["code"]}</a><td>{entry["title"]}' for entry in entries]
         return _page("Problems", f"<table><tr><th>status<th>code<th>meaning{''.join(rows)}</table>")
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from services.api.fields import PageQuery, Sent
+from services.api.list_answer import ListAnswer
 from services.api.schemas import MAX_EXPIRES_S
 
 _MAX_LIMIT = 10**12
@@ -83,14 +84,8 @@ class TenantAnswer(BaseModel):
     created_at: str
 
 
-class TenantListAnswer(BaseModel):
+class TenantListAnswer(ListAnswer[TenantAnswer]):
     """A page of tenants."""
-
-    object: Literal["list"]
-    data: list[TenantAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class UsageToday(BaseModel):

@@ -14,6 +14,7 @@ from flask import Response, jsonify, request
 
 from services.api.auth import authenticate
 from services.api.field_errors import validated
+from services.api.list_answer import list_body
 from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.request_body import read_json, read_optional_json, read_query
@@ -224,7 +225,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
     )
     def list_event_types() -> Response:
         authenticate(parts.callers, request, "read")
-        return jsonify({"object": "list", "data": list(EVENT_TYPES)})
+        return jsonify(list_body(list(EVENT_TYPES), id_of=str))
 
     return endpoints
 
