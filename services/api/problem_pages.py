@@ -33,6 +33,7 @@ _HTML = """<!doctype html>
   body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 44rem; margin: 3rem auto; padding: 0 1rem; color: #1c2024; background: #fff }}
   code {{ background: #eef1f4; padding: .1em .3em; border-radius: .2em }}
   table {{ border-collapse: collapse }} td, th {{ text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top }}
+  td:first-child {{ white-space: nowrap }}
   @media (prefers-color-scheme: dark) {{
     body {{ color: #e6e8ea; background: #16191c }} code {{ background: #2a2f34 }} a {{ color: #7cb7ff }}
   }}
