@@ -18,7 +18,7 @@ tenants = typer.Typer(help="Make tenants and set their limits; for operators.", 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-LIMITS = ("max_queued", "max_running", "requests_per_minute", "gpu_seconds_per_day", "results_kept_s")
+LIMITS = ("max_queued", "max_running", "requests_per_minute", "gpu_seconds_per_day", "results_kept_s", "live_batches")
 _PAGE = 100
 
 TenantOption = Annotated[str | None, typer.Option(help="Whose keys, by name; for operators. [default: the tenant of your key]")]
@@ -93,9 +93,11 @@ def limit_tenant(
     requests_per_minute: Annotated[str | None, typer.Option(help="Requests that make jobs.")] = None,
     gpu_seconds_per_day: Annotated[str | None, typer.Option(help="Seconds of workers, from midnight to midnight UTC.")] = None,
     results_kept_s: Annotated[str | None, typer.Option(help="Seconds after its end until a job is erased that does not say it.")] = None,
+    live_batches: Annotated[str | None, typer.Option(help="Batches that have not ended.")] = None,
 ) -> None:
     """Set limits: a number, 0 for none, or "default" for the service's own. What is not named stays."""
-    given = dict(zip(LIMITS, (max_queued, max_running, requests_per_minute, gpu_seconds_per_day, results_kept_s), strict=True))
+    values = (max_queued, max_running, requests_per_minute, gpu_seconds_per_day, results_kept_s, live_batches)
+    given = dict(zip(LIMITS, values, strict=True))
     with _client() as client:
         limits = {limit: _number(limit, value) for limit, value in given.items() if value is not None}
         found = client.get("/v1/tenants", {"name": name})["data"]

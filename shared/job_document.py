@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -188,23 +188,45 @@ def _came_after(job: Job, unit: Grid | Image) -> bool:
     return unit.finished_at is not None and unit.finished_at <= job.created_at
 
 
+def past_attempt(unit: Grid | Image, state: str, ended_at: datetime) -> dict[str, Any]:
+    """An attempt that is over, as `past_attempts` of its unit keeps it."""
+    return {
+        "attempt": unit.attempt,
+        "worker": unit.worker_id,
+        "state": state,
+        "started_at": timestamp(unit.started_at),
+        "finished_at": timestamp(ended_at),
+        "error": unit.error if state == WorkState.FAILED else None,
+    }
+
+
 def _attempts(job: Job, images: Sequence[JobImage], grids: Mapping[str, Grid]) -> list[dict[str, Any]]:
     drawn = [(index, image.row) for index, image in enumerate(images) if not image.is_cached]
     found: dict[str, tuple[int | None, Grid | Image]] = {image.grid_id: (None, grids[image.grid_id]) for _, image in drawn}
     found.update({image.id: (index, image) for index, image in drawn})
-    return [_attempt(unit, index) for index, unit in found.values() if unit.attempt and not _came_after(job, unit)]
+    return [attempt for index, unit in found.values() if unit.attempt for attempt in _attempts_at(job, unit, index)]
 
 
-def _attempt(unit: Grid | Image, index: int | None) -> dict[str, Any]:
-    return {
-        "stage": Stage.AR if isinstance(unit, Grid) else Stage.DECODER,
-        "index": index,
-        "attempt": unit.attempt,
-        "state": unit.state,
-        "started_at": timestamp(unit.started_at),
-        "finished_at": timestamp(unit.finished_at),
-        "error": unit.error,
-    }
+def _attempts_at(job: Job, unit: Grid | Image, index: int | None) -> Iterator[dict[str, Any]]:
+    """The attempts at a unit that the job waited for, oldest first."""
+    which = {"stage": Stage.AR if isinstance(unit, Grid) else Stage.DECODER, "index": index}
+    came_at = timestamp(job.created_at) or ""
+    for past in unit.past_attempts:
+        # Text of one form: it sorts as the times do.
+        if past["finished_at"] > came_at:
+            yield {**which, **past}
+    is_kept = any(past["attempt"] == unit.attempt for past in unit.past_attempts)
+    if not is_kept and not _came_after(job, unit):
+        yield {
+            **which,
+            "attempt": unit.attempt,
+            "worker": unit.worker_id,
+            "state": unit.state,
+            "started_at": timestamp(unit.started_at),
+            "finished_at": timestamp(unit.finished_at),
+            # Of work that goes on, the row still has the error of an earlier attempt.
+            "error": unit.error if unit.state == WorkState.FAILED else None,
+        }
 
 
 def _usage(job: Job, images: Sequence[JobImage], grids: Mapping[str, Grid]) -> dict[str, int]:

@@ -78,7 +78,7 @@ class Tenant(Base):
     __tablename__ = "tenant"
     __table_args__ = tuple(
         CheckConstraint(f"{name} >= 0", name=f"{name}_not_negative")
-        for name in ("max_queued", "max_running", "requests_per_minute", "gpu_seconds_per_day", "results_kept_s")
+        for name in ("max_queued", "max_running", "requests_per_minute", "gpu_seconds_per_day", "results_kept_s", "live_batches")
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -92,6 +92,7 @@ class Tenant(Base):
     gpu_seconds_per_day: Mapped[float | None]
     results_kept_s: Mapped[int | None]
     """Of jobs that do not say it themselves; what holds when a job is written stays with the job."""
+    live_batches: Mapped[int | None]
     num_queued: Mapped[int] = mapped_column(server_default="0")
     """Jobs with the status `queued`; kept by the statement that takes `event_seq`."""
     previous_webhook_secret: Mapped[bytes | None]
@@ -331,6 +332,8 @@ class WorkColumns:
     """Leases that ran out: work that kills its worker."""
     num_errors: Mapped[int] = mapped_column(server_default="0")
     """Attempts that ended in a retryable error."""
+    past_attempts: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]")
+    """Those that were over before the unit was; see `shared/lifecycle/past_attempts.py`. Empty for all that succeed at once."""
     worker_id: Mapped[str | None]
     lease_until: Mapped[datetime | None]
     released_at: Mapped[datetime | None]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from services.api.list_answer import ListAnswer
 from shared.states import JobStatus, Priority, Stage, WorkState
 
 
@@ -95,8 +96,11 @@ class Attempt(BaseModel):
 
     stage: Stage
     index: int | None = Field(description="Of the image; null for a layout, which several images may share.")
-    attempt: int
-    state: WorkState
+    attempt: int = Field(description="Counted for each layout and image; retries of the job count on.")
+    worker: str | None = Field(description="Id of the worker that made it.")
+    state: WorkState = Field(
+        description="How it ended, or what it is doing; `ready`: a worker that was shut down gave it back, `held`: it ended with a draft."
+    )
     started_at: str | None
     finished_at: str | None
     error: JobError | None
@@ -160,7 +164,7 @@ class JobAnswer(BaseModel):
     outputs: list[Output]
     error: JobError | None
     usage: Usage
-    attempts: list[Attempt]
+    attempts: list[Attempt] = Field(description="All tries so far, of each layout and image the last ten that are over.")
     metadata: dict[str, str]
     custom_id: str | None
     batch_id: str | None
@@ -212,21 +216,12 @@ class BatchEstimateAnswer(BaseModel):
     warnings: list[Warning]
 
 
-class JobListAnswer(BaseModel):
+class JobListAnswer(ListAnswer[JobAnswer]):
     """A page of jobs."""
 
-    object: Literal["list"]
-    data: list[JobAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
-
-class ImageListAnswer(BaseModel):
+class ImageListAnswer(ListAnswer[Output]):
     """The images of a job."""
-
-    object: Literal["list"]
-    data: list[Output]
 
 
 class ModelAnswer(BaseModel):
@@ -242,11 +237,8 @@ class ModelAnswer(BaseModel):
     limits: dict[str, Any]
 
 
-class ModelListAnswer(BaseModel):
+class ModelListAnswer(ListAnswer[ModelAnswer]):
     """The loaded models: one, or none while no AR worker has reported."""
-
-    object: Literal["list"]
-    data: list[ModelAnswer]
 
 
 class SecretAnswer(BaseModel):

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from services.api.fields import PageQuery, Sent
+from services.api.list_answer import ListAnswer
 from shared.states import Priority
 
 ScopeName = Literal["read", "submit", "admin", "operator"]
@@ -59,11 +60,5 @@ class NewApiKeyAnswer(ApiKeyAnswer):
     key: str = Field(description="The key. It is stored as a hash, and cannot be shown again.")
 
 
-class ApiKeyListAnswer(BaseModel):
+class ApiKeyListAnswer(ListAnswer[ApiKeyAnswer]):
     """A page of keys."""
-
-    object: Literal["list"]
-    data: list[ApiKeyAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None

@@ -76,7 +76,7 @@ def estimate(parts: Parts, caller: Caller, job: NewJob, num_sources: int) -> dic
     decoder_s = 0.0 if not todo.num_images else _times(todo.num_images, job.image_cost_s)
     stage = Stage.AR if todo.num_grids else Stage.DECODER
     queue_s = parts.outlook.seconds_ahead(stage, job.priority, datetime.now(UTC)) if todo.num_images else 0.0
-    run_s = run_seconds(fleet, job, num_sources, todo.num_grids, todo.num_images)
+    run_s = run_seconds(fleet, job.grid, job.image_cost_s, num_sources, todo.num_grids, todo.num_images)
     run_s = None if run_s is None else run_s + _OVERHEAD_S
     eta = None if queue_s is None or run_s is None else datetime.fromtimestamp(time.time() + queue_s + run_s, UTC)
     return {

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from services.api.fields import QueryInt, Sent, refuse
+from services.api.list_answer import ListAnswer
 from shared.lifecycle.events import EVENT_FILTERS
 
 
@@ -49,12 +50,7 @@ class EventAnswer(BaseModel):
     data: dict[str, Any] = Field(description="What it is about as it was then, with URLs presigned now; of an erased job its id alone.")
 
 
-class EventListAnswer(BaseModel):
+class EventListAnswer(ListAnswer[EventAnswer]):
     """A page of events, oldest first."""
 
-    object: Literal["list"]
-    data: list[EventAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
     next_after: int = Field(description="What to send as `after` to go on from here, also after events that `types` left out.")

@@ -14,6 +14,7 @@ from services.api.auth import authenticate
 from services.api.event_schemas import EventListAnswer, EventsQuery
 from services.api.job_access import find_job
 from services.api.job_events import PROGRESS_S, JobEvents, TenantEvents, public_event
+from services.api.list_answer import list_body
 from services.api.parts import Parts
 from services.api.request_body import read_query
 from services.api.route_docs import describe
@@ -132,10 +133,7 @@ def _types(query: EventsQuery) -> tuple[str, ...]:
 
 def _list_response(parts: Parts, page: EventPage) -> Response:
     data = list(map(partial(public_event, parts, parts.base_url()), page.events))
-    first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    response = jsonify(
-        {"object": "list", "data": data, "has_more": page.has_more, "first_id": first_id, "last_id": last_id, "next_after": page.looked_to}
-    )
+    response = jsonify({**list_body(data, page.has_more), "next_after": page.looked_to})
     response.vary.add("Accept")
     if page.has_more:
         kept = [(name, value) for name, value in request.args.items(multi=True) if name != "after"]

@@ -12,6 +12,7 @@ from services.api.answers import ImageListAnswer
 from services.api.auth import authenticate
 from services.api.job_access import find_job
 from services.api.job_answers import public_document
+from services.api.list_answer import list_body
 from services.api.parts import Parts
 from services.api.request_body import read_query
 from services.api.route_docs import describe
@@ -31,7 +32,7 @@ def images_blueprint(parts: Parts) -> APIBlueprint:
     @images.doc(summary="List the images of a job", operation_id="list_images", security="ApiKey", responses=[401, 403, 404, 410, 503])
     def list_images(job_id: str) -> Response:
         caller = authenticate(parts.callers, request, "read")
-        return jsonify({"object": "list", "data": public_document(parts, find_job(parts, caller, job_id))["outputs"]})
+        return jsonify(list_body(public_document(parts, find_job(parts, caller, job_id))["outputs"]))
 
     @images.get("/v1/jobs/<job_id>/images/<index>")
     @images.doc(

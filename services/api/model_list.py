@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from apiflask import APIBlueprint
 from flask import Response, jsonify, request
 
 from services.api.answers import ModelAnswer, ModelListAnswer
 from services.api.auth import authenticate
+from services.api.list_answer import list_body
 from services.api.openai.schemas import is_model_name
 from services.api.parts import Parts
 from shared.checkpoint import ModelInfo
@@ -24,7 +27,7 @@ def models_blueprint(parts: Parts) -> APIBlueprint:
     def list_models() -> Response:
         authenticate(parts.callers, request, "read")
         info = parts.model.find()
-        return jsonify({"object": "list", "data": [] if info is None else [describe(info)]})
+        return jsonify(list_body([] if info is None else [describe(info)]))
 
     @models.get("/v1/models/<path:model_id>")
     @models.output(ModelAnswer, description="The model.")
@@ -43,7 +46,7 @@ _UPLOADS = SourceLimits()
 """What holds for the files of reference images, whatever the checkpoint."""
 
 
-def describe(info: ModelInfo) -> dict[str, object]:
+def describe(info: ModelInfo) -> dict[str, Any]:
     """The model as customers see it."""
     return {
         "id": info.name,

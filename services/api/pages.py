@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 from flask import Response, jsonify, request
 
+from services.api.list_answer import list_body
 from services.api.parts import Parts
 from shared.errors import RequestError
 from shared.ids import is_id
@@ -21,11 +22,11 @@ def page_response(parts: Parts, data: Sequence[dict[str, Any]], has_more: bool) 
     Args:
         data: documents with an `id`.
     """
-    first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    response = jsonify({"object": "list", "data": data, "has_more": has_more, "first_id": first_id, "last_id": last_id})
+    body = list_body(data, has_more)
+    response = jsonify(body)
     if has_more:
         kept = [(name, value) for name, value in request.args.items(multi=True) if name != "after"]
-        following = urlencode([*kept, ("after", last_id)])
+        following = urlencode([*kept, ("after", body["last_id"])])
         response.headers["Link"] = f'<{parts.base_url()}{request.path}?{following}>; rel="next"'
     return response
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import html
 import sys
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response, jsonify, request
 from pydantic import BaseModel, Field
 
+from services.api.list_answer import ListAnswer, list_body
 from services.api.parts import Parts
 from services.api.problems import Problem
 from services.api.route_docs import describe
@@ -31,6 +33,7 @@ _HTML = """<!doctype html>
   body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 44rem; margin: 3rem auto; padding: 0 1rem; color: #1c2024; background: #fff }}
   code {{ background: #eef1f4; padding: .1em .3em; border-radius: .2em }}
   table {{ border-collapse: collapse }} td, th {{ text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top }}
+  td:first-child {{ white-space: nowrap }}
   @media (prefers-color-scheme: dark) {{
     body {{ color: #e6e8ea; background: #16191c }} code {{ background: #2a2f34 }} a {{ color: #7cb7ff }}
   }}
@@ -61,11 +64,8 @@ class ProblemEntry(BaseModel):
     text: str
 
 
-class ProblemList(BaseModel):
-    """All problems."""
-
-    object: Literal["list"]
-    data: list[ProblemEntry]
+class ProblemList(ListAnswer[ProblemEntry]):
+    """All problems, by their codes."""
 
 
 def problem_pages_blueprint(parts: Parts) -> APIBlueprint:
@@ -79,7 +79,7 @@ def problem_pages_blueprint(parts: Parts) -> APIBlueprint:
     def list_problems() -> Response:
         entries = [_entry(problem, parts.base_url()) for problem in Problem]
         if not _wants_page():
-            return jsonify({"object": "list", "data": entries})
+            return jsonify(list_body(entries, id_of=itemgetter("code")))
         rows = [f'<tr><td>{_status(entry)}<td><a href="{entry["type"]}">{entry["code"]}</a><td>{entry["title"]}' for entry in entries]
         return _page("Problems", f"<table><tr><th>status<th>code<th>meaning{''.join(rows)}</table>")
 

@@ -55,6 +55,7 @@ class Problem(Enum):
     INVALID_IMAGE = 400, "The image cannot be used", False
     FORBIDDEN_ADDRESS = 400, "The URL leads to an address that is not allowed", False
     UNAUTHORIZED = 401, "A valid API key is needed", False
+    BUDGET_EXHAUSTED = 402, "The day's seconds of workers are used up", True
     FORBIDDEN_SCOPE = 403, "The API key may not do this", False
     FORBIDDEN_PRIORITY = 403, "The API key may not ask for this priority", False
     NOT_FOUND = 404, "There is nothing here", False
@@ -79,7 +80,6 @@ class Problem(Enum):
     INPUT_FETCH_FAILED = 422, "An input could not be fetched", True
     JOB_CANCELED = 422, "The job was canceled", False
     JOB_FAILED = 500, "The job failed", False
-    BUDGET_EXHAUSTED = 402, "The day's seconds of workers are used up", True
     TOO_MANY_REQUESTS = 429, "Too many requests", True
     QUEUE_FULL = 429, "Too many jobs are queued", True
     TOO_MANY_BATCHES = 429, "Too many batches have not ended", True

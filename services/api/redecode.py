@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 from apiflask import APIBlueprint
-from flask import Response, request
+from flask import Response, g, request
 
 from services.api.answers import JobAnswer
 from services.api.auth import authenticate
 from services.api.field_errors import ErrorCollector, validated
-from services.api.idempotency import fingerprint, parse_key
+from services.api.idempotency import TRY_HEADER, fingerprint, parse_key, parse_try
 from services.api.job_access import find_job
 from services.api.job_answers import submitted_response
 from services.api.jobs import NEW_JOB
@@ -23,7 +25,7 @@ from services.api.request_body import RequestBody, read_json
 from services.api.route_docs import describe
 from services.api.run_time import check_deadline
 from services.api.schemas import RedecodeRequest, RenditionRequest
-from services.api.submitting import Submitted, store_job
+from services.api.submitting import Origin, Submitted, store_job
 from services.api.webhooks.callbacks import collect_webhook
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
@@ -31,12 +33,13 @@ from shared.grid import TOKEN_PX, TokenGrid
 from shared.lifecycle.idempotency import Idempotency, find_replay
 from shared.lifecycle.submit import NewJob, SourceFile
 from shared.lifecycle.tenants import Caller, StoredFile, get_source
+from shared.lifecycle.tries import Try, find_earlier, note_answer
 from shared.lora import lora_from_json
 
 _ROUTE = "POST /v1/jobs/<job_id>/redecode"
 
 
-def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dict[str, Any], idempotency_key: str | None) -> Submitted:
+def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], idempotency_key: str | None, origin: Origin) -> Submitted:
     """
     Check a request to draw the layouts of a job once more, and store it as a job of its own.
 
@@ -48,17 +51,23 @@ def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dic
         NoModelError, DatabaseDownError
     """
     parts.quotas.admit(caller)
-    once = None
+    sent = origin.sent.fields
+    this = fingerprint(f"{origin.route} {source['id']}", origin.sent)
+    once = client_try = earlier = None
     if idempotency_key is not None:
-        once = Idempotency(_ROUTE, idempotency_key, fingerprint(f"{_ROUTE} {source['id']}", RequestBody(sent)))
-    if once is not None and (earlier := find_replay(parts.db, caller.tenant_id, once)) is not None:
+        once = Idempotency(origin.route, idempotency_key, this)
+        earlier = find_replay(parts.db, caller.tenant_id, once)
+    elif origin.try_number is not None:
+        client_try = Try(this, origin.try_number)
+        earlier = find_earlier(parts.db, caller.tenant_id, client_try)
+    if earlier is not None:
         return Submitted(earlier, is_replay=True)
     asked = validated(RedecodeRequest, sent)
     asked = with_allowed_priority(caller, asked)
     info = parts.model.get()
     errors = ErrorCollector()
     check_redecode(asked, info, source["params"], errors)
-    webhook = collect_webhook(parts.policy, parts.db, caller.tenant_id, asked.webhook, sent.get("webhook"), errors)
+    webhook = collect_webhook(parts, caller.tenant_id, asked.webhook, sent.get("webhook"), errors)
     errors.raise_any()
     if source["model"]["revision"] != info.revision:
         raise RequestError("layout_unavailable", f"the layouts are of model {source['model']['revision']}; {info.revision} is loaded now")
@@ -67,7 +76,9 @@ def redecode_job(parts: Parts, caller: Caller, source: dict[str, Any], sent: dic
     sizes = [(file.height_px, file.width_px) for file in stored]
     job = parts.fleet.get().priced(redecoded_job(asked, source, caller.tenant_id, sent, files, webhook), sizes)
     check_deadline(parts, job, len(sizes))
-    return store_job(parts, caller, job, once)
+    if client_try is not None:
+        client_try = replace(client_try, elapsed_s=time.monotonic() - origin.arrived_at)
+    return store_job(parts, caller, job, once, client_try)
 
 
 def check_redecode(asked: RedecodeRequest, info: ModelInfo, params: dict[str, Any], errors: ErrorCollector) -> None:
@@ -170,7 +181,11 @@ def redecode_blueprint(parts: Parts) -> APIBlueprint:
         # Found before the body is read: whatever is sent, a foreign job answers as one that never was.
         source = find_job(parts, caller, job_id)
         prefer = parse_prefer(request.headers.getlist("Prefer"))
-        return submitted_response(parts, caller, redecode_job(parts, caller, source, read_json(request), key), prefer)
+        origin = Origin(_ROUTE, RequestBody(read_json(request)), parse_try(request.headers.get(TRY_HEADER)), g.began)
+        submitted = redecode_job(parts, caller, source, key, origin)
+        if origin.try_number is not None and key is None:
+            note_answer(parts.db, submitted.job_id)
+        return submitted_response(parts, caller, submitted, prefer)
 
     return redecode
 

@@ -14,6 +14,7 @@ from services.api.parts import Parts
 from services.api.request_body import read_optional_json
 from services.api.rerun_schemas import ErasedAnswer, RetryRequest
 from services.api.route_docs import describe
+from services.api.run_time import check_retry
 from shared.errors import RequestError
 from shared.ids import is_id
 from shared.lifecycle.erasing import erase
@@ -40,7 +41,10 @@ def reruns_blueprint(parts: Parts) -> APIBlueprint:
         asked = validated(RetryRequest, sent)
         parts.quotas.admit(caller)
         parts.quotas.check_room(caller)
-        retried = retry(parts.db, caller.tenant_id, job_id, asked.deadline) if is_id(job_id, "job") else None
+        retried = None
+        if is_id(job_id, "job"):
+            check_retry(parts, caller.tenant_id, job_id, asked.deadline)
+            retried = retry(parts.db, caller.tenant_id, job_id, asked.deadline)
         if retried is None:
             raise RequestError("not_found", "there is no such job")
         # Before anybody is told that there is work: a worker would take the old flag for a new one.

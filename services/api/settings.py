@@ -41,6 +41,13 @@ class ApiSettings(QuotaSettings):
     sync_max_s: float = Field(
         default=300, gt=0, le=3600, description="Seconds that an OpenAI request is held for its images; then it is told where they will be."
     )
+    sync_keep_alive_s: float = Field(
+        default=0,
+        ge=0,
+        le=60,
+        description="Seconds of silence after which an OpenAI request that is held is sent a space, which JSON may begin with, so that no "
+        "client or proxy hangs up. The first one commits status 200: what goes wrong later is told in the body alone. 0: never.",
+    )
     metrics: Literal["operators", "everybody"] = Field(
         default="operators", description="Who may read `/metrics`: whoever has a key of an operator, or everybody who reaches the API."
     )

@@ -133,7 +133,7 @@ def read_request(parts: Parts, caller: Caller, body: RequestBody) -> ReadRequest
     info = parts.model.get()
     errors = ErrorCollector()
     check_request(asked, info, len(body.uploads), errors)
-    webhook = collect_webhook(parts.policy, parts.db, caller.tenant_id, asked.webhook, body.fields.get("webhook"), errors)
+    webhook = collect_webhook(parts, caller.tenant_id, asked.webhook, body.fields.get("webhook"), errors)
     errors.raise_any()
     reader = SourceReader(parts, caller.tenant_id, info)
     ready = reader.prepare(asked.images, body.uploads)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from services.api.fields import PageQuery, Sent
+from services.api.list_answer import ListAnswer
 from services.api.schemas import MAX_EXPIRES_S
 
 _MAX_LIMIT = 10**12
@@ -16,6 +17,7 @@ Seconds = Annotated[float, Field(ge=0, le=_MAX_LIMIT)]
 _QUEUED = "Jobs that were accepted and have not begun."
 _RUNNING = "Layouts and images that workers have in hand at once; more of them wait."
 _REQUESTS = "Requests that make jobs, accepted or not."
+_BATCHES = "Batches that have not ended."
 _KEPT = "Seconds after its end until a job is erased that names no `expires_in`. Of jobs from now on."
 _SECONDS = "Seconds of workers of either kind, from midnight to midnight UTC."
 
@@ -28,6 +30,7 @@ class LimitsRequest(Sent):
     requests_per_minute: Count | None = Field(default=None, description=_REQUESTS)
     gpu_seconds_per_day: Seconds | None = Field(default=None, description=_SECONDS)
     results_kept_s: Annotated[int, Field(ge=0, le=MAX_EXPIRES_S)] | None = Field(default=None, description=_KEPT)
+    live_batches: Count | None = Field(default=None, description=_BATCHES)
 
 
 class TenantRequest(Sent):
@@ -57,6 +60,7 @@ class OwnLimitsAnswer(BaseModel):
     requests_per_minute: int | None
     gpu_seconds_per_day: float | None
     results_kept_s: int | None
+    live_batches: int | None
 
 
 class LimitsAnswer(BaseModel):
@@ -67,7 +71,7 @@ class LimitsAnswer(BaseModel):
     requests_per_minute: int | None = Field(description=_REQUESTS)
     gpu_seconds_per_day: float | None = Field(description=_SECONDS)
     results_kept_s: int | None = Field(description=_KEPT)
-    live_batches: int | None = Field(description="Batches that have not ended.")
+    live_batches: int | None = Field(description=_BATCHES)
 
 
 class TenantAnswer(BaseModel):
@@ -80,14 +84,8 @@ class TenantAnswer(BaseModel):
     created_at: str
 
 
-class TenantListAnswer(BaseModel):
+class TenantListAnswer(ListAnswer[TenantAnswer]):
     """A page of tenants."""
-
-    object: Literal["list"]
-    data: list[TenantAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class UsageToday(BaseModel):

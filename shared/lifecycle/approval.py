@@ -9,6 +9,7 @@ from shared.db import Database
 from shared.errors import RequestError
 from shared.lifecycle.ending import database_now
 from shared.lifecycle.events import record_changes
+from shared.lifecycle.past_attempts import keep_attempt
 from shared.lifecycle.submit import NUM_SEEDS
 from shared.states import TERMINAL_JOB, WorkState
 from shared.tables import Grid, Image, Job, Output
@@ -111,9 +112,11 @@ def _redraft(session: Session, job: Job, grids: list[Grid], layout_seed: int) ->
 
 
 def _go_on(session: Session, grid: Grid) -> None:
+    now = database_now(session)
+    keep_attempt(grid, now)
     grid.state = WorkState.READY
     grid.worker_id = None
-    grid.not_before = database_now(session)
+    grid.not_before = now
 
 
 def _decide(session: Session, job: Job, event_type: str) -> None:

@@ -19,6 +19,7 @@ from shared.errors import StaleAttemptError, WorkError
 from shared.lifecycle.claims import StoredArtifact, start
 from shared.lifecycle.ending import database_now, end_work, live_jobs, succeed
 from shared.lifecycle.events import count_change, record_changes
+from shared.lifecycle.past_attempts import keep_attempt
 from shared.lifecycle.work import held_unit, requeue
 from shared.states import LIVE_WORK, TERMINAL_JOB, Stage, WorkState
 from shared.tables import Grid, Image, Job, Output, Usage
@@ -227,15 +228,20 @@ def redraw_grid(db: Database, image_id: str, attempt: int, grid_sha256: str, rea
             raise StaleAttemptError(f"{image_id}: attempt {attempt} is over")
         grid = session.get_one(Grid, image.grid_id, with_for_update=True)
         image.num_errors += 1
+        lost = {"code": "artifact_lost", "message": f"the token grid could not be used: {reason}"}
         if image.num_errors >= MAX_ERRORS or grid.state in (WorkState.FAILED, WorkState.CANCELED):
-            end_work(session, image, {"code": "artifact_lost", "message": f"the token grid could not be used: {reason}"})
+            end_work(session, image, lost)
             return
+        now = database_now(session)
+        image.error = lost
+        keep_attempt(image, now)
         image.worker_id = image.lease_until = None
         if grid.state == WorkState.DONE and grid.sha256 != grid_sha256:
             image.state = WorkState.READY
             return
         image.state = WorkState.WAITING
         if grid.state == WorkState.DONE:
+            keep_attempt(grid, now)
             grid.state = WorkState.READY
             grid.storage_key = grid.sha256 = grid.size_bytes = grid.finished_at = None
             # Others that were about to read the same lost grid wait with it.

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from shared.api_keys import ApiKeyText, new_api_key
 from shared.db import Database
 from shared.lifecycle.paging import Page, read_page
-from shared.lifecycle.quotas import OwnLimits
+from shared.lifecycle.quotas import LIMITS, own_limits
 from shared.lifecycle.tenants import Caller
 from shared.states import Priority
 from shared.tables import ApiKey, Tenant
@@ -38,11 +38,7 @@ _FIND: Any = select(
     ApiKey.scopes,
     ApiKey.max_priority,
     func.coalesce(ApiKey.last_used_at < _now() - func.make_interval(0, 0, 0, 0, 0, 0, _TOUCH_S), True).label("is_untouched"),
-    Tenant.max_queued,
-    Tenant.max_running,
-    Tenant.results_kept_s,
-    Tenant.requests_per_minute,
-    Tenant.gpu_seconds_per_day,
+    *(getattr(Tenant, name) for name in LIMITS),
     Tenant.num_queued,
 ).join(Tenant, Tenant.id == ApiKey.tenant_id)
 _IS_ONE = ApiKey.id == func.any(bindparam("key_ids", type_=ARRAY(Text)))
@@ -135,7 +131,7 @@ def _caller(row: Any) -> Caller:
         key_id=row.id,
         scopes=frozenset(row.scopes),
         max_priority=Priority(row.max_priority),
-        own_limits=OwnLimits(row.max_queued, row.max_running, row.requests_per_minute, row.gpu_seconds_per_day, row.results_kept_s),
+        own_limits=own_limits(row),
         num_queued=row.num_queued,
         stamp=row.stamp,
     )

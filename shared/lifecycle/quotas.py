@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy import bindparam, exists, func, select
 from sqlalchemy.orm import Session
@@ -24,7 +25,7 @@ class Limits:
         max_running: layouts and images of its jobs that workers may have in hand at once; more wait. A job of n images has up to n of each.
         requests_per_minute: requests that make jobs, accepted or not.
         gpu_seconds_per_day: seconds of a worker, of either kind, from midnight to midnight UTC.
-        live_batches: batches that have not ended; the same for every tenant.
+        live_batches: batches that have not ended.
     """
 
     max_queued: int | None = None
@@ -56,22 +57,21 @@ class OwnLimits:
     requests_per_minute: int | None = None
     gpu_seconds_per_day: float | None = None
     results_kept_s: int | None = None
+    live_batches: int | None = None
 
     def over(self, defaults: Limits) -> Limits:
         """What holds for the tenant."""
-        return Limits(
-            max_queued=defaults.max_queued if self.max_queued is None else self.max_queued or None,
-            max_running=defaults.max_running if self.max_running is None else self.max_running or None,
-            requests_per_minute=defaults.requests_per_minute if self.requests_per_minute is None else self.requests_per_minute or None,
-            gpu_seconds_per_day=defaults.gpu_seconds_per_day if self.gpu_seconds_per_day is None else self.gpu_seconds_per_day or None,
-            results_kept_s=defaults.results_kept_s if self.results_kept_s is None else self.results_kept_s or None,
-            live_batches=defaults.live_batches,
-        )
+        owns = {name: getattr(self, name) for name in LIMITS}
+        return Limits(**{name: getattr(defaults, name) if own is None else own or None for name, own in owns.items()})
 
 
-def own_limits(row: Tenant) -> OwnLimits:
-    """Those of a tenant's row."""
-    return OwnLimits(row.max_queued, row.max_running, row.requests_per_minute, row.gpu_seconds_per_day, row.results_kept_s)
+LIMITS = tuple(field.name for field in fields(OwnLimits))
+"""The names of the limits, which are those of the columns."""
+
+
+def own_limits(row: Any) -> OwnLimits:
+    """Those of a tenant's row, or of one that has its columns."""
+    return OwnLimits(*(getattr(row, name) for name in LIMITS))
 
 
 @dataclass(frozen=True)

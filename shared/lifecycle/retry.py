@@ -18,6 +18,7 @@ from shared.errors import RequestError
 from shared.lifecycle.claims import start
 from shared.lifecycle.ending import database_now, succeed
 from shared.lifecycle.events import record_changes
+from shared.lifecycle.past_attempts import keep_attempt
 from shared.lifecycle.reuse import find_alive
 from shared.lifecycle.work import lock_units
 from shared.states import LIVE_WORK, RETRYABLE_JOB, TERMINAL_JOB, JobStatus, Priority, WorkState
@@ -143,6 +144,7 @@ class _Run:
             unit.deadline = self._deadline
 
     def _revive(self, unit: Grid | Image, state: WorkState, now: datetime) -> None:
+        keep_attempt(unit, now)
         unit.state = state
         unit.lane = self._lane
         unit.deadline = self._deadline

@@ -14,6 +14,7 @@ from shared.db import Database
 from shared.lifecycle.candidates import IN_HAND, NUM_IN_HAND, START, TABLES, Order, look
 from shared.lifecycle.ending import database_now, end_work, live_jobs
 from shared.lifecycle.events import record_changes
+from shared.lifecycle.past_attempts import keep_attempt
 from shared.states import Stage, WorkState
 from shared.tables import Grid, Image
 from shared.trace import TraceContext
@@ -202,6 +203,7 @@ def hand_back(db: Database, stage: Stage, work_id: str, attempt: int) -> bool:
         unit = held_unit(session, stage, work_id, attempt)
         if unit is None:
             return False
+        unit.error = None  # that of an earlier attempt
         requeue(session, unit, delay_s=0)
         return True
 
@@ -264,7 +266,9 @@ def lock_units(session: Session, row: type[Unit], ids: Collection[str]) -> list[
 
 def requeue(session: Session, unit: Grid | Image, delay_s: float) -> None:
     """Running work goes back to ready. Whoever still runs it is refused: by the state now, by the attempt after the next claim."""
+    now = database_now(session)
+    keep_attempt(unit, now)
     unit.state = WorkState.READY
     unit.worker_id = unit.lease_until = None
-    unit.not_before = database_now(session) + timedelta(seconds=delay_s)
+    unit.not_before = now + timedelta(seconds=delay_s)
     record_changes(session, session.scalars(live_jobs(unit)).all(), "job.requeued")

@@ -31,9 +31,20 @@ _INSTALL_S = 240
 @pytest.fixture(scope="session")
 def hasty_url(stack: Stack) -> str:
     """A second API process of the stack, which holds requests for a moment only."""
+    return another_api(stack, "hasty_api", GLMQ_SYNC_MAX_S="0.3")
+
+
+@pytest.fixture(scope="session")
+def lively_url(stack: Stack) -> str:
+    """A third one, which keeps the requests that it holds alive."""
+    return another_api(stack, "lively_api", GLMQ_SYNC_KEEP_ALIVE_S="0.2")
+
+
+def another_api(stack: Stack, name: str, **settings: str) -> str:
+    """Where one more API process of the stack answers."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    stack.start("hasty_api", "api", GLMQ_API_PORT=str(port), GLMQ_PUBLIC_URL=url, GLMQ_SYNC_MAX_S="0.3")
+    stack.start(name, "api", GLMQ_API_PORT=str(port), GLMQ_PUBLIC_URL=url, **settings)
 
     def answers() -> bool:
         try:

@@ -155,6 +155,15 @@ def hasty():
     return {"error": found}
 
 
+def kept_alive():
+    """A server that is heard of again before the client gives up, however long the picture takes."""
+    timeout_s = 1
+    edgy = openai.OpenAI(base_url=os.environ["LIVELY_URL"] + "/v1", api_key=API_KEY, max_retries=0, timeout=timeout_s)
+    began = time.monotonic()
+    found = edgy.images.generate(prompt="A very slow fish", size="256x256", extra_body={"num_inference_steps": 60})
+    return {"png": is_png(found.data[0].b64_json), "outlasted": time.monotonic() - began > timeout_s}
+
+
 def impatient():
     """A client that gives up and tries again by itself."""
     impatient = openai.OpenAI(base_url=BASE_URL, api_key=API_KEY, max_retries=1, timeout=0.4)
@@ -303,6 +312,7 @@ SCENARIOS = (
     edit_stream,
     errors,
     hasty,
+    kept_alive,
     impatient,
     lost,
     lost_with_key,

@@ -63,7 +63,7 @@ def arrival(stack: Stack, prompt: str) -> Callable[[], object]:
 
 
 @pytest.fixture(scope="module", params=list(VERSIONS))
-def python_run(request: pytest.FixtureRequest, stack: Stack, hasty_url: str, client_cache: Path) -> Run:
+def python_run(request: pytest.FixtureRequest, stack: Stack, hasty_url: str, lively_url: str, client_cache: Path) -> Run:
     """One run of all scenarios, with a tenant of its own so that its jobs can be counted."""
     python = install_python(client_cache, f"openai=={VERSIONS[request.param]}")
     own = stack.as_tenant(request.param.replace(" ", ""))
@@ -78,6 +78,7 @@ def python_run(request: pytest.FixtureRequest, stack: Stack, hasty_url: str, cli
             own,
             PNG=PICTURE,
             HASTY_URL=hasty_url,
+            LIVELY_URL=lively_url,
             LOSING_URL=first,
             LOSING_URL_2=second,
             OVERHEARD_URL=overheard,
@@ -175,6 +176,11 @@ def test_a_wait_that_is_too_long(python_run: Run) -> None:
     own, outcomes, _ = python_run
     assert outcomes["hasty"].get()["error"][:3] == ["InternalServerError", 504, "deadline"]
     assert len(prompts(own, "A slow fish")) == 1
+
+
+def test_a_wait_that_is_kept_alive(python_run: Run) -> None:
+    """The client reads past its timeout, and past the spaces."""
+    assert python_run[1]["kept_alive"].get() == {"png": True, "outlasted": True}
 
 
 def test_a_client_that_gives_up(python_run: Run) -> None:

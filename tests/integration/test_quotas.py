@@ -142,10 +142,10 @@ def test_usage_of_a_day(db: Database, new_job: NewJob) -> None:
 
 def test_own_limits_go_over_the_defaults() -> None:
     """None is the default, 0 is no limit."""
-    defaults = Limits(max_queued=5, max_running=6, requests_per_minute=7, gpu_seconds_per_day=8, results_kept_s=9)
+    defaults = Limits(max_queued=5, max_running=6, requests_per_minute=7, gpu_seconds_per_day=8, results_kept_s=9, live_batches=10)
     assert OwnLimits().over(defaults) == defaults
     own = OwnLimits(max_queued=0, max_running=1, requests_per_minute=0, gpu_seconds_per_day=0.5)
-    assert own.over(defaults) == Limits(None, 1, None, 0.5, 9)
+    assert own.over(defaults) == Limits(None, 1, None, 0.5, 9, 10)
     assert OwnLimits(results_kept_s=0).over(defaults).results_kept_s is None
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from shared.db import Database
-from shared.errors import PermanentWorkError, RequestError, StaleAttemptError
+from shared.errors import PermanentWorkError, RequestError, StaleAttemptError, TransientWorkError
 from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.approval import approve
 from shared.lifecycle.retry import retry
@@ -41,7 +41,8 @@ def test_a_failed_job_runs_again(db: Database, new_job: NewJob) -> None:
     finish_one_image(db)
     done = document(db, new_job, job_id)
     assert done["status"] == "succeeded"
-    assert sorted(attempt["attempt"] for attempt in done["attempts"] if attempt["stage"] == "decoder") == [1, 2]
+    tried = [[attempt["attempt"], attempt["state"]] for attempt in done["attempts"] if attempt["stage"] == "decoder"]
+    assert sorted(tried) == [[1, "done"], [1, "failed"], [2, "done"]]
     assert events(db, job_id) == [
         "job.queued",
         "job.started",
@@ -68,7 +69,44 @@ def test_a_failed_layout_is_written_again(db: Database, new_job: NewJob) -> None
     finish_one_image(db)
     done = document(db, new_job, job_id)
     assert done["status"] == "succeeded"
-    assert [attempt["attempt"] for attempt in done["attempts"]] == [4, 1]
+    assert [attempt["attempt"] for attempt in done["attempts"]] == [1, 2, 3, 4, 1]
+
+
+def test_all_attempts_are_told(db: Database, new_job: NewJob) -> None:
+    """Who made each attempt, when it began and ended, and why it did not succeed; an error is told of the attempt that had it alone."""
+    job_id, _ = submit(db, new_job)
+    finish_one_grid(db)
+    lost = claim_image(db)
+    execute(db, "UPDATE image SET lease_until = created_at")
+    work.rescue(db, Stage.DECODER)
+    execute(db, "UPDATE image SET not_before = created_at")
+    broken = claim_image(db)
+    finish.fail(db, Stage.DECODER, broken.id, broken.attempt, TransientWorkError("decoder_oom", "too large"), retryable=True)
+    execute(db, "UPDATE image SET not_before = created_at")
+    given_back = claim_image(db)
+    work.hand_back(db, Stage.DECODER, given_back.id, given_back.attempt)
+    assert document(db, new_job, job_id)["attempts"][-1]["state"] == "ready"
+    claim_image(db)
+    jobs.cancel(db, new_job.tenant_id, job_id)
+    retry(db, new_job.tenant_id, job_id)
+    last = claim_image(db)
+    found = [attempt for attempt in document(db, new_job, job_id)["attempts"] if attempt["stage"] == "decoder"]
+    assert [(attempt["attempt"], attempt["state"], (attempt["error"] or {}).get("code")) for attempt in found] == [
+        (lost.attempt, "failed", "worker_lost"),
+        (broken.attempt, "failed", "decoder_oom"),
+        (given_back.attempt, "ready", None),
+        (4, "canceled", None),
+        (last.attempt, "running", None),
+    ]
+    assert {attempt["worker"] for attempt in found} == {"w2"}
+    times = [time for attempt in found for time in (attempt["started_at"], attempt["finished_at"]) if time is not None]
+    assert len(times) == 9
+    assert times == sorted(times)
+    # Whoever comes now has waited for none of those that are over.
+    later, _ = submit(db, new_job)
+    assert [attempt["attempt"] for attempt in document(db, new_job, later)["attempts"]] == [last.attempt]
+    finish.finish_image(db, last.id, last.attempt, ARTIFACT)
+    assert query(db, "SELECT past_attempts FROM grid") == [([],)]
 
 
 def test_a_canceled_job_goes_on_where_it_was(db: Database, new_job: NewJob) -> None:

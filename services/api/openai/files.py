@@ -13,6 +13,7 @@ from werkzeug.datastructures import FileStorage
 from services.api.auth import authenticate
 from services.api.field_errors import validated
 from services.api.fields import QueryInt, Sent
+from services.api.list_answer import ListAnswer
 from services.api.openai.answers import unix
 from services.api.openai.batch_files import read_output
 from services.api.openai.headers import tell_time
@@ -74,14 +75,8 @@ class FileAnswer(BaseModel):
     status_details: None
 
 
-class FileListAnswer(BaseModel):
+class FileListAnswer(ListAnswer[FileAnswer]):
     """A page of files."""
-
-    object: Literal["list"]
-    data: list[FileAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class FileDeletedAnswer(BaseModel):

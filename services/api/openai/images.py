@@ -35,7 +35,7 @@ from services.api.openai.answers import (
 from services.api.openai.headers import POLL_AFTER, tell_poll, tell_time
 from services.api.openai.schemas import EditRequest, ImageRequest
 from services.api.openai.translate import in_sent_words, native_image_request, nested_fields, read_asked, without_nulls
-from services.api.openai.wait import error_event, event, stream_job, wait_for_end, waiting_place
+from services.api.openai.wait import error_event, event, hold, stream_job, waiting_place
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, Upload, read_json, refuse_compression
 from services.api.route_docs import describe
@@ -202,7 +202,7 @@ def _answer(parts: Parts, caller: Caller, asked: _Asked) -> Response:
         if asked.wanted.stream:
             response = place.stream(stream_job(parts, caller, submitted.job_id, _Events(parts, asked).new_events))
         else:
-            response = jsonify(_held(parts, caller, submitted.job_id, asked.wanted))
+            response = hold(parts, caller, submitted.job_id, place, lambda document: _answer_of(parts, document, asked.wanted))
     if submitted.is_replay:
         response.headers["Idempotency-Replayed"] = "true"
     return response
@@ -223,9 +223,7 @@ def _accepted(parts: Parts, caller: Caller, submitted: Submitted) -> Response:
     return response
 
 
-def _held(parts: Parts, caller: Caller, job_id: str, wanted: ImageRequest) -> dict[str, Any]:
-    document = wait_for_end(parts, caller, job_id, request)
-    note_answer(parts.db, job_id)
+def _answer_of(parts: Parts, document: Document, wanted: ImageRequest) -> dict[str, Any]:
     if document["status"] != JobStatus.SUCCEEDED:
         raise end_error(document)
     return images_answer(parts, document, wanted.quality, wanted.response_format)

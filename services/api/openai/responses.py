@@ -32,7 +32,7 @@ from services.api.openai.response_schemas import (
 )
 from services.api.openai.schemas import ImageReference, find_unsupported
 from services.api.openai.translate import check_model, lane_and_company, picture_fields, place_images, read_asked, without_nulls
-from services.api.openai.wait import Place, stream_job, wait_for_end, waiting_place
+from services.api.openai.wait import Place, hold, stream_job, waiting_place
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, read_json, read_query
 from services.api.reruns import erase_job
@@ -96,9 +96,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
                 if asked.stream:
                     answer = _stream(parts, caller, submitted.job_id, dialect, place, -1)
                 else:
-                    document = wait_for_end(parts, caller, submitted.job_id, request)
-                    note_answer(parts.db, submitted.job_id)
-                    answer = jsonify(response_document(parts, document, dialect))
+                    answer = hold(parts, caller, submitted.job_id, place, lambda document: response_document(parts, document, dialect))
         if submitted.is_replay:
             answer.headers["Idempotency-Replayed"] = "true"
         return answer

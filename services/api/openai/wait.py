@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import structlog
-from flask import Request, Response
+from flask import Request, Response, jsonify, request, stream_with_context
 
 from services.api.job_access import find_job
 from services.api.openai.answers import Document, error_member
 from services.api.parts import Parts
+from services.api.problems import problem_response
 from services.api.unfinished import UnfinishedError
 from services.api.waiting import NoPlaceError
 from shared.db import DatabaseDownError
@@ -34,6 +35,7 @@ _LOOK_UP_S = 2.0
 log = structlog.get_logger()
 
 _STREAM_HEADERS = {"X-Accel-Buffering": "no"}
+_SPACE = b" "
 
 
 def watch_job(parts: Parts, caller: Caller, job_id: str, timeout_s: float, pause_s: float) -> Iterator[Document | None]:
@@ -60,23 +62,58 @@ def watch_job(parts: Parts, caller: Caller, job_id: str, timeout_s: float, pause
             goes_on = watch.wait(min(pause_s, left_s))
 
 
-def wait_for_end(parts: Parts, caller: Caller, job_id: str, request: Request) -> Document:
+def hold(parts: Parts, caller: Caller, job_id: str, place: Place, answer: Callable[[Document], dict[str, Any]]) -> Response:
     """
-    The job once it has ended.
+    What a request is answered that waits for a job to end.
 
-    Raises: as `watch_job`; and
+    Where the operator wants requests kept alive (`sync_keep_alive_s`), one that waits longer is sent 200 and a space, more spaces, and then
+    its JSON. Until the first space every status is a true one.
+
+    Args:
+        answer: makes the body of the job that has ended; may raise what is wrong with it.
+    Raises: as `watch_job` and `answer`; and
         UnfinishedError: the time was up first, or the client went away.
         NoPlaceError: the process ends; the request may be repeated.
     """
-    last: Document | None = None
-    for document in watch_job(parts, caller, job_id, parts.settings.sync_max_s, _LOOK_UP_S):
+    settings = parts.settings
+    is_kept_alive = 0 < settings.sync_keep_alive_s < settings.sync_max_s
+    last, is_there = _wait(parts, caller, job_id, settings.sync_keep_alive_s if is_kept_alive else settings.sync_max_s)
+    if last["status"] in TERMINAL_JOB:
+        note_answer(parts.db, job_id)
+        return jsonify(answer(last))
+    if is_kept_alive and is_there and not parts.waiting.is_closed:
+        # With the request's context: a problem says which request it was.
+        return place.stream(stream_with_context(_kept_alive(parts, caller, job_id, answer)), "application/json")
+    raise _cut_short(parts, job_id)
+
+
+def _wait(parts: Parts, caller: Caller, job_id: str, timeout_s: float) -> tuple[Document, bool]:
+    """The job, if it can be as it has ended; and whether its client is still there."""
+    last: Document = {}
+    for document in watch_job(parts, caller, job_id, timeout_s, _LOOK_UP_S):
         last = document or last
         if document is None and _is_gone(request):
             log.info("client_gone", job_id=job_id)
-            break
-    if last is not None and last["status"] in TERMINAL_JOB:
-        return last
-    raise _cut_short(parts, job_id)
+            return last, False
+    return last, True
+
+
+def _kept_alive(parts: Parts, caller: Caller, job_id: str, answer: Callable[[Document], dict[str, Any]]) -> Iterator[bytes]:
+    """Spaces until the job has ended, and the answer. What goes wrong is a problem with its own `status`: the 200 is long gone."""
+    pause_s = parts.settings.sync_keep_alive_s
+    yield _SPACE
+    try:
+        for document in watch_job(parts, caller, job_id, parts.settings.sync_max_s - pause_s, pause_s):
+            if document is not None and document["status"] in TERMINAL_JOB:
+                with parts.waiting.turn():
+                    note_answer(parts.db, job_id)
+                    found = jsonify(answer(document))
+                yield found.get_data()
+                return
+            yield _SPACE
+        raise _cut_short(parts, job_id)
+    except Exception as error:
+        yield problem_response(error, parts.base_url()).get_data()
 
 
 def stream_job(parts: Parts, caller: Caller, job_id: str, new_events: Callable[[Document], Iterator[bytes]]) -> Iterator[bytes]:
@@ -129,9 +166,9 @@ class Place:
         """Give it back."""
         self._parts.waiting.leave_place(self._caller.tenant_id)
 
-    def stream(self, chunks: Iterator[bytes]) -> Response:
-        """Server-sent events as they come."""
-        response = Response(chunks, mimetype="text/event-stream", headers=_STREAM_HEADERS)
+    def stream(self, chunks: Iterator[bytes], mimetype: str = "text/event-stream") -> Response:
+        """What is sent as it comes."""
+        response = Response(chunks, mimetype=mimetype, headers=_STREAM_HEADERS)
         response.call_on_close(self.leave)
         self.is_kept = True
         return response

@@ -14,6 +14,7 @@ from flask import Response, jsonify, request
 
 from services.api.auth import authenticate
 from services.api.field_errors import validated
+from services.api.list_answer import list_body
 from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.request_body import read_json, read_optional_json, read_query
@@ -74,7 +75,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
     def create_one() -> Response:
         caller = authenticate(parts.callers, request, "admin")
         asked = validated(NewEndpointRequest, read_json(request))
-        parsed = check_receiver(parts.policy, asked.url, "url")
+        parsed = check_receiver(parts.policy, parts.waiting, asked.url, "url")
         secret = new_secret()
         document = add_endpoint(
             parts.db,
@@ -224,7 +225,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
     )
     def list_event_types() -> Response:
         authenticate(parts.callers, request, "read")
-        return jsonify({"object": "list", "data": list(EVENT_TYPES)})
+        return jsonify(list_body(list(EVENT_TYPES), id_of=str))
 
     return endpoints
 
@@ -248,7 +249,7 @@ def _change(parts: Parts, endpoint_id: str) -> dict[str, Any]:
     asked = validated(EndpointChange, read_json(request))
     changes: dict[str, Any] = {}
     if asked.url is not None:
-        parsed = check_receiver(parts.policy, asked.url, "url")
+        parsed = check_receiver(parts.policy, parts.waiting, asked.url, "url")
         changes = {"url": str(parsed), "host": parsed.netloc}
     named = {
         "events": asked.event_types,

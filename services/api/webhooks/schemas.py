@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, model_validator
 
 from services.api.fields import MAX_METADATA, MetadataKey, MetadataValue, Moment, PageQuery, Sent, refuse
+from services.api.list_answer import ListAnswer
 from shared.lifecycle.events import EVENT_FILTERS, EVENT_TYPES
 
 MAX_OVERLAP_S = 7 * 86_400
@@ -166,14 +167,8 @@ class EndpointSecretAnswer(EndpointAnswer):
     signing_secret: str = Field(description="`whsec_` and 32 bytes in base64, as Standard Webhooks libraries take it.")
 
 
-class EndpointListAnswer(BaseModel):
+class EndpointListAnswer(ListAnswer[EndpointAnswer]):
     """A page of webhook endpoints."""
-
-    object: Literal["list"]
-    data: list[EndpointAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class DeletedEndpointAnswer(BaseModel):
@@ -198,11 +193,8 @@ class EndpointTestAnswer(BaseModel):
     latency_ms: int | None
 
 
-class EventTypesAnswer(BaseModel):
-    """Every type of event."""
-
-    object: Literal["list"]
-    data: list[str]
+class EventTypesAnswer(ListAnswer[str]):
+    """Every type of event, each its own id."""
 
 
 class DeliveryAnswer(BaseModel):
@@ -247,14 +239,8 @@ class DeliveryDetailAnswer(DeliveryAnswer):
     attempts: list[AttemptAnswer]
 
 
-class DeliveryListAnswer(BaseModel):
+class DeliveryListAnswer(ListAnswer[DeliveryAnswer]):
     """A page of webhook deliveries."""
-
-    object: Literal["list"]
-    data: list[DeliveryAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class ReplayAnswer(BaseModel):

@@ -17,7 +17,7 @@ from shared.lifecycle.tenants import ensure_api_key
 from tests.integration.api.conftest import Account, assert_problem, client_of
 from tests.ledger import at_once, execute, query
 
-LIMITS = ("max_queued", "max_running", "requests_per_minute", "gpu_seconds_per_day", "results_kept_s")
+LIMITS = ("max_queued", "max_running", "requests_per_minute", "gpu_seconds_per_day", "results_kept_s", "live_batches")
 
 
 @pytest.fixture
@@ -124,6 +124,7 @@ def test_operator_makes_a_tenant_and_its_first_key(operator: FlaskClient, app: A
         "requests_per_minute": None,
         "gpu_seconds_per_day": None,
         "results_kept_s": None,
+        "live_batches": None,
     }
     assert operator.get(f"/v1/tenants/{tenant['id']}").get_json() == tenant
     assert operator.get("/v1/tenants?name=globex").get_json()["data"] == [tenant]
@@ -149,6 +150,7 @@ def test_tenant_limits_change_one_by_one(operator: FlaskClient, stranger: Accoun
         "requests_per_minute": None,
         "gpu_seconds_per_day": 0.5,
         "results_kept_s": None,
+        "live_batches": None,
     }
     assert_problem(operator.patch(path, json={"limits": {"max_queued": -1}}), 400, "invalid_request", "limits.max_queued")
     assert_problem(operator.patch("/v1/tenants/ten_x", json={"limits": {}}), 404, "not_found")

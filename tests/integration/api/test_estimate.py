@@ -137,7 +137,13 @@ def test_a_deadline_that_cannot_be_met(client: FlaskClient, db: Database, settin
     assert (answer.status_code, answer.get_json(force=True)["status"]) == (422, 422)
     assert client.post("/v1/jobs", json={**sent, "size": "32x32", "n": 1}).status_code == 202
     del sent["deadline"]
-    client.post("/v1/jobs", json=sent)
+    path = f"/v1/jobs/{client.post('/v1/jobs', json=sent).get_json()['id']}"
+    client.post(f"{path}/cancel")
+    # A retry is held to what it has left to do.
+    assert_problem(client.post(f"{path}/retry", json={"deadline": near}), 409, "deadline_unmeetable", "deadline")
+    assert client.get(path).get_json()["status"] == "canceled"
+    assert client.post(f"{path}/retry", json={"deadline": "2099-01-01T00:00:00Z"}).status_code == 202
+    assert_problem(client.post(f"{path}/retry", json={"deadline": near}), 409, "not_retryable")
     finish_jobs(db, Storage(settings), account.tenant_id, png())
     # What is there already is there in time.
     assert client.post("/v1/jobs", json={**sent, "deadline": (datetime.now(UTC) + timedelta(seconds=2)).isoformat()}).status_code == 202

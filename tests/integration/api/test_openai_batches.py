@@ -6,7 +6,6 @@ import base64
 import json
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.request import urlopen
@@ -244,9 +243,9 @@ def test_lines_wait_for_seconds_of_workers(
     assert count_rows(db)["job"] == 6
 
 
-def test_batches_are_bounded(client: FlaskClient, app: APIFlask, db: Database, account: Account, parts: Parts) -> None:
+def test_batches_are_bounded(client: FlaskClient, app: APIFlask, db: Database, account: Account) -> None:
     """Of many requests at once as many make batches as there is room for; one that ends makes room. They are counted."""
-    parts.quotas.defaults = replace(parts.quotas.defaults, live_batches=2)
+    limit_tenant(db, account.tenant_id, {"live_batches": 2})
     file_id = upload(client, b"x", purpose="batch").get_json()["id"]
     sent = {"input_file_id": file_id, "endpoint": GENERATIONS, "completion_window": "24h"}
     clients = [client_of(app, account.keys["submit"]) for _ in range(4)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -30,9 +31,10 @@ ONLY_JSON = {"Accept": "application/json"}
 
 
 @pytest.fixture
-def workers(db: Database, parts: Parts) -> Iterator[None]:
+def workers(parts: Parts) -> Iterator[None]:
     """Whatever is submitted is drawn at once."""
-    with drawing(lambda: draw(db, parts.storage, PICTURE, num_previews=3)):
+    # With the API's own ledger, which tells of changes as the workers' does: whoever waits hears of it at once.
+    with drawing(lambda: draw(parts.db, parts.storage, PICTURE, num_previews=3)):
         yield
 
 
@@ -176,6 +178,42 @@ def test_a_wait_that_is_too_long(hasty: FlaskClient, parts: Parts, db: Database)
     assert event["error"]["code"] == "deadline"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "status", "end"), [("A cat", "succeeded", 200), ("doomed", "failed", 422), ("A slow cat", "queued", 504)]
+)
+def test_a_wait_that_is_kept_alive(
+    settings: ApiSettings, account: Account, model: object, db: Database, prompt: str, status: str, end: int
+) -> None:
+    """Spaces, and then the body. 200 was sent with the first of them, so the body of a failure tells its own `status`."""
+    with open_app(settings.model_copy(update={"sync_keep_alive_s": 0.05, "sync_max_s": 0.4})) as app:
+        client = client_of(app, account.keys["submit"])
+        assert generate(client, size="7x7").status_code == 400
+        answer = generate(client, prompt=prompt)
+        assert (answer.status_code, answer.mimetype) == (200, "application/json")
+        chunks = answer.iter_encoded()
+        assert [next(chunks), next(chunks)] == [b" ", b" "]
+        if status != "queued":
+            draw(db, app.extensions["glmq"].storage, PICTURE)
+        body = json.loads(b"".join(chunks))
+        answer.close()
+        [job] = client.get("/v1/jobs").get_json()["data"]
+        assert job["status"] == status
+        if end == 200:
+            assert base64.b64decode(body["data"][0]["b64_json"]) == PICTURE
+        else:
+            assert (body["status"], "data" in body) == (end, False)
+            assert body["job"].endswith(job["id"])
+            assert body["error"]["message"] == body["detail"]
+
+
+def test_a_short_wait_is_not_kept_alive(settings: ApiSettings, account: Account, model: object) -> None:
+    """What ends before the first space has its true status."""
+    with open_app(settings.model_copy(update={"sync_keep_alive_s": 30})) as app:
+        parts: Parts = app.extensions["glmq"]
+        with drawing(lambda: draw(parts.db, parts.storage, PICTURE)):
+            assert generate(client_of(app, account.keys["submit"]), prompt="cursed").status_code == 500
+
+
 def test_a_wait_looks_only_after_a_change(hasty: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """One change during a long wait costs one more look at the job."""
     looks = []
@@ -256,7 +294,7 @@ def test_a_key_makes_one_job(client: FlaskClient, db: Database) -> None:
         thread.start()
     parts: Parts = client.application.extensions["glmq"]
     wait_until(lambda: num_jobs(db) == 1)
-    with drawing(lambda: draw(db, parts.storage, PICTURE)):
+    with drawing(lambda: draw(parts.db, parts.storage, PICTURE)):
         for thread in threads:
             thread.join()
     assert {answer.status_code for answer in answers} == {200}

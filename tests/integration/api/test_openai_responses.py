@@ -24,7 +24,7 @@ TOOL = {"type": "image_generation", "size": "64x64"}
 @pytest.fixture
 def workers(db: Database, parts: Parts) -> Iterator[None]:
     """Whatever is submitted is drawn at once."""
-    with drawing(lambda: draw(db, parts.storage, PICTURE, num_previews=3)):
+    with drawing(lambda: draw(parts.db, parts.storage, PICTURE, num_previews=3)):
         yield
 
 
@@ -135,7 +135,7 @@ def test_any_job_is_a_response(client: FlaskClient, db: Database, parts: Parts) 
     name = f"/v1/responses/{job['id'].replace('job_', 'resp_')}"
     assert client.get(name).get_json()["status"] == "queued"
     assert client.get(f"/v1/responses/{job['id']}").get_json() == client.get(name).get_json()
-    with drawing(lambda: draw(db, parts.storage, PICTURE, num_previews=3)):
+    with drawing(lambda: draw(parts.db, parts.storage, PICTURE, num_previews=3)):
         events = events_of(client.get(f"{name}?stream=true").get_data())
     numbers = [event["sequence_number"] for event in events]
     assert numbers == sorted(set(numbers))

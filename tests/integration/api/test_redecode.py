@@ -78,6 +78,20 @@ def test_redecode_keeps_what_is_left_out(client: FlaskClient, db: Database, sour
     assert work.release(db, Stage.AR, 10) == {}
 
 
+def test_a_redecode_that_is_tried_again(client: FlaskClient, source: dict[str, Any], db: Database) -> None:
+    """Clients that number their tries and send no key get the job of the first one; another content is another job."""
+
+    def attempt(number: str, **fields: Any) -> Any:
+        return client.post(f"/v1/jobs/{source['id']}/redecode", json=fields, headers={"X-Stainless-Retry-Count": number})
+
+    first = attempt("0", steps=9)
+    again = attempt("1", steps=9)
+    assert (first.status_code, again.status_code, again.headers["Idempotency-Replayed"]) == (202, 200, "true")
+    assert first.get_json()["id"] == again.get_json()["id"]
+    assert attempt("1", steps=8).get_json()["id"] != first.get_json()["id"]
+    assert count_rows(db)["job"] == 3
+
+
 def test_redecode_changes_what_it_names(client: FlaskClient, source: dict[str, Any]) -> None:
     """Noise, number, size, guidance, format and quality may be others; the layout stays, and another format has its own default quality."""
     fields = {

@@ -34,7 +34,7 @@ def test_retry(client: FlaskClient, db: Database, settings: ApiSettings, account
     finish_jobs(db, Storage(settings), account.tenant_id, png())
     done = client.get(f"/v1/jobs/{job['id']}").get_json()
     assert done["status"] == "succeeded"
-    assert [attempt["attempt"] for attempt in done["attempts"]] == [2, 1]
+    assert [attempt["attempt"] for attempt in done["attempts"]] == [1, 2, 1]
     assert_problem(client.post(f"/v1/jobs/{job['id']}/retry"), 409, "not_retryable")
 
 

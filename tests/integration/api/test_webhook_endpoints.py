@@ -10,6 +10,7 @@ import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
+from services.api.app import create_app
 from services.api.settings import ApiSettings
 from shared.db import Database
 from shared.lifecycle.deliveries import Delivery, Outcome, Room, claim_deliveries, finish_deliveries
@@ -411,3 +412,34 @@ def test_a_long_range_goes_in_parts(client: FlaskClient, db: Database, account: 
     assert sum(counts) == 2300
     assert max(counts) <= 1001
     assert query(db, "SELECT count(*) FROM webhook_delivery") == [(2300,)]
+
+
+def test_a_slow_name_server_holds_up_nobody_else(settings: ApiSettings, account: Account, model: object) -> None:
+    """While as many requests as are worked on at once wait for a name server, others are answered."""
+    asked, answers = threading.Semaphore(0), threading.Event()
+
+    def slow(host: str, port: int) -> list[str]:
+        asked.release()
+        answers.wait(20)
+        return ["93.184.216.34"]
+
+    app = create_app(settings.model_copy(update={"api_threads": 2}), slow)
+    sent = [("/v1/webhook_endpoints", {"url": URL}), ("/v1/jobs", {"prompt": "a fox", "webhook": URL})]
+    statuses: list[int] = []
+
+    def post(path: str, body: dict[str, Any]) -> None:
+        statuses.append(client_of(app, account.keys["admin"]).post(path, json=body).status_code)
+
+    threads = [threading.Thread(target=post, args=one) for one in sent]
+    try:
+        for thread in threads:
+            thread.start()
+        assert all(asked.acquire(timeout=10) for _ in sent)
+        assert client_of(app, account.keys["read"]).get("/v1/models").status_code == 200
+        assert statuses == []
+    finally:
+        answers.set()
+        for thread in threads:
+            thread.join()
+        app.extensions["glmq"].close()
+    assert sorted(statuses) == [200, 202]

@@ -47,6 +47,29 @@ def test_openapi_document_is_complete(app: APIFlask) -> None:
     assert names >= {"limit", "after", "order", "status", "custom_id", "metadata", "created_after", "created_before"}
 
 
+def test_every_list_has_one_form(app: APIFlask) -> None:
+    """`{object: "list", data, has_more, first_id, last_id}`, and pages where it can grow. Replicate's have that of its clients."""
+    spec = app.test_client().get("/openapi.json").get_json()
+    found = []
+    for path, item in spec["paths"].items():
+        response = item.get("get", {}).get("responses", {}).get("200", {})
+        schema = response.get("content", {}).get("application/json", {}).get("schema", {})
+        schema = spec["components"]["schemas"].get(schema.get("$ref", "").rpartition("/")[2], schema)
+        fields = schema.get("properties", {})
+        if not {"data", "results"} & {name for name, field in fields.items() if field.get("type") == "array"}:
+            continue
+        found.append(path)
+        queries = {parameter["name"] for parameter in item["get"].get("parameters", []) if parameter["in"] == "query"}
+        if "results" in fields:
+            assert {"previous", "next"} <= set(schema["required"]), path
+            continue
+        assert {"object", "data", "has_more", "first_id", "last_id"} <= set(schema["required"]), path
+        assert fields["object"]["const"] == "list"
+        assert ({"limit", "after"} <= queries) == ("Link" in response["headers"]), path
+        assert "Link" in response["headers"] or path in ("/problems", "/v1/jobs/{job_id}/images", "/v1/models", "/v1/webhook_event_types")
+    assert len(found) >= 15, found
+
+
 def test_everything_has_an_example_that_fits_its_schema(app: APIFlask) -> None:
     """Every JSON body, every JSON answer and every refusal shows one, and none of them lies."""
     spec = app.test_client().get("/openapi.json").get_json()

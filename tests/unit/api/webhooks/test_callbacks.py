@@ -7,11 +7,20 @@ import time
 import pytest
 
 from services.api.schemas import Webhook
+from services.api.waiting import Waiting
 from services.api.webhooks.callbacks import check_webhook
 from shared.egress import EgressPolicy
 from shared.errors import ForbiddenAddressError
 from shared.lifecycle.events import JOB_EVENTS
+from shared.progress import LiveState
 from tests.fakes import FakeResolver
+from tests.stack import free_port
+
+
+@pytest.fixture
+def waiting() -> Waiting:
+    """Of a process that works on one request at once; nobody tells of changes."""
+    return Waiting(LiveState(f"redis://127.0.0.1:{free_port()}/0"), turns=1, places=2)
 
 
 @pytest.mark.parametrize(
@@ -22,30 +31,30 @@ from tests.fakes import FakeResolver
         (["job.queued", "job.*"], list(JOB_EVENTS)),
     ],
 )
-def test_events_are_named_one_by_one(asked: list[str] | None, expected: list[str]) -> None:
+def test_events_are_named_one_by_one(waiting: Waiting, asked: list[str] | None, expected: list[str]) -> None:
     """The row lists concrete events, each once; without a choice, the ends of a job."""
     webhook = Webhook(url="https://hooks.example/x", events=asked)
-    stored = check_webhook(EgressPolicy(resolver=FakeResolver(hooks_example=[["93.184.216.34"]])), webhook, "webhook")
+    stored = check_webhook(EgressPolicy(resolver=FakeResolver(hooks_example=[["93.184.216.34"]])), waiting, webhook, "webhook")
     assert stored == {"url": "https://hooks.example/x", "events": expected}
 
 
-def test_name_without_address_is_accepted() -> None:
+def test_name_without_address_is_accepted(waiting: Waiting) -> None:
     """A receiver may be set up after the job."""
     assert (
-        check_webhook(EgressPolicy(resolver=FakeResolver()), Webhook(url="https://later.example"), "webhook")["url"]
+        check_webhook(EgressPolicy(resolver=FakeResolver()), waiting, Webhook(url="https://later.example"), "webhook")["url"]
         == "https://later.example/"
     )
 
 
-def test_inside_name_is_refused() -> None:
+def test_inside_name_is_refused(waiting: Waiting) -> None:
     """One inside address among public ones is enough."""
     policy = EgressPolicy(resolver=FakeResolver(both_example=[["93.184.216.34", "10.0.0.7"]]))
     with pytest.raises(ForbiddenAddressError) as caught:
-        check_webhook(policy, Webhook(url="https://both.example/"), "webhook.url")
+        check_webhook(policy, waiting, Webhook(url="https://both.example/"), "webhook.url")
     assert caught.value.param == "webhook.url"
 
 
-def test_slow_resolver_does_not_hold_the_request() -> None:
+def test_slow_resolver_does_not_hold_the_request(waiting: Waiting) -> None:
     """A name server that does not answer costs seconds; the sender will ask again."""
 
     def slow(host: str, port: int) -> list[str]:
@@ -53,5 +62,5 @@ def test_slow_resolver_does_not_hold_the_request() -> None:
         return []
 
     started = time.monotonic()
-    assert check_webhook(EgressPolicy(resolver=slow), Webhook(url="https://slow.example/"), "webhook")
+    assert check_webhook(EgressPolicy(resolver=slow), waiting, Webhook(url="https://slow.example/"), "webhook")
     assert time.monotonic() - started < 5
