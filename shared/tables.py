@@ -188,12 +188,24 @@ class Batch(Base):
     """The number of the last try of that request, as clients count that send no key."""
     endpoint: Mapped[str | None]
     """The route whose bodies its lines hold."""
+    name: Mapped[str | None]
+    """Its owner's."""
+    defaults: Mapped[dict[str, Any] | None]
+    """Of a batch without an input file: members of a job request that its lines inherit."""
+    is_sealed: Mapped[bool] = mapped_column(server_default=true())
+    """It gets no more lines. Until then it does not end, unless its time is up."""
+    paused_at: Mapped[datetime | None]
+    """Since then no line of it becomes a job, and none of its work begins. NULL: it goes on."""
+    holds_work: Mapped[bool] = mapped_column(server_default=false())
+    """Work of its jobs is being held back, or has been: before it goes on, that is to be let go."""
+    retried_at: Mapped[datetime | None]
+    """Lines that had failed by then are tried again."""
     completion_window: Mapped[str | None]
     output_expires_s: Mapped[int | None]
     """How long its files are kept after they are made; NULL: until they are deleted."""
     num_items: Mapped[int] = mapped_column(server_default="0")
     counts: Mapped[dict[str, Any] | None]
-    """`{completed, failed}`, once it has ended; until then they are counted."""
+    """`{completed, failed, items}`, once it has ended; until then they are counted. `items`, by status, is not in those of before."""
     usage: Mapped[dict[str, Any] | None]
     """What all its jobs cost, once it has ended."""
     errors: Mapped[list[dict[str, Any]] | None]
@@ -234,6 +246,8 @@ class BatchItem(Base):
     job_id: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
     error: Mapped[dict[str, Any] | None]
     """`{code, message, param, status}`: why it did not become a job."""
+    failed_at: Mapped[datetime | None]
+    """When that was noted; NULL also for the errors of before."""
 
 
 class Job(Base):

@@ -9,6 +9,8 @@ from apiflask import APIFlask
 from services.api import envelope, once, openapi, problems, quotas
 from services.api.api_keys import api_keys_blueprint
 from services.api.approval import approval_blueprint
+from services.api.batch_downloads import batch_downloads_blueprint
+from services.api.batches import native_batches_blueprint
 from services.api.docs import docs_blueprint
 from services.api.estimate import estimate_blueprint
 from services.api.events import events_blueprint
@@ -69,6 +71,8 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
         reruns_blueprint,
         redecode_blueprint,
         approval_blueprint,
+        native_batches_blueprint,
+        batch_downloads_blueprint,
         models_blueprint,
         webhook_secrets_blueprint,
         api_keys_blueprint,

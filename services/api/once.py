@@ -42,6 +42,8 @@ def install(app: APIFlask, parts: Parts) -> None:
 
 
 def _repeatable(app: APIFlask, parts: Parts, route: str, view: Callable[..., Any]) -> Callable[..., Any]:
+    max_bytes = docs_of(view).max_json_bytes or MAX_JSON_BYTES
+
     @functools.wraps(view)
     def answer(**values: Any) -> Any:
         header = request.headers.get("Idempotency-Key")
@@ -50,7 +52,7 @@ def _repeatable(app: APIFlask, parts: Parts, route: str, view: Callable[..., Any
         # Somebody of the tenant; what the route asks for beyond that is asked by the route, and of repetitions here.
         caller = authenticate(parts.callers, request, "read")
         key = parse_key(header)
-        once = Idempotency(route, key or "", _fingerprint(request))
+        once = Idempotency(route, key or "", _fingerprint(request, max_bytes))
         begun = begin(parts.db, caller.tenant_id, once)
         if isinstance(begun, KeptAnswer):
             require(caller, begun.scope)
@@ -68,13 +70,13 @@ def _repeatable(app: APIFlask, parts: Parts, route: str, view: Callable[..., Any
     return answer
 
 
-def _fingerprint(request: Request) -> str:
+def _fingerprint(request: Request, max_bytes: int) -> str:
     """A hash of what is asked: method, path, query and body, whatever the order of the JSON's keys and the boundary of a multipart."""
-    asked = [request.method, request.path, list(request.args.items(multi=True)), _content(request)]
+    asked = [request.method, request.path, list(request.args.items(multi=True)), _content(request, max_bytes)]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def _content(request: Request) -> Any:
+def _content(request: Request, max_bytes: int) -> Any:
     if request.mimetype == "multipart/form-data":
         files = []
         for name, file in request.files.items(multi=True):
@@ -82,7 +84,7 @@ def _content(request: Request) -> Any:
             file.stream.seek(0)
         return [list(request.form.items(multi=True)), files]
     # As the route will read it: what has more is refused there.
-    request.max_content_length = min(request.max_content_length or MAX_JSON_BYTES + 1, MAX_JSON_BYTES + 1)
+    request.max_content_length = min(request.max_content_length or max_bytes + 1, max_bytes + 1)
     data = request.get_data()
     try:
         return parse_object(data)

@@ -36,7 +36,11 @@ TEXTS: dict[str, str] = {
         "Only a job that was submitted with `approve` can be approved or rejected, and only while all its drafts wait."
     ),
     "too_many_drafts": "The drafts of a job can be rejected a limited number of times. Submit another job.",
-    "not_retryable": "Only a job that has failed, expired or been canceled can be run again.",
+    "not_retryable": (
+        "Only a job that has failed, expired or been canceled can be run again; of a batch, only what was run before, and not while it is "
+        "being canceled. Told with 422 where OpenAI's clients read it."
+    ),
+    "batch_sealed": "The batch was sealed, was read from a file, or has ended. Make another one for more items.",
     "layout_unavailable": "The job's layouts are not finished, or belong to a model that is not loaded any more.",
     "request_in_flight": (
         "A request with the same `Idempotency-Key` and the same content has come and is not answered yet. Come back in `Retry-After` "

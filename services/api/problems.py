@@ -66,7 +66,7 @@ class Problem(Enum):
     NAME_TAKEN = 409, "The name is taken", False
     NOT_AWAITING_APPROVAL = 409, "No draft of the job waits for approval", True
     TOO_MANY_DRAFTS = 409, "The job has had all its drafts", False
-    NOT_RETRYABLE = 409, "The job cannot be retried", False
+    NOT_RETRYABLE = 409, "It cannot be retried", False
     LAYOUT_UNAVAILABLE = 409, "The layouts of the job cannot be used now", True
     REQUEST_IN_FLIGHT = 409, "The same request is being worked on", True
     GONE = 410, "It is not there any more", False
@@ -75,6 +75,7 @@ class Problem(Enum):
     IDEMPOTENCY_MISMATCH = 422, "The Idempotency-Key belongs to another request", False
     UNPROCESSABLE_PROMPT = 422, "The prompt cannot be used", False
     # Not 409, which OpenAI's clients take for a reason to try again.
+    BATCH_SEALED = 422, "The batch takes no more items", False
     ENDPOINT_DISABLED = 422, "The webhook endpoint is disabled", False
     TOO_MANY_ENDPOINTS = 422, "There are as many webhook endpoints as there may be", False
     INPUT_FETCH_FAILED = 422, "An input could not be fetched", True

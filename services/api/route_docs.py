@@ -41,6 +41,7 @@ class RouteDocs:
         content: media types by status, with their schemas (or models), where the answer is not plain JSON.
         more_content: further media types by status, besides the JSON.
         is_counted: its answers tell what is left of the tenant's limits (`quotas.py`).
+        max_json_bytes: what is read of a JSON body; None: as of most routes (`request_body.py`).
         changes_nothing: a POST that may be repeated as it is, with or without an Idempotency-Key.
         links: operation ids of what can be done with a new resource, and the name of the path parameter that its `id` fills.
     """
@@ -61,6 +62,7 @@ class RouteDocs:
     more_content: Mapping[str, Mapping[str, dict[str, Any] | Model]] = field(default_factory=dict)
     links: tuple[tuple[str, ...], str] | None = None
     is_counted: bool = False
+    max_json_bytes: int | None = None
     changes_nothing: bool = False
 
     @property

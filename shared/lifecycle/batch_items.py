@@ -1,4 +1,8 @@
-"""The lines of a batch: how they become jobs, once each, and what became of them. Knows no step of the batch itself (`batches.py`)."""
+"""
+The lines of a batch: how they become jobs, once each, or get none. Knows no step of the batch itself (`batches.py`).
+
+What became of them is read by `batch_reads.py`; those that failed begin again in `batch_retry.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,17 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Select, and_, exists, func, or_, select, update
+from sqlalchemy import Select, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
-from shared.lifecycle.ending import end_canceled
+from shared.lifecycle.batch_reads import CANCELED, EXPIRED
+from shared.lifecycle.ending import database_now, end_canceled
 from shared.lifecycle.events import record_item_failure
 from shared.lifecycle.fast_submit import insert_lines
-from shared.lifecycle.jobs import job_documents
 from shared.lifecycle.quotas import Limits
 from shared.lifecycle.submit import NewJob, new_rows, store_in
-from shared.states import TERMINAL_JOB, JobStatus
+from shared.states import TERMINAL_JOB
 from shared.tables import Batch, BatchItem, Job
 
 _CANCEL_AT_ONCE = 25
@@ -27,14 +31,10 @@ _SUBMIT_AT_ONCE = 20
 _DROP_AT_ONCE = 2000
 """Lines of one statement, which is given five seconds by the database; about a tenth of one."""
 
-EXPIRED, CANCELED = "batch_expired", "batch_cancelled"
-"""Why a line has no job: codes of its error, as OpenAI spells them."""
 _UNDONE = {
     EXPIRED: "the time of the batch was up before this request could be run",
     CANCELED: "the batch was canceled before this request was run",
 }
-
-_ERASED = {"code": "gone", "message": "the job was erased", "param": None, "status": 410}
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,6 @@ class PendingItem:
     id: str
     custom_id: str
     request: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a line: a job's document, or an error."""
-
-    item_id: str
-    line: int
-    custom_id: str
-    request: dict[str, Any]
-    document: dict[str, Any] | None
-    error: dict[str, Any] | None
 
 
 def pending_items(db: Database, batch_id: str, limit: int) -> list[PendingItem]:
@@ -106,6 +94,7 @@ def _submit_together(db: Database, batch_id: str, ready: Mapping[str, NewJob | d
                 count += 1
             else:
                 item.error = found
+                item.failed_at = database_now(session)
                 refused.append(item)
         session.flush()
         if refused:
@@ -119,9 +108,9 @@ def _submit_together(db: Database, batch_id: str, ready: Mapping[str, NewJob | d
 
 def drop_pending(db: Database, batch_id: str, code: str) -> int:
     """Some of the lines that have no job yet get none; how many. To be repeated until there are none."""
-    error = {"code": code, "message": _UNDONE[code]}
+    error = {"code": code, "message": _UNDONE[code], "retryable": True}
     some = _pending(batch_id).with_only_columns(BatchItem.id).order_by(BatchItem.line).limit(_DROP_AT_ONCE).with_for_update()
-    dropped = update(BatchItem).where(BatchItem.id.in_(some)).values(error=error).returning(BatchItem.id)
+    dropped = update(BatchItem).where(BatchItem.id.in_(some)).values(error=error, failed_at=func.clock_timestamp()).returning(BatchItem.id)
     return db.run(lambda session: len(session.execute(dropped).all()))
 
 
@@ -140,37 +129,14 @@ def is_settled(db: Database, batch_id: str) -> bool:
     """Does every line have its outcome, and has every job ended?"""
 
     def work(session: Session) -> bool:
-        return not session.scalar(select(exists(_pending(batch_id)))) and not session.scalar(select(exists(_live_jobs(batch_id))))
+        return not session.scalar(is_pending(batch_id)) and not session.scalar(select(exists(_live_jobs(batch_id))))
 
     return db.run(work)
 
 
-def outcomes(db: Database, batch_id: str, after_line: int, limit: int) -> list[Outcome]:
-    """What became of the lines behind `after_line`, in their order."""
-
-    def work(session: Session) -> list[Outcome]:
-        query = select(BatchItem).where(BatchItem.batch_id == batch_id, BatchItem.line > after_line)
-        items = session.scalars(query.order_by(BatchItem.line).limit(limit)).all()
-        job_ids = [item.job_id for item in items if item.job_id]
-        jobs = session.scalars(select(Job).where(Job.id.in_(job_ids), Job.erased_at.is_(None))).all()
-        documents = {document["id"]: document for document in job_documents(session, jobs, lambda _: {})}
-        found = []
-        for item in items:
-            document = documents.get(item.job_id or "")
-            error = _ERASED if item.job_id and document is None else item.error
-            found.append(Outcome(item.id, item.line, item.custom_id, item.request, document, error))
-        return found
-
-    return db.run(work)
-
-
-def count_outcomes(session: Session, batch_id: str) -> tuple[int, int]:
-    """Lines that have succeeded, and lines that never will."""
-    is_done = and_(Job.status == JobStatus.SUCCEEDED, Job.erased_at.is_(None))
-    is_lost = or_(BatchItem.error.is_not(None), and_(Job.status.in_(TERMINAL_JOB), ~is_done))
-    count = select(func.count().filter(is_done), func.count().filter(is_lost)).select_from(BatchItem)
-    completed, failed = session.execute(count.outerjoin(Job, Job.id == BatchItem.job_id).where(BatchItem.batch_id == batch_id)).one()
-    return completed, failed
+def is_pending(batch_id: str) -> Select[bool]:
+    """Has any line no outcome yet?"""
+    return select(exists(_pending(batch_id)))
 
 
 def _pending(batch_id: str) -> Select[BatchItem]:

@@ -1,31 +1,28 @@
 """
-Many jobs submitted as one: the steps of a batch. Its lines are the matter of `batch_items.py`.
+Many jobs submitted as one: batches made, read and canceled.
 
     create ─► validating ─► running ─► finalizing ─► completed | expired
                   │            │            ▲   └──► canceled
                   └─► failed   └─► canceling ┘
 
-Every step may be repeated: a line has no job or exactly one, which the transaction that makes the job writes into it.
+A batch that is filled by requests (`batch_control.py`) begins as running. A retry (`batch_retry.py`) leads from an end, but for
+`failed`, back to running. The steps between are those of `batch_steps.py`, the lines are the matter of `batch_items.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
-from sqlalchemy import Select, func, select, update
-from sqlalchemy.dialects.postgresql import insert as insert_or_skip
+from sqlalchemy import Select, func, insert, select
 from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.errors import RequestError, TooManyBatchesError
 from shared.ids import new_id
-from shared.lifecycle.batch_items import count_outcomes
-from shared.lifecycle.events import record_event
-from shared.lifecycle.files import NewFile, add_file_in
+from shared.lifecycle.batch_reads import ENDED, count_items
 from shared.lifecycle.paging import Page, read_page
 from shared.lifecycle.quotas import Limits
 from shared.states import BatchStatus
@@ -33,58 +30,10 @@ from shared.tables import Batch, BatchItem, Tenant
 
 _TRY_AGAIN = timedelta(minutes=10)
 """As long as a numbered try may come after the one before: longer than a client waits for an answer."""
-_INSERT_AT_ONCE = 1000
-"""Lines of one statement."""
-
-_ALSO_CALLED = {BatchStatus.CANCELED: ("batch.cancelled",)}
-"""OpenAI's spelling; whoever listens to it is told, too."""
 
 LIVE = (BatchStatus.VALIDATING, BatchStatus.RUNNING, BatchStatus.CANCELING, BatchStatus.FINALIZING)
 
 _now = func.clock_timestamp
-
-
-@dataclass(frozen=True)
-class NewBatch:
-    """A batch that somebody wants."""
-
-    tenant_id: str
-    input_file_id: str
-    endpoint: str
-    completion_window: str
-    window_s: int
-    fingerprint: str
-    metadata: dict[str, str] = field(default_factory=dict)
-    output_expires_s: int | None = None
-    idempotency_key: str | None = None
-    try_number: int | None = None
-
-
-@dataclass(frozen=True)
-class BatchDocument:
-    """A batch as it is now; times are aware, and those of what has not happened are None."""
-
-    id: str
-    tenant_id: str
-    status: BatchStatus
-    endpoint: str
-    input_file_id: str
-    completion_window: str
-    output_expires_s: int | None
-    metadata: dict[str, Any]
-    errors: list[dict[str, Any]] | None
-    output_file_id: str | None
-    error_file_id: str | None
-    num_items: int
-    num_completed: int
-    num_failed: int
-    usage: dict[str, Any] | None
-    created_at: datetime
-    expires_at: datetime
-    started_at: datetime | None
-    finalizing_at: datetime | None
-    canceling_at: datetime | None
-    completed_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -94,6 +43,78 @@ class NewItem:
     line: int
     custom_id: str
     request: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NewBatch:
+    """
+    A batch that somebody wants.
+
+    Attributes:
+        input_file_id: of its lines; None: they are `items`, which were understood, and those that are appended.
+        defaults: members of a job request that appended lines inherit. `items` have them already.
+    """
+
+    tenant_id: str
+    input_file_id: str | None
+    endpoint: str
+    completion_window: str
+    window_s: int
+    fingerprint: str
+    name: str | None = None
+    defaults: dict[str, Any] | None = None
+    is_sealed: bool = True
+    items: Sequence[NewItem] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    output_expires_s: int | None = None
+    idempotency_key: str | None = None
+    try_number: int | None = None
+
+
+@dataclass(frozen=True)
+class BatchDocument:
+    """
+    A batch as it is now; times are aware, and those of what has not happened are None.
+
+    `counts`: lines by status, as `ITEM_STATUSES` has them; empty where they were not counted.
+    """
+
+    id: str
+    tenant_id: str
+    status: BatchStatus
+    endpoint: str
+    input_file_id: str | None
+    name: str | None
+    defaults: dict[str, Any]
+    is_sealed: bool
+    holds_work: bool
+    completion_window: str
+    output_expires_s: int | None
+    metadata: dict[str, Any]
+    errors: list[dict[str, Any]] | None
+    output_file_id: str | None
+    error_file_id: str | None
+    num_items: int
+    counts: dict[str, int]
+    usage: dict[str, Any] | None
+    created_at: datetime
+    expires_at: datetime
+    started_at: datetime | None
+    finalizing_at: datetime | None
+    canceling_at: datetime | None
+    completed_at: datetime | None
+    paused_at: datetime | None
+    retried_at: datetime | None
+
+    @property
+    def num_completed(self) -> int:
+        """Lines that have succeeded."""
+        return self.counts["succeeded"]
+
+    @property
+    def num_failed(self) -> int:
+        """Lines that have ended otherwise."""
+        return sum(self.counts[status] for status in ENDED) - self.num_completed
 
 
 @dataclass(frozen=True)
@@ -113,7 +134,7 @@ class CreatedBatch:
 
 def create_batch(db: Database, new: NewBatch, limits: Limits = Limits()) -> CreatedBatch:  # noqa: B008 - frozen
     """
-    Store a batch, whose lines are still to be read.
+    Store a batch, with its lines, or with those of its file still to be read.
 
     Raises:
         RequestError: `idempotency_mismatch`.
@@ -121,21 +142,23 @@ def create_batch(db: Database, new: NewBatch, limits: Limits = Limits()) -> Crea
     """
 
     def work(session: Session) -> CreatedBatch:
-        # A tenant's batches are made one by one: the bound is exact, and of two requests with one key the second finds the first.
-        session.execute(select(Tenant.id).where(Tenant.id == new.tenant_id).with_for_update(key_share=True))
+        lock_tenant(session, new.tenant_id)
         if (earlier := _earlier(session, new)) is not None:
             return CreatedBatch(earlier, is_replay=True)
-        live = _of(new.tenant_id).with_only_columns(func.count()).where(Batch.status.in_(LIVE))
-        num_live = session.execute(live).scalar_one() + 1
-        if limits.live_batches is not None and num_live > limits.live_batches:
-            raise TooManyBatchesError(limits.live_batches)
+        num_live = count_one_more(session, new.tenant_id, limits)
         now = session.execute(select(_now())).scalar_one()
         batch_id = new_id("bat")
+        begins: dict[str, Any] = {"status": BatchStatus.VALIDATING}
+        if new.input_file_id is None:
+            begins = {"status": BatchStatus.RUNNING, "started_at": now, "num_items": len(new.items)}
         session.add(
             Batch(
                 id=batch_id,
                 tenant_id=new.tenant_id,
-                status=BatchStatus.VALIDATING,
+                **begins,
+                name=new.name,
+                defaults=new.defaults,
+                is_sealed=new.is_sealed,
                 input_file_id=new.input_file_id,
                 request_metadata=new.metadata,
                 idempotency_key=new.idempotency_key,
@@ -148,9 +171,39 @@ def create_batch(db: Database, new: NewBatch, limits: Limits = Limits()) -> Crea
                 expires_at=now + timedelta(seconds=new.window_s),
             )
         )
+        session.flush()
+        if new.items:
+            session.execute(insert(BatchItem), item_rows(batch_id, new.items))
         return CreatedBatch(batch_id, is_replay=False, num_live=num_live)
 
     return db.run(work)
+
+
+def count_one_more(session: Session, tenant_id: str, limits: Limits) -> int:
+    """
+    How many live batches the tenant has with another one, in a transaction that has locked the tenant's row.
+
+    Raises:
+        TooManyBatchesError
+    """
+    live = _of(tenant_id).with_only_columns(func.count()).where(Batch.status.in_(LIVE))
+    num_live = session.execute(live).scalar_one() + 1
+    if limits.live_batches is not None and num_live > limits.live_batches:
+        raise TooManyBatchesError(limits.live_batches)
+    return num_live
+
+
+def lock_tenant(session: Session, tenant_id: str) -> None:
+    """A tenant's batches are made one by one: the bound is exact, and of two requests with one key the second finds the first."""
+    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
+
+
+def item_rows(batch_id: str, items: Sequence[NewItem]) -> list[dict[str, Any]]:
+    """The rows of lines."""
+    return [
+        {"id": new_id("itm"), "batch_id": batch_id, "line": item.line, "custom_id": item.custom_id, "request": item.request}
+        for item in items
+    ]
 
 
 def _earlier(session: Session, new: NewBatch) -> str | None:
@@ -215,99 +268,34 @@ def cancel_batch(db: Database, tenant_id: str, batch_id: str) -> bool:
 def live_batches(db: Database) -> list[BatchDocument]:
     """All batches that have not ended, oldest first. Their counts are not counted."""
     query = select(Batch).where(Batch.status.in_(LIVE), Batch.endpoint.is_not(None)).order_by(Batch.created_at)
-    return db.run(lambda session: [_plain(row, 0, 0) for row in session.scalars(query)])
-
-
-def refuse_batch(db: Database, batch_id: str, errors: Sequence[Mapping[str, Any]]) -> None:
-    """Some line was not understood: nothing is run."""
-
-    def work(session: Session) -> None:
-        row = session.get_one(Batch, batch_id, with_for_update=True, populate_existing=True)
-        if row.status != BatchStatus.VALIDATING:
-            return
-        row.errors = [dict(error) for error in errors]
-        _end(session, row, BatchStatus.FAILED, {"completed": 0, "failed": 0})
-
-    db.run(work)
-
-
-def start_batch(db: Database, batch_id: str, items: Sequence[NewItem]) -> bool:
-    """
-    All lines were understood: store them, and begin. False: the batch is not being validated any more.
-
-    Lines that were stored before by a try that did not come so far are left as they are: they are the same.
-    """
-    for first in range(0, len(items), _INSERT_AT_ONCE):
-        rows = [
-            {"id": new_id("itm"), "batch_id": batch_id, "line": item.line, "custom_id": item.custom_id, "request": item.request}
-            for item in items[first : first + _INSERT_AT_ONCE]
-        ]
-        add = insert_or_skip(BatchItem).on_conflict_do_nothing()
-        db.run(partial(_execute, add, rows))
-    values = {"status": BatchStatus.RUNNING, "num_items": len(items), "started_at": _now()}
-    begun = _move(batch_id, BatchStatus.VALIDATING).values(values).returning(Batch.id)
-    return db.run(lambda session: session.scalar(begun)) is not None
-
-
-def start_finalizing(db: Database, batch_id: str) -> None:
-    """Nothing of the batch can change any more."""
-    values = {"status": BatchStatus.FINALIZING, "finalizing_at": _now()}
-    db.run(lambda session: session.execute(_move(batch_id, BatchStatus.RUNNING, BatchStatus.CANCELING).values(values)))
-
-
-def end_batch(
-    db: Database, batch_id: str, status: BatchStatus, output: NewFile | None, error: NewFile | None, usage: Mapping[str, Any]
-) -> None:
-    """The files are stored: the batch has ended."""
-
-    def work(session: Session) -> None:
-        row = session.get_one(Batch, batch_id, with_for_update=True, populate_existing=True)
-        if row.status != BatchStatus.FINALIZING:
-            return  # another one was quicker, or an unknown commit is being repeated
-        row.output_file_id = add_file_in(session, output).id if output else None
-        row.error_file_id = add_file_in(session, error).id if error else None
-        completed, failed = count_outcomes(session, batch_id)
-        row.usage = dict(usage)
-        _end(session, row, status, {"completed": completed, "failed": failed})
-
-    db.run(work)
-
-
-def _end(session: Session, row: Batch, status: BatchStatus, counts: dict[str, int]) -> None:
-    """End a batch that this transaction has locked, and tell of it."""
-    row.counts = counts
-    row.status = status
-    row.completed_at = session.execute(select(_now())).scalar_one()
-    files = {"output_file_id": row.output_file_id, "error_file_id": row.error_file_id}
-    data = {"id": row.id, "object": "batch", "status": status, "request_counts": {"total": row.num_items, **counts}, **files}
-    for name in (f"batch.{status}", *_ALSO_CALLED.get(status, ())):
-        record_event(session, row.tenant_id, name, data)
-
-
-def _execute(statement: Any, rows: list[dict[str, Any]], session: Session) -> None:
-    session.execute(statement, rows)
+    return db.run(lambda session: [_plain(row, {}) for row in session.scalars(query)])
 
 
 def _of(tenant_id: str) -> Select[Batch]:
     return select(Batch).where(Batch.tenant_id == tenant_id)
 
 
-def _move(batch_id: str, *origins: BatchStatus) -> Any:
-    return update(Batch).where(Batch.id == batch_id, Batch.status.in_(origins))
-
-
 def _document(session: Session, row: Batch) -> BatchDocument:
-    counts = row.counts or dict(zip(("completed", "failed"), count_outcomes(session, row.id), strict=True))
-    return _plain(row, counts["completed"], counts["failed"])
+    return _plain(row, counted(session, row))
 
 
-def _plain(row: Batch, num_completed: int, num_failed: int) -> BatchDocument:
+def counted(session: Session, row: Batch) -> dict[str, int]:
+    """Lines of a batch by status."""
+    kept = (row.counts or {}).get("items")
+    return count_items(session, row.id) if kept is None else kept
+
+
+def _plain(row: Batch, counts: dict[str, int]) -> BatchDocument:
     return BatchDocument(
         id=row.id,
         tenant_id=row.tenant_id,
         status=BatchStatus(row.status),
         endpoint=row.endpoint or "",
-        input_file_id=row.input_file_id or "",
+        input_file_id=row.input_file_id,
+        name=row.name,
+        defaults=row.defaults or {},
+        is_sealed=row.is_sealed,
+        holds_work=row.holds_work,
         completion_window=row.completion_window or "",
         output_expires_s=row.output_expires_s,
         metadata=row.request_metadata,
@@ -315,8 +303,7 @@ def _plain(row: Batch, num_completed: int, num_failed: int) -> BatchDocument:
         output_file_id=row.output_file_id,
         error_file_id=row.error_file_id,
         num_items=row.num_items,
-        num_completed=num_completed,
-        num_failed=num_failed,
+        counts=counts,
         usage=row.usage,
         created_at=row.created_at,
         expires_at=row.expires_at or row.created_at,
@@ -324,4 +311,6 @@ def _plain(row: Batch, num_completed: int, num_failed: int) -> BatchDocument:
         finalizing_at=row.finalizing_at,
         canceling_at=row.canceling_at,
         completed_at=row.completed_at,
+        paused_at=row.paused_at,
+        retried_at=row.retried_at,
     )

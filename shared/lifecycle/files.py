@@ -6,10 +6,11 @@ The object comes before the row, and the row goes before the object: a row that 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -81,6 +82,15 @@ def get_file(db: Database, tenant_id: str, file_id: str) -> PlainFile | None:
         return None if row is None else _plain(row)
 
     return db.run(work)
+
+
+def known_pictures(db: Database, tenant_id: str, file_ids: Collection[str]) -> set[str]:
+    """Those of these ids that name a picture of the tenant's: one that a job brought, or that was uploaded as a file of its own."""
+    if not file_ids:
+        return set()
+    is_upload = and_(*_is_there(tenant_id), File.purpose.not_in(("batch", "batch_output")))
+    known = select(File.id).where(File.tenant_id == tenant_id, File.id.in_(file_ids), or_(File.purpose == "source", is_upload))
+    return db.run(lambda session: set(session.scalars(known)))
 
 
 def list_files(db: Database, tenant_id: str, purpose: str | None, page: Page) -> tuple[list[PlainFile], bool]:

@@ -163,6 +163,19 @@ def get_result(db: Database, tenant_id: str, job_id: str, index: int) -> StoredR
     return db.run(work)
 
 
+def known_results(db: Database, tenant_id: str, names: Collection[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Those of these job ids and indices that name a finished image of this tenant's."""
+    if not names:
+        return set()
+
+    def work(session: Session) -> set[tuple[str, int]]:
+        wanted = select(Job, Image, Output.index).join(Output, Output.job_id == Job.id).join(Image, Image.id == Output.image_id)
+        rows = session.execute(wanted.where(Job.id.in_({job_id for job_id, _ in names}), Job.tenant_id == tenant_id))
+        return {(job.id, index) for job, image, index in rows if has_image(job, image)}
+
+    return db.run(work)
+
+
 def _lateness(job: Job) -> dict[str, Any]:
     # The earlier one of the two: approval may take no longer than the job.
     if job.approval_deadline is not None and job.approval_deadline != job.deadline:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from services.api.batch_answers import GENERATIONS
 from services.api.field_errors import ErrorCollector, InvalidFieldsError, from_pydantic, validated
 from services.api.fields import CustomId, Sent
 from services.api.new_job import check_request
@@ -28,8 +29,6 @@ from shared.states import Priority
 MAX_LINES = 50_000
 _MAX_ERRORS = 100
 """Enough to mend a file."""
-
-GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 
 
 class LineError(RequestError):

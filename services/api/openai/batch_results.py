@@ -13,7 +13,7 @@ from services.api.openai.batch_files import STORED
 from services.api.openai.batch_lines import response_format
 from services.api.problems import Problem
 from shared.job_document import timestamp
-from shared.lifecycle.batch_items import CANCELED, EXPIRED, Outcome
+from shared.lifecycle.batch_reads import CANCELED, EXPIRED, Outcome
 from shared.states import JobStatus
 
 
@@ -27,17 +27,22 @@ class Results:
     has_expired: bool = False
 
     def add(self, outcome: Outcome, expires_at: datetime) -> None:
-        """Write the line of one request."""
+        """Write the line of one request of a file."""
+        self.count(outcome, expires_at)
+        document = outcome.document
+        if document is not None and document["status"] == JobStatus.SUCCEEDED:
+            self.output += _line(outcome, {"response": _response(200, document["id"], _images(outcome.request, document)), "error": None})
+            return
+        self.error += _line(outcome, _failure(outcome, timestamp(expires_at)))
+
+    def count(self, outcome: Outcome, expires_at: datetime) -> None:
+        """Add what one request has cost, and note whether the batch's time was too short for it."""
         document = outcome.document
         if document is not None:
             usage = token_usage(document)
             self.tokens.update({name: usage[name] for name in ("input_tokens", "output_tokens", "total_tokens")})
-        if document is not None and document["status"] == JobStatus.SUCCEEDED:
-            self.output += _line(outcome, {"response": _response(200, document["id"], _images(outcome.request, document)), "error": None})
-            return
-        record = _failure(outcome, timestamp(expires_at))
-        self.has_expired |= (record["error"] or {}).get("code") == EXPIRED
-        self.error += _line(outcome, record)
+        if outcome.status == JobStatus.EXPIRED:
+            self.has_expired |= document is None or document["deadline"] == timestamp(expires_at)
 
     def usage(self) -> dict[str, Any]:
         """Tokens of all requests, as OpenAI's batches tell them."""
@@ -63,7 +68,7 @@ def _failure(outcome: Outcome, batch_deadline: str | None) -> dict[str, Any]:
     if error is not None and error["code"] not in (CANCELED, EXPIRED):
         body = {"error": {"type": "invalid_request_error", **{name: error.get(name) for name in ("message", "param", "code")}}}
         return {"response": _response(error.get("status", 400), outcome.item_id, body), "error": None}
-    return {"response": None, "error": error}
+    return {"response": None, "error": error and {name: error[name] for name in ("code", "message")}}
 
 
 def _images(request: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:

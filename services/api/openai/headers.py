@@ -13,8 +13,6 @@ from services.api.parts import Parts
 from shared.states import TERMINAL_JOB
 
 POLL_AFTER = "OpenAI-Poll-After-Ms"
-BATCH_POLL_S = 5
-"""Guess: batches take minutes and more."""
 
 
 def tell_time(blueprint: APIBlueprint) -> None:

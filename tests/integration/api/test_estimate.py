@@ -10,7 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from services.api.answers import BatchEstimateAnswer, EstimateAnswer
-from services.api.openai.batch_lines import GENERATIONS
+from services.api.batch_answers import GENERATIONS
 from services.api.parts import Parts
 from services.api.settings import ApiSettings
 from shared.db import Database

@@ -14,8 +14,9 @@ import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
+from services.api.batch_answers import EDITS, GENERATIONS
 from services.api.openai.batch_clerk import Clerk
-from services.api.openai.batch_lines import EDITS, GENERATIONS, MAX_LINES, read_lines
+from services.api.openai.batch_lines import MAX_LINES, read_lines
 from services.api.parts import Parts
 from shared.db import Database
 from shared.lifecycle import batch_items, batches
@@ -178,11 +179,8 @@ class _KilledError(BaseException):
     """Stands for kill -9: nothing of the transaction is there afterwards, and nobody tidies up."""
 
 
-def test_no_line_is_lost_or_doubled(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clerk that dies at any write, before or after it is committed, leaves a batch that its successor ends rightly."""
-    # Some are written by one statement, some of them one after the other because they share their work.
-    batch = make(client, [line(f"c{index}", **({"prompt": "Alike", "seed": 1} if index % 9 > 6 else {})) for index in range(45)])
-    run, run_alone = Database.run, Database.run_alone
+def die_at_any_write(parts: Parts, monkeypatch: pytest.MonkeyPatch, num_writes: int) -> None:
+    """Clerks work one after the other, each of which dies at a later write than the one before: before it is committed, or after."""
     left = 0
 
     def dying(call: Any) -> Any:
@@ -198,13 +196,20 @@ def test_no_line_is_lost_or_doubled(client: FlaskClient, clerk: Clerk, db: Datab
 
         return die_or_call
 
-    monkeypatch.setattr(Database, "run", dying(run))
-    monkeypatch.setattr(Database, "run_alone", dying(run_alone))
-    for fuse in range(13):
+    monkeypatch.setattr(Database, "run", dying(Database.run))
+    monkeypatch.setattr(Database, "run_alone", dying(Database.run_alone))
+    for fuse in range(num_writes):
         for left in (fuse + 1, fuse):  # noqa: B007 - `dying` counts it down
             with suppress(_KilledError):
                 Clerk(parts, threading.Event()).work()
     monkeypatch.undo()
+
+
+def test_no_line_is_lost_or_doubled(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clerk that dies at any write, before or after it is committed, leaves a batch that its successor ends rightly."""
+    # Some are written by one statement, some of them one after the other because they share their work.
+    batch = make(client, [line(f"c{index}", **({"prompt": "Alike", "seed": 1} if index % 9 > 6 else {})) for index in range(45)])
+    die_at_any_write(parts, monkeypatch, 13)
     work_all(clerk)
     assert query(db, "SELECT count(*), count(DISTINCT custom_id) FROM job") == [(45, 45)]
     draw(db, parts.storage, PICTURE)

@@ -51,6 +51,7 @@ def test_a_batch_that_ends(client: FlaskClient, clerk: Clerk, db: Database, part
         ("batch.item_failed", {**of_batch, "error": {"code": "invalid_request"}, "line": 3}),
         ("batch.item_failed", {**of_batch, "error": {"code": "unprocessable_prompt"}, "job_id": jobs["doomed"]}),
         ("batch.completed", {**of_batch, "status": "completed", "request_counts": counts, **files}),
+        ("batch.partial", {**of_batch, "status": "completed", "request_counts": counts, **files}),
     ]
     assert None not in files.values()
 

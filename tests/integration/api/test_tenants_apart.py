@@ -54,6 +54,14 @@ def hook(endpoint_id: str) -> dict[str, Any]:
     return {"webhook": {"url": "https://hooks.example/x", "secret_id": endpoint_id}}
 
 
+ITEM = {**FOX, "custom_id": "another"}
+OPEN_BATCH = {"items": [{**FOX, "custom_id": "1"}], "sealed": False}
+ITEMS_WITH_IDS: dict[str, Any] = {
+    "job_id": lambda value: {**ITEM, "images": [{"job_id": value}]},
+    "file_id": lambda value: {**ITEM, "images": [{"file_id": value}]},
+    "secret_id": lambda value: {**ITEM, **hook(value)},
+}
+
 BODIES_WITH_IDS: dict[tuple[str, str], Any] = {
     ("submit_job", "job_id"): lambda value: {**FOX, "images": [{"job_id": value}]},
     ("submit_job", "file_id"): lambda value: {**FOX, "images": [{"file_id": value}]},
@@ -68,6 +76,8 @@ BODIES_WITH_IDS: dict[tuple[str, str], Any] = {
     ("redecode_job", "secret_id"): lambda value: hook(value),
     ("estimate_job", "input_file_id"): lambda value: {"input_file_id": value, **BATCH},
     ("openai_make_batch", "input_file_id"): lambda value: {"input_file_id": value, **BATCH},
+    **{("openai_make_batch", name): lambda value, make=make: {"items": [make(value)]} for name, make in ITEMS_WITH_IDS.items()},
+    **{("append_batch_items", name): lambda value, make=make: {"items": [make(value)]} for name, make in ITEMS_WITH_IDS.items()},
     ("openai_make_response", "file_id"): lambda value: {
         "input": [{"role": "user", "content": [{"type": "input_text", "text": "a fox"}, {"type": "input_image", "file_id": value}]}],
         "tools": [{"type": "image_generation"}],
@@ -95,7 +105,7 @@ def make_samples(client: FlaskClient, db: Database, storage: Storage, account: A
         "job_id": job["id"],
         "file_id": upload(client, png(), "vision"),
         "input_file_id": lines,
-        "batch_id": client.post("/v1/batches", json={"input_file_id": lines, **BATCH}).get_json()["id"],
+        "batch_id": client.post("/v1/batches", json=OPEN_BATCH).get_json()["id"],
         "response_id": client.post("/v1/responses", json=RESPONSE).get_json()["id"],
         "key_id": client.post("/v1/api_keys", json={"scope": "read"}).get_json()["id"],
         "tenant_id": account.tenant_id,
@@ -232,13 +242,17 @@ def test_ids_in_bodies(app: APIFlask, client: FlaskClient, other: FlaskClient, s
             assert make is not None, f"{operation['operationId']}: BODIES_WITH_IDS has no request with {name}"
             # Under a UUID, where a client names things itself.
             url = path.replace("{job_id}", str(uuid.uuid4()) if method == "put" else samples["job_id"])
+            own = url.replace("{batch_id}", other.post("/v1/batches", json=OPEN_BATCH).get_json()["id"] if "{batch_id}" in url else "")
             found = []
             for value in (samples[name], UNKNOWN[name]):
-                answer = other.open(url, method=method, json=make(value))
+                answer = other.open(own, method=method, json=make(value))
                 found.append((answer.status_code, essence(answer.get_data(as_text=True), {"x": value})))
             assert found[0] == found[1], (operation["operationId"], name)
             assert 400 <= found[0][0] < 500
-            assert client.open(url, method=method, json=make(samples[name])).status_code < 400, "the sample is not real"
+            mine = url.replace("{batch_id}", samples["batch_id"])
+            # What came before under this name is another request.
+            body = json.loads(json.dumps(make(samples[name])).replace('"another"', f'"{name}"'))
+            assert client.open(mine, method=method, json=body).status_code < 400, "the sample is not real"
 
 
 def ids_in(schema: Any, spec: dict[str, Any], seen: frozenset[str] = frozenset()) -> set[str]:
