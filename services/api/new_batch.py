@@ -172,7 +172,7 @@ class _Reader:
             return (FieldError(("webhook",), "too_many", f"webhook: a request may name {_MAX_WEBHOOKS} different ones"),)
         if key not in self._webhooks:
             errors = ErrorCollector()
-            collect_webhook(self._parts.policy, self._parts.db, self._caller.tenant_id, asked.webhook, sent, errors)
+            collect_webhook(self._parts, self._caller.tenant_id, asked.webhook, sent, errors)
             try:
                 errors.raise_any()
                 self._webhooks[key] = ()

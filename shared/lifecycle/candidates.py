@@ -115,7 +115,7 @@ def look(db: Database, stage: Stage, num_each: int, order: Order, max_running: i
         "max_running": max_running or 0,
     }
     statement = _statement(TABLES[stage], is_limited)
-    rows = db.run_alone(lambda connection: connection.exec_driver_sql(statement, values).all(), ())
+    rows = db.run_alone(statement, values)
     # A unit may be among the oldest and among those with a near deadline.
     waiting = {row.id: Waiting(row.id, row.lane, row.tenant_id, row.cost_s, row.waited_s, row.left_s) for row in rows if row.id}
     stopped_at = list(START)

@@ -23,9 +23,9 @@ _now = func.clock_timestamp
 _TOUCH_S = 60
 """Once a minute is enough to know whether a key is in use, and spares a write per request."""
 
-STAMP = """md5(ROW(
+STAMP = f"""md5(ROW(
     api_key.tenant_id, api_key.secret_sha256, api_key.scopes, api_key.max_priority, api_key.revoked_at,
-    tenant.max_queued, tenant.max_running, tenant.results_kept_s, tenant.requests_per_minute, tenant.gpu_seconds_per_day
+    {", ".join(f"tenant.{name}" for name in LIMITS)}
 )::text)"""
 """SQL over a key joined with its tenant: of all that `Caller` tells, but for how many jobs are queued."""
 

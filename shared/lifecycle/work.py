@@ -89,7 +89,7 @@ def _release_all(
     """
     statement = _release_all_statement(TABLES[stage], is_limited)
     values = {"window": window, "max_running": max_running or 0}
-    rows = db.run_alone(lambda connection: connection.exec_driver_sql(statement, values).all(), ())
+    rows = db.run_alone(statement, values)
     if rows[0].is_crowded:
         return rows[0].room, None
     # An UPDATE returns its rows in no order.
@@ -100,7 +100,7 @@ def _release_all(
 def _release_chosen(db: Database, stage: Stage, ids: Sequence[str]) -> dict[str, TraceContext | None]:
     """Release those of these units that are still ready, to be claimed in this order."""
     statement = _release_chosen_statement(TABLES[stage])
-    rows = db.run_alone(lambda connection: connection.exec_driver_sql(statement, {"ids": list(ids)}).all(), ())
+    rows = db.run_alone(statement, {"ids": list(ids)})
     traces = {row.id: TraceContext.from_headers(row.trace) for row in rows}
     return {unit_id: traces[unit_id] for unit_id in ids if unit_id in traces}
 
