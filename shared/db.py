@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.rows import namedtuple_row
+from pydantic_core import from_json, to_json
 from sqlalchemy import ClauseElement, Connection, create_engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
@@ -87,6 +88,9 @@ class Database:
             # No ping before each transaction: `run` repeats what met a connection that had died in the pool.
             pool_pre_ping=False,
             pool_recycle=300,
+            # A third and a fifth of the time of the standard library's, and half of what a statement with a document costs here.
+            json_deserializer=from_json,
+            json_serializer=to_json,
             connect_args={
                 "connect_timeout": 5,
                 "application_name": "glmq",

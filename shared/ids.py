@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import re
@@ -10,7 +9,8 @@ import time
 
 # Crockford's base 32 in lower case: no i, l, o, u, so an id survives being read aloud.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_FROM_BASE32HEX = bytes.maketrans(b"0123456789ABCDEFGHIJKLMNOPQRSTUV", _ALPHABET.encode())
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_SHIFTS = range(120, -1, -10)
 _ID_PATTERN = re.compile(rf"[a-z]+[_-][{_ALPHABET}]{{26}}")
 _HYPHENATED = ("file",)
 """Prefixes that OpenAI's tools know by their hyphen."""
@@ -34,8 +34,8 @@ def named_id(prefix: str, name: str) -> str:
 
 
 def _spelled(prefix: str, value: int) -> str:
-    # 26 characters are 130 bits; the encoder wants whole bytes, which 136 are.
-    return prefix + _separator(prefix) + base64.b32hexencode((value << 6).to_bytes(17))[:26].translate(_FROM_BASE32HEX).decode()
+    # 26 characters are 130 bits, two more than the value has.
+    return prefix + _separator(prefix) + "".join([_PAIRS[value >> shift & 0x3FF] for shift in _SHIFTS])
 
 
 def is_id(text: str, prefix: str) -> bool:

@@ -36,9 +36,10 @@ class LinkSigner:
         default = {"http": 80, "https": 443}.get(parts.scheme)
         self._host = parts.netloc.removesuffix(f":{default}")
         self._region = region
-        self._access_key = access_key
         # The key of a day: four of the six hashes of a signature.
         self._day_key = functools.lru_cache(maxsize=2)(functools.partial(_day_key, secret_key, region))
+        # Of a second: most links of a page, or of many webhooks, are made in the same one.
+        self._query_string = functools.lru_cache(maxsize=8)(functools.partial(_query_string, access_key))
 
     def link(self, key: str, expires_s: int, query: Mapping[str, str], now: datetime) -> str:
         """
@@ -49,20 +50,24 @@ class LinkSigner:
         """
         moment = now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
         scope = f"{moment[:8]}/{self._region}/s3/aws4_request"
-        asked = {
-            **query,
-            "X-Amz-Algorithm": _ALGORITHM,
-            "X-Amz-Credential": f"{self._access_key}/{scope}",
-            "X-Amz-Date": moment,
-            "X-Amz-Expires": str(expires_s),
-            "X-Amz-SignedHeaders": "host",
-        }
-        query_string = "&".join(f"{quote(name, safe=_UNRESERVED)}={quote(asked[name], safe=_UNRESERVED)}" for name in sorted(asked))
+        query_string = self._query_string(moment, scope, expires_s, **query)
         path = quote(self._path + key, safe="/" + _UNRESERVED)
         request = f"GET\n{path}\n{query_string}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
         text = f"{_ALGORITHM}\n{moment}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
         signature = hmac.digest(self._day_key(moment[:8]), text.encode(), "sha256").hex()
         return f"{self._base_url}{path}?{query_string}&X-Amz-Signature={signature}"
+
+
+def _query_string(access_key: str, moment: str, scope: str, expires_s: int, **query: str) -> str:
+    asked = {
+        **query,
+        "X-Amz-Algorithm": _ALGORITHM,
+        "X-Amz-Credential": f"{access_key}/{scope}",
+        "X-Amz-Date": moment,
+        "X-Amz-Expires": str(expires_s),
+        "X-Amz-SignedHeaders": "host",
+    }
+    return "&".join(f"{quote(name, safe=_UNRESERVED)}={quote(asked[name], safe=_UNRESERVED)}" for name in sorted(asked))
 
 
 def _day_key(secret_key: str, region: str, day: str) -> bytes:

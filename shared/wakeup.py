@@ -87,13 +87,15 @@ class Bell:
     def ring(self, *topics: Topic, ids: Iterable[str] = ()) -> None:
         """Publish soon, or never."""
         with self._changed:
+            is_awake = bool(self._rung)
             for topic in topics:
                 self._rung.setdefault(topic, set()).update(ids)
             if self._thread is None:
                 # At the first ring: whoever never rings needs no thread.
                 self._thread = threading.Thread(target=self._publish_all, name="bell", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            if not is_awake:
+                self._changed.notify()
 
     def _publish_all(self) -> None:
         while True:

@@ -14,6 +14,7 @@ from services.api.batches import native_batches_blueprint
 from services.api.docs import docs_blueprint
 from services.api.estimate import estimate_blueprint
 from services.api.events import events_blueprint
+from services.api.fast_json import FastJson
 from services.api.health import health_blueprint
 from services.api.images import images_blueprint
 from services.api.jobs import jobs_blueprint
@@ -52,8 +53,7 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
         MAX_FORM_MEMORY_SIZE=MAX_JSON_BYTES,
     )
-    # For readers: id and status first, as in the documents.
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask declares only the provider's base class
+    app.json = FastJson(app)
     # A doubled slash is a mistake to be told of, not a redirect built from the Host header.
     app.url_map.merge_slashes = False
     # Kept for whoever has to close them: gunicorn's workers just end, tests do not.

@@ -38,6 +38,8 @@ class Fleet:
             grid_cost_s = num_ar_tokens(new.grid, len(sources)) * self.ar.speed.seconds_per_unit
         texts = glyph_texts(new.prompt) if new.glyph_texts is None else new.glyph_texts
         image_cost_s = self.image_seconds(new.grid, new.steps, texts, sources, is_guided=new.guidance_scale > 1)
+        if grid_cost_s is None and image_cost_s is None:
+            return new
         return replace(new, grid_cost_s=grid_cost_s, image_cost_s=image_cost_s)
 
     def image_seconds(

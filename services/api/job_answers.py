@@ -26,9 +26,10 @@ def public_document(parts: Parts, document: dict[str, Any]) -> dict[str, Any]:
 
 def job_response(parts: Parts, document: dict[str, Any]) -> Response:
     """The job, and for one that is not over the seconds until the next look."""
-    response = jsonify(public_document(parts, document))
+    public = public_document(parts, document)
+    response = jsonify(public)
     if document["status"] not in TERMINAL_JOB:
-        response.headers["Retry-After"] = str(retry_after_s(parts, document))
+        response.headers["Retry-After"] = str(retry_after_s(parts, public))
     return response
 
 

@@ -43,7 +43,8 @@ class Outlook:
     def remaining_s(self, document: Document) -> float | None:
         """Seconds until a job that is not over has its last image, as far as they can be told."""
         own = work_left_s(document, self._fleet.get())
-        ahead = self._seconds_ahead(document) if _is_in_line(document) else 0.0
+        place = document["queue"] or self.place(document)
+        ahead = 0.0 if place is None else place["seconds_ahead"]
         return None if own is None or ahead is None else ahead + own
 
     def seconds_ahead(self, stage: Stage, priority: Priority, created_at: datetime) -> float | None:

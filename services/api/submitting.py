@@ -98,7 +98,9 @@ def submit_job(parts: Parts, caller: Caller, body: RequestBody, idempotency_key:
         return Submitted(earlier, is_replay=True)
     read = read_request(parts, caller, body)
     check_deadline(parts, read.job, len(read.sizes))
-    job = replace(read.job, sources=read.store(), dialect=origin.dialect)
+    job, sources = read.job, read.store()
+    if sources or origin.dialect is not None:
+        job = replace(job, sources=sources, dialect=origin.dialect)
     if client_try is not None:
         client_try = replace(client_try, elapsed_s=time.monotonic() - origin.arrived_at)
     return store_job(parts, caller, job, once, client_try)
@@ -160,7 +162,14 @@ def store_job(parts: Parts, caller: Caller, job: NewJob, once: Idempotency | Non
     parts.quotas.check_room(caller)
     limits = parts.quotas.limits_of(caller)
     try:
-        stored = store(parts.db, replace(job, trace=g.trace), limits, once, client_try, partial(parts.inserts.insert, caller))
+        stored = store(
+            parts.db,
+            job if g.trace is None else replace(job, trace=g.trace),
+            limits,
+            once,
+            client_try,
+            partial(parts.inserts.insert, caller),
+        )
     except QueueFullError:
         parts.quotas.note_queued(limits.max_queued)
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -57,6 +58,9 @@ async def _run(settings: WebhookSenderSettings, policy: EgressPolicy, sealer: Se
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _stop, sender, settings.shutdown_s)
         listener = live.listen({Topic.DELIVERIES_DUE: lambda: loop.call_soon_threadsafe(sender.wake)})
+        # What was loaded stays until the end, and need not be looked through by the collector.
+        gc.collect()
+        gc.freeze()
         structlog.get_logger().info("started")
         await sender.run()
         await asyncio.to_thread(listener.close)

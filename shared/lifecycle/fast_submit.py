@@ -9,13 +9,13 @@ the statement fails and leaves nothing, and the jobs go the slow way, which find
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, TypeVar, cast
 
+from pydantic_core import to_json
 from sqlalchemy import inspect
 
 from shared.db import ConstraintError, Database
@@ -122,7 +122,7 @@ def _write(
     ]
     # One value for everything: of fifty and more psycopg would parse the statement anew each time.
     values = {
-        "given": json.dumps(given, default=_as_json),
+        "given": to_json(given).decode(),
         "tenant": tenant_id,
         "count": len(jobs),
         "max_queued": max_queued,
@@ -135,12 +135,6 @@ def _write(
         if error.sqlstate in _TAKEN_OR_FULL:
             return None
         raise
-
-
-def _as_json(value: object) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} in a row")
 
 
 def _document(rows: NewRows) -> dict[str, Any]:

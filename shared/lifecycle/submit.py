@@ -208,7 +208,7 @@ def store(
 
 def _kept_as_long(new: NewJob, limits: Limits) -> NewJob:
     """With the time that its results are kept, where it names none."""
-    return new if new.expires_in_s is not None else replace(new, expires_in_s=limits.results_kept_s)
+    return new if limits.results_kept_s is None or new.expires_in_s is not None else replace(new, expires_in_s=limits.results_kept_s)
 
 
 def new_rows(db: Database, jobs: Mapping[str, NewJob], limits: Limits) -> dict[str, NewRows]:
