@@ -171,6 +171,8 @@ def _statement(table: str, is_limited: bool) -> str:
                 SELECT {told} {ready}
                     AND lane = holder.lane AND tenant_id = holder.tenant_id AND not_before <= statement_timestamp()
                     AND deadline > statement_timestamp() AND deadline <= statement_timestamp() + %(near)s * interval '1 s'
+                    -- What cannot be in time any more, and soon expires, must not hide what can.
+                    AND deadline >= statement_timestamp() + COALESCE(cost_s, 0) * interval '1 s'
                 ORDER BY deadline LIMIT %(each)s
             ) AS due
         )
