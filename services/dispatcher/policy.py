@@ -6,8 +6,8 @@ Knows no rows and no clock. Three choices, one inside the other, all in predicte
 - *Lanes* share by weight. In a round each may spend its weight in quanta, and the most urgent one that has some left goes first, so an
   interactive unit waits for nobody while its lane is within its share, and bulk gets its own share whatever comes. What waits in bulk makes
   bulk weigh more as it ages, at most as much as standard.
-- *Tenants* of a lane: deficit round robin (Shreedhar and Varghese, 1995). Each visit is worth a quantum; a unit goes when its tenant has
-  saved up for it. Whoever has ten thousand units waiting holds up another one by about a quantum.
+- *Tenants* of a lane: weighted deficit round robin (Shreedhar and Varghese, 1995). Each visit is worth a quantum times the tenant's weight;
+  a unit goes when its tenant has saved up for it. Whoever has ten thousand units waiting holds up another one by about a quantum.
 - *Units* of a tenant: first those whose deadline is near and can be met, the earliest first; then the highest response ratio,
   `(waited + cost) / cost`: short ones pass long ones until those have waited in proportion. One of sixteen is the oldest, so that
   nothing waits for ever, whatever comes behind it.
@@ -58,7 +58,8 @@ class Rules:
 
     Attributes:
         lane_weights: shares of the lanes while all of them have work, in the order of `Priority`.
-        quantum_s: seconds of a worker that a visit to a tenant, or one unit of weight of a lane, is worth.
+        quantum_s: seconds of a worker that one unit of weight is worth in a round, of a lane or of a tenant.
+        tenant_weights: shares of tenants; 1 of those that are not named.
         bulk_ages_s: after so long a wait of its oldest unit bulk weighs twice as much, after twice as long three times, and so on.
         deadline_near_s: before its deadline, a unit goes before others of its tenant.
     """
@@ -67,6 +68,11 @@ class Rules:
     quantum_s: float = 5.0
     bulk_ages_s: float = 3600.0
     deadline_near_s: float = 600.0
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
+
+    def tenant_quantum_s(self, tenant: str) -> float:
+        """What a visit to a tenant is worth."""
+        return self.quantum_s * self.tenant_weights.get(tenant, 1.0)
 
 
 class _Line:
@@ -116,7 +122,7 @@ class _Ring:
     """Seconds that tenants with waiting work have saved up."""
     num_passed: dict[str, int] = field(default_factory=dict)
 
-    def visit(self, lines: Mapping[str, _Line], quantum_s: float) -> str:
+    def visit(self, lines: Mapping[str, _Line], rules: Rules) -> str:
         """Go round until a tenant has enough for its head, and give it the turn. Rounds in which nobody has are not walked but counted."""
         needed = {tenant: line.cost_s(line.head) - self.deficits.get(tenant, 0.0) for tenant, line in lines.items()}
         if needed.get(self.turn, 1.0) <= 0:
@@ -124,10 +130,11 @@ class _Ring:
         tenants = sorted(lines)
         start = bisect_right(tenants, self.turn)
         order = tenants[start:] + tenants[:start]
-        rounds, place = min((max(0, math.ceil(needed[tenant] / quantum_s) - 1), place) for place, tenant in enumerate(order))
+        worth = {tenant: rules.tenant_quantum_s(tenant) for tenant in order}
+        rounds, place = min((max(0, math.ceil(needed[tenant] / worth[tenant]) - 1), place) for place, tenant in enumerate(order))
         for index, tenant in enumerate(order):
             num_visits = rounds + (index <= place)
-            self.deficits[tenant] = self.deficits.get(tenant, 0.0) + num_visits * quantum_s
+            self.deficits[tenant] = self.deficits.get(tenant, 0.0) + num_visits * worth[tenant]
         self.turn = order[place]
         return self.turn
 
@@ -172,7 +179,7 @@ class Turns:
         while len(chosen) < room and any(lanes):
             lane = self._lane([index for index, lines in enumerate(lanes) if lines], weights)
             ring, lines = self._rings[lane], lanes[lane]
-            tenant = ring.visit(lines, self._rules.quantum_s)
+            tenant = ring.visit(lines, self._rules)
             line = lines[tenant]
             taken, cost_s = line.head, line.cost_s(line.head)
             chosen.append(taken)

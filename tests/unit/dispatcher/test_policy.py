@@ -131,6 +131,13 @@ def test_tenants_share_by_seconds(unit_costs: list[float]) -> None:
     assert max(spent.values()) - min(spent.values()) <= 2 * (RULES.quantum_s + max(unit_costs))
 
 
+def test_tenants_share_by_weight() -> None:
+    """Seconds, not units: three times the weight is three times the seconds, with units of any cost."""
+    rules = dataclasses.replace(RULES, tenant_weights={"b": 3.0})
+    spent = Backlog({(STANDARD, "a"): 1.0, (STANDARD, "b"): 7.0}, rules).seconds(3000)
+    assert 2.9 < spent[STANDARD, "b"] / spent[STANDARD, "a"] < 3.1
+
+
 waiting_units = st.lists(
     st.builds(
         unit,
