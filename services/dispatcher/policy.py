@@ -28,6 +28,9 @@ _STANDARD, _BULK = (list(Priority).index(priority) for priority in (Priority.STA
 OLDEST_OF = 16
 """Of so many units of a tenant and lane, one is the oldest: the share that the decoder's engine gives to those that were passed over."""
 
+_REMEMBERED = 4096
+"""Units that are known to be paid for; many times the window of a large fleet."""
+
 _LEAST_S = 1e-3
 """A unit that costs nothing could be released for ever."""
 
@@ -41,6 +44,7 @@ class Candidate(NamedTuple):
         cost_s: predicted seconds of a worker; None: not known, so it counts as a quantum.
         waited_s: since it was asked for.
         left_s: until its deadline; None: it has none.
+        attempt: how often a worker has claimed it.
     """
 
     id: str
@@ -49,6 +53,7 @@ class Candidate(NamedTuple):
     cost_s: float | None
     waited_s: float
     left_s: float | None = None
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,15 +83,17 @@ class Rules:
 class _Line:
     """What one tenant has waiting in one lane."""
 
-    def __init__(self, candidates: Iterable[Candidate], rules: Rules, num_passed: int) -> None:
+    def __init__(self, candidates: Iterable[Candidate], rules: Rules, num_passed: int, paid: Mapping[str, int]) -> None:
         self._waiting = {candidate.id: candidate for candidate in candidates}
         self._rules = rules
+        self._paid = paid
         self.num_passed = num_passed
         """Units that went since the oldest one did."""
         self.head = self._next()
 
-    def cost_s(self, candidate: Candidate) -> float:
-        return max(_LEAST_S, self._rules.quantum_s if candidate.cost_s is None else candidate.cost_s)
+    def price_s(self) -> float:
+        """What the head costs its tenant: nothing if it was released before, and came back because all workers were busy."""
+        return 0.0 if self._paid.get(self.head.id) == self.head.attempt else self._cost_s(self.head)
 
     def pop(self) -> bool:
         """Take the head out. False: nothing is left."""
@@ -104,8 +111,11 @@ class _Line:
             return self._oldest()
         return min(self._waiting.values(), key=self._rank)
 
+    def _cost_s(self, candidate: Candidate) -> float:
+        return max(_LEAST_S, self._rules.quantum_s if candidate.cost_s is None else candidate.cost_s)
+
     def _rank(self, candidate: Candidate) -> tuple[float, float]:
-        cost_s = self.cost_s(candidate)
+        cost_s = self._cost_s(candidate)
         # One that would be late anyway goes by its age, as all others do: it must not make those late that are not.
         if candidate.left_s is not None and cost_s <= candidate.left_s <= self._rules.deadline_near_s:
             return candidate.left_s, 0.0
@@ -124,7 +134,7 @@ class _Ring:
 
     def visit(self, lines: Mapping[str, _Line], rules: Rules) -> str:
         """Go round until a tenant has enough for its head, and give it the turn. Rounds in which nobody has are not walked but counted."""
-        needed = {tenant: line.cost_s(line.head) - self.deficits.get(tenant, 0.0) for tenant, line in lines.items()}
+        needed = {tenant: line.price_s() - self.deficits.get(tenant, 0.0) for tenant, line in lines.items()}
         if needed.get(self.turn, 1.0) <= 0:
             return self.turn
         tenants = sorted(lines)
@@ -153,6 +163,7 @@ class Turns:
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
+        self._paid: dict[str, int] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -181,10 +192,11 @@ class Turns:
             ring, lines = self._rings[lane], lanes[lane]
             tenant = ring.visit(lines, self._rules)
             line = lines[tenant]
-            taken, cost_s = line.head, line.cost_s(line.head)
-            chosen.append(taken)
-            ring.deficits[tenant] -= cost_s
-            self._credits[lane] -= cost_s
+            price_s = line.price_s()
+            chosen.append(line.head)
+            self._remember(line.head)
+            ring.deficits[tenant] = ring.deficits.get(tenant, 0.0) - price_s
+            self._credits[lane] -= price_s
             if line.pop():
                 ring.num_passed[tenant] = line.num_passed
             else:
@@ -196,6 +208,11 @@ class Turns:
                     self._drop(lanes, [tenant])
         return chosen
 
+    def _remember(self, released: Candidate) -> None:
+        self._paid[released.id] = released.attempt
+        if len(self._paid) > _REMEMBERED:
+            del self._paid[next(iter(self._paid))]
+
     def _lines(self, candidates: Sequence[Candidate], are_all: bool) -> list[dict[str, _Line]]:
         grouped: list[dict[str, list[Candidate]]] = [{} for _ in Priority]
         for candidate in candidates:
@@ -204,7 +221,7 @@ class Turns:
             for gone in [tenant for tenant in ring.deficits if are_all and tenant not in tenants]:
                 ring.leave(gone)
         return [
-            {tenant: _Line(waiting, self._rules, ring.num_passed.get(tenant, 0)) for tenant, waiting in tenants.items()}
+            {tenant: _Line(waiting, self._rules, ring.num_passed.get(tenant, 0), self._paid) for tenant, waiting in tenants.items()}
             for ring, tenants in zip(self._rings, grouped, strict=True)
         ]
 
