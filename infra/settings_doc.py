@@ -120,6 +120,8 @@ def _type_text(field: FieldInfo) -> str:
     kind: Any = field.annotation
     if get_origin(kind) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(kind))
+    if get_origin(kind) is dict:
+        return "JSON object"
     names = {SecretStr: "secret", str: "text", int: "integer", float: "number"}
     words = next(names[candidate] for candidate in (kind, *get_args(kind)) if candidate in names)
     return ", ".join([words, *_bounds(field)])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from infra.bench.figures import Figure, show
 
-NAMES = ("ar", "decoder", "service", "queue", "submit", "webhooks")
+NAMES = ("ar", "decoder", "service", "queue", "fairness", "submit", "webhooks")
 """Modules of this folder with a `measure()`, in the order in which they run."""
 
 

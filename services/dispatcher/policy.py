@@ -6,8 +6,8 @@ Knows no rows and no clock. Three choices, one inside the other, all in predicte
 - *Lanes* share by weight. In a round each may spend its weight in quanta, and the most urgent one that has some left goes first, so an
   interactive unit waits for nobody while its lane is within its share, and bulk gets its own share whatever comes. What waits in bulk makes
   bulk weigh more as it ages, at most as much as standard.
-- *Tenants* of a lane: deficit round robin (Shreedhar and Varghese, 1995). Each visit is worth a quantum; a unit goes when its tenant has
-  saved up for it. Whoever has ten thousand units waiting holds up another one by about a quantum.
+- *Tenants* of a lane: weighted deficit round robin (Shreedhar and Varghese, 1995). Each visit is worth a quantum times the tenant's weight;
+  a unit goes when its tenant has saved up for it. Whoever has ten thousand units waiting holds up another one by about a quantum.
 - *Units* of a tenant: first those whose deadline is near and can be met, the earliest first; then the highest response ratio,
   `(waited + cost) / cost`: short ones pass long ones until those have waited in proportion. One of sixteen is the oldest, so that
   nothing waits for ever, whatever comes behind it.
@@ -28,6 +28,9 @@ _STANDARD, _BULK = (list(Priority).index(priority) for priority in (Priority.STA
 OLDEST_OF = 16
 """Of so many units of a tenant and lane, one is the oldest: the share that the decoder's engine gives to those that were passed over."""
 
+_REMEMBERED = 4096
+"""Units that are known to be paid for; many times the window of a large fleet."""
+
 _LEAST_S = 1e-3
 """A unit that costs nothing could be released for ever."""
 
@@ -41,6 +44,7 @@ class Candidate(NamedTuple):
         cost_s: predicted seconds of a worker; None: not known, so it counts as a quantum.
         waited_s: since it was asked for.
         left_s: until its deadline; None: it has none.
+        attempt: how often a worker has claimed it.
     """
 
     id: str
@@ -49,6 +53,7 @@ class Candidate(NamedTuple):
     cost_s: float | None
     waited_s: float
     left_s: float | None = None
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class Rules:
 
     Attributes:
         lane_weights: shares of the lanes while all of them have work, in the order of `Priority`.
-        quantum_s: seconds of a worker that a visit to a tenant, or one unit of weight of a lane, is worth.
+        quantum_s: seconds of a worker that one unit of weight is worth in a round, of a lane or of a tenant.
+        tenant_weights: shares of tenants; 1 of those that are not named.
         bulk_ages_s: after so long a wait of its oldest unit bulk weighs twice as much, after twice as long three times, and so on.
         deadline_near_s: before its deadline, a unit goes before others of its tenant.
     """
@@ -67,20 +73,27 @@ class Rules:
     quantum_s: float = 5.0
     bulk_ages_s: float = 3600.0
     deadline_near_s: float = 600.0
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
+
+    def tenant_quantum_s(self, tenant: str) -> float:
+        """What a visit to a tenant is worth."""
+        return self.quantum_s * self.tenant_weights.get(tenant, 1.0)
 
 
 class _Line:
     """What one tenant has waiting in one lane."""
 
-    def __init__(self, candidates: Iterable[Candidate], rules: Rules, num_passed: int) -> None:
+    def __init__(self, candidates: Iterable[Candidate], rules: Rules, num_passed: int, paid: Mapping[str, int]) -> None:
         self._waiting = {candidate.id: candidate for candidate in candidates}
         self._rules = rules
+        self._paid = paid
         self.num_passed = num_passed
         """Units that went since the oldest one did."""
         self.head = self._next()
 
-    def cost_s(self, candidate: Candidate) -> float:
-        return max(_LEAST_S, self._rules.quantum_s if candidate.cost_s is None else candidate.cost_s)
+    def price_s(self) -> float:
+        """What the head costs its tenant: nothing if it was released before, and came back because all workers were busy."""
+        return 0.0 if self._paid.get(self.head.id) == self.head.attempt else self._cost_s(self.head)
 
     def pop(self) -> bool:
         """Take the head out. False: nothing is left."""
@@ -98,8 +111,11 @@ class _Line:
             return self._oldest()
         return min(self._waiting.values(), key=self._rank)
 
+    def _cost_s(self, candidate: Candidate) -> float:
+        return max(_LEAST_S, self._rules.quantum_s if candidate.cost_s is None else candidate.cost_s)
+
     def _rank(self, candidate: Candidate) -> tuple[float, float]:
-        cost_s = self.cost_s(candidate)
+        cost_s = self._cost_s(candidate)
         # One that would be late anyway goes by its age, as all others do: it must not make those late that are not.
         if candidate.left_s is not None and cost_s <= candidate.left_s <= self._rules.deadline_near_s:
             return candidate.left_s, 0.0
@@ -116,18 +132,19 @@ class _Ring:
     """Seconds that tenants with waiting work have saved up."""
     num_passed: dict[str, int] = field(default_factory=dict)
 
-    def visit(self, lines: Mapping[str, _Line], quantum_s: float) -> str:
+    def visit(self, lines: Mapping[str, _Line], rules: Rules) -> str:
         """Go round until a tenant has enough for its head, and give it the turn. Rounds in which nobody has are not walked but counted."""
-        needed = {tenant: line.cost_s(line.head) - self.deficits.get(tenant, 0.0) for tenant, line in lines.items()}
+        needed = {tenant: line.price_s() - self.deficits.get(tenant, 0.0) for tenant, line in lines.items()}
         if needed.get(self.turn, 1.0) <= 0:
             return self.turn
         tenants = sorted(lines)
         start = bisect_right(tenants, self.turn)
         order = tenants[start:] + tenants[:start]
-        rounds, place = min((max(0, math.ceil(needed[tenant] / quantum_s) - 1), place) for place, tenant in enumerate(order))
+        worth = {tenant: rules.tenant_quantum_s(tenant) for tenant in order}
+        rounds, place = min((max(0, math.ceil(needed[tenant] / worth[tenant]) - 1), place) for place, tenant in enumerate(order))
         for index, tenant in enumerate(order):
             num_visits = rounds + (index <= place)
-            self.deficits[tenant] = self.deficits.get(tenant, 0.0) + num_visits * quantum_s
+            self.deficits[tenant] = self.deficits.get(tenant, 0.0) + num_visits * worth[tenant]
         self.turn = order[place]
         return self.turn
 
@@ -146,6 +163,7 @@ class Turns:
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
+        self._paid: dict[str, int] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -172,12 +190,13 @@ class Turns:
         while len(chosen) < room and any(lanes):
             lane = self._lane([index for index, lines in enumerate(lanes) if lines], weights)
             ring, lines = self._rings[lane], lanes[lane]
-            tenant = ring.visit(lines, self._rules.quantum_s)
+            tenant = ring.visit(lines, self._rules)
             line = lines[tenant]
-            taken, cost_s = line.head, line.cost_s(line.head)
-            chosen.append(taken)
-            ring.deficits[tenant] -= cost_s
-            self._credits[lane] -= cost_s
+            price_s = line.price_s()
+            chosen.append(line.head)
+            self._remember(line.head)
+            ring.deficits[tenant] = ring.deficits.get(tenant, 0.0) - price_s
+            self._credits[lane] -= price_s
             if line.pop():
                 ring.num_passed[tenant] = line.num_passed
             else:
@@ -189,6 +208,11 @@ class Turns:
                     self._drop(lanes, [tenant])
         return chosen
 
+    def _remember(self, released: Candidate) -> None:
+        self._paid[released.id] = released.attempt
+        if len(self._paid) > _REMEMBERED:
+            del self._paid[next(iter(self._paid))]
+
     def _lines(self, candidates: Sequence[Candidate], are_all: bool) -> list[dict[str, _Line]]:
         grouped: list[dict[str, list[Candidate]]] = [{} for _ in Priority]
         for candidate in candidates:
@@ -197,7 +221,7 @@ class Turns:
             for gone in [tenant for tenant in ring.deficits if are_all and tenant not in tenants]:
                 ring.leave(gone)
         return [
-            {tenant: _Line(waiting, self._rules, ring.num_passed.get(tenant, 0)) for tenant, waiting in tenants.items()}
+            {tenant: _Line(waiting, self._rules, ring.num_passed.get(tenant, 0), self._paid) for tenant, waiting in tenants.items()}
             for ring, tenants in zip(self._rings, grouped, strict=True)
         ]
 

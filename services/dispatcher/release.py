@@ -51,6 +51,7 @@ def rules_of(settings: DispatcherSettings) -> Rules:
         quantum_s=settings.quantum_s,
         bulk_ages_s=settings.bulk_ages_s,
         deadline_near_s=settings.deadline_near_s,
+        tenant_weights=settings.tenant_weights,
     )
 
 

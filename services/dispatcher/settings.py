@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, Json, PositiveFloat
 
 from shared.settings import QuotaSettings
 
@@ -51,6 +51,12 @@ class DispatcherSettings(QuotaSettings):
         gt=0,
         description="Predicted seconds of a worker that a tenant gets in its turn before the next one of its lane has its own. About "
         "so long, or for one unit of work that takes longer, it may hold up another one.",
+    )
+    tenant_weights: Json[dict[str, PositiveFloat]] = Field(
+        default={},
+        validate_default=False,
+        description="Shares of tenants that are to have more or less than others while more is ready than fits, by their ids, as "
+        '`{"ten_…": 2, "ten_…": 0.5}`. All others have 1.',
     )
     deadline_near_s: float = Field(
         default=600,

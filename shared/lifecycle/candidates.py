@@ -48,6 +48,7 @@ class Waiting(NamedTuple):
         cost_s: predicted seconds of a worker; None: not known.
         waited_s: since it was asked for.
         left_s: until its deadline; None: it has none.
+        attempt: how often a worker has claimed it.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Waiting(NamedTuple):
     cost_s: float | None
     waited_s: float
     left_s: float | None
+    attempt: int
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ def look(db: Database, stage: Stage, num_each: int, order: Order, max_running: i
     statement = _statement(TABLES[stage], is_limited)
     rows = db.run_alone(statement, values)
     # A unit may be among the oldest and among those with a near deadline.
-    waiting = {row.id: Waiting(row.id, row.lane, row.tenant_id, row.cost_s, row.waited_s, row.left_s) for row in rows if row.id}
+    waiting = {
+        row.id: Waiting(row.id, row.lane, row.tenant_id, row.cost_s, row.waited_s, row.left_s, row.attempt) for row in rows if row.id
+    }
     stopped_at = list(START)
     for row in rows:
         if row.id is None:
@@ -139,7 +143,7 @@ def _statement(table: str, is_limited: bool) -> str:
     """
     ready = f"FROM {table} WHERE state = 'ready'"
     bounded = _BOUNDED if is_limited else "SELECT NULL::text AS tenant_id, NULL::bigint AS room WHERE false"
-    told = "id, cost_s, created_at, deadline"
+    told = "id, cost_s, created_at, deadline, attempt"
     return f"""
         WITH RECURSIVE walk (lane, tenant_id, class, place) AS (
             SELECT start.number - 1, first.tenant_id, first.class, 1
@@ -171,6 +175,8 @@ def _statement(table: str, is_limited: bool) -> str:
                 SELECT {told} {ready}
                     AND lane = holder.lane AND tenant_id = holder.tenant_id AND not_before <= statement_timestamp()
                     AND deadline > statement_timestamp() AND deadline <= statement_timestamp() + %(near)s * interval '1 s'
+                    -- What cannot be in time any more, and soon expires, must not hide what can.
+                    AND deadline >= statement_timestamp() + COALESCE(cost_s, 0) * interval '1 s'
                 ORDER BY deadline LIMIT %(each)s
             ) AS due
         )
@@ -178,10 +184,10 @@ def _statement(table: str, is_limited: bool) -> str:
             unit.id, unit.lane, unit.tenant_id, unit.cost_s, NULL::int AS class_,
             extract(epoch FROM statement_timestamp() - unit.created_at)::float8 AS waited_s,
             extract(epoch FROM unit.deadline - statement_timestamp())::float8 AS left_s,
-            bounded.room
+            unit.attempt, bounded.room
         FROM unit LEFT JOIN bounded ON bounded.tenant_id = unit.tenant_id
         UNION ALL
-        SELECT NULL, lane, tenant_id, NULL, class, NULL, NULL, NULL FROM walk WHERE place = %(most)s
+        SELECT NULL, lane, tenant_id, NULL, class, NULL, NULL, NULL, NULL FROM walk WHERE place = %(most)s
     """  # noqa: S608 - our own names
 
 

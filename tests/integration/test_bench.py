@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infra import bench
-from infra.bench import ar, decoder
+from infra.bench import ar, decoder, fairness
 from infra.bench.__main__ import NAMES, main
 from infra.bench.bare_decoder import BareLoop, check_equal, make_request
 from infra.bench.figures import Figure
@@ -62,6 +62,15 @@ def test_the_decoder_engine_draws_what_the_bare_loop_does(miniature: Path) -> No
     assert check_equal([pixels], BareLoop(model).draw([request])) <= 1e-4
     with pytest.raises(AssertionError, match="pixels differ"):
         check_equal([pixels], [pixels + 1e-3])
+
+
+def test_short_jobs_are_in_the_system_for_less_time() -> None:
+    """The simulation over the real policies gets by with a short trace."""
+    mean, by_release, largest, single = fairness.simulated(num_traces=1, num_pictures=300)
+
+    assert 0.3 < mean.median < by_release.median < 1
+    assert largest.median < 2
+    assert single.median < 60
 
 
 def test_a_benchmark_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

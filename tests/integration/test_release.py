@@ -94,12 +94,13 @@ def test_cheap_work_is_found_behind_dear(db: Database, new_job: NewJob, order: F
 
 
 def test_near_deadline_goes_first(db: Database, new_job: NewJob, order: FairOrder) -> None:
-    """Found by its deadline, however many are older, and read once though it is among the oldest too."""
+    """Found by its deadline, however many are older or will be late anyway, and read once though it is among the oldest too."""
     now = datetime.now(UTC)
     submit_some(db, new_job, 1, deadline=now + timedelta(seconds=300))
     submit_some(db, new_job, 3)
     submit_some(db, new_job, 1, deadline=now + timedelta(seconds=100))
     submit_some(db, new_job, 1, deadline=now + timedelta(seconds=5000))
+    submit_some(db, new_job, 4, deadline=now + timedelta(seconds=4))
     assert release(db, 3, order) == ["4", "0", "1"]
 
 

@@ -131,6 +131,13 @@ def test_tenants_share_by_seconds(unit_costs: list[float]) -> None:
     assert max(spent.values()) - min(spent.values()) <= 2 * (RULES.quantum_s + max(unit_costs))
 
 
+def test_tenants_share_by_weight() -> None:
+    """Seconds, not units: three times the weight is three times the seconds, with units of any cost."""
+    rules = dataclasses.replace(RULES, tenant_weights={"b": 3.0})
+    spent = Backlog({(STANDARD, "a"): 1.0, (STANDARD, "b"): 7.0}, rules).seconds(3000)
+    assert 2.9 < spent[STANDARD, "b"] / spent[STANDARD, "a"] < 3.1
+
+
 waiting_units = st.lists(
     st.builds(
         unit,
@@ -186,12 +193,25 @@ def test_the_oldest_has_its_share() -> None:
     assert picked.index("old") == OLDEST_OF - 1
 
 
+def test_what_comes_back_unclaimed_is_paid_for() -> None:
+    """A unit that no worker had a slot for costs its tenant once; one that a worker had tried costs again."""
+
+    def next_after(came_back: Candidate) -> str:
+        turns = Turns(RULES)
+        turns.choose([unit("first", cost_s=50, waited_s=1e6), unit("of b", tenant="b", cost_s=50)], 1)
+        return turns.choose([came_back, unit("of b", tenant="b", cost_s=50)], 1)[0].id
+
+    again = unit("first", cost_s=50, waited_s=1e6)
+    assert next_after(again) == "first"
+    assert next_after(again._replace(attempt=1)) == "of b"
+
+
 def test_a_fresh_start_loses_nothing_but_memory() -> None:
     """Another dispatcher that knows nothing is fair from then on; so is one that met a moment in which nobody waited."""
     waiting = [unit("1", tenant="a", cost_s=5), unit("2", tenant="a", cost_s=5), unit("3", tenant="b", cost_s=5)]
     assert order(*waiting) == ["1", "3", "2"]
     turns = Turns(RULES)
-    turns.choose(waiting, 1)
+    turns.choose([unit("0", tenant="a", cost_s=5), *waiting[1:]], 1)
     turns.forget()
     assert [one.id for one in turns.choose(waiting, 3)] == ["1", "3", "2"]
 
