@@ -32,6 +32,7 @@ from shared.queue import consume, make_celery
 from shared.settings import WorkerSettings
 from shared.states import Stage
 from shared.storage import StorageDownError
+from shared.trace import TraceContext
 from shared.wakeup import READY, RELEASED, Listener, Topic
 
 _BEAT_S = 3.0
@@ -55,6 +56,8 @@ class Claim(Protocol):
     def id(self) -> str: ...
     @property
     def attempt(self) -> int: ...
+    @property
+    def trace(self) -> TraceContext | None: ...
     @property
     def job_ids(self) -> tuple[str, ...]: ...
 
@@ -243,6 +246,8 @@ class WorkerProcess(Generic[ClaimT]):
         if self._stopping.is_set():
             held.stop(StopReason.SHUTDOWN)
         bound = log.bind(work_id=claim.id, stage=self._handler.stage, attempt=claim.attempt, job_ids=claim.job_ids)
+        if claim.trace is not None:
+            bound = bound.bind(trace_id=claim.trace.trace_id)
         started = time.monotonic()
         try:
             self._end(claim, held, bound)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from services.api.kept import Kept
 from shared.cost import DitSize, image_flops, num_ar_tokens
 from shared.db import Database
 from shared.grid import TokenGrid
@@ -56,18 +55,12 @@ class FleetReader:
     """The fleet as it was a few seconds ago at most. Thread-safe."""
 
     def __init__(self, db: Database) -> None:
-        self._db = db
-        self._lock = threading.Lock()
-        self._fleet: Fleet | None = None
-        self._good_until = 0.0
+        self._kept = Kept(lambda: Fleet(read_fleet(db, Stage.AR), read_fleet(db, Stage.DECODER)), _KEPT_S)
 
     def get(self) -> Fleet:
         """Who lives. Raises: DatabaseDownError."""
-        with self._lock:
-            if self._fleet is not None and time.monotonic() < self._good_until:
-                return self._fleet
-        # Outside the lock, so that a slow database holds up only who asks it.
-        fleet = Fleet(read_fleet(self._db, Stage.AR), read_fleet(self._db, Stage.DECODER))
-        with self._lock:
-            self._fleet, self._good_until = fleet, time.monotonic() + _KEPT_S
-        return fleet
+        return self._kept.get()
+
+    def forget(self) -> None:
+        """Ask anew at the next `get`."""
+        self._kept.forget()

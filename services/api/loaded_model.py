@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 
+from services.api.kept import Kept
 from shared.checkpoint import ModelInfo
 from shared.db import Database
 from shared.errors import GlmqError
@@ -23,22 +22,12 @@ class LoadedModel:
     """`ModelInfo` of the newest AR worker, kept for a few seconds. Thread-safe."""
 
     def __init__(self, db: Database) -> None:
-        self._db = db
-        self._lock = threading.Lock()
-        self._info: ModelInfo | None = None
-        self._good_until = 0.0
+        # Not that there is none: the first worker is noticed at once.
+        self._kept = Kept(lambda: _read(db), _KEPT_S, is_worth=lambda info: info is not None)
 
     def find(self) -> ModelInfo | None:
         """The model, or None if no worker has reported one yet."""
-        with self._lock:
-            if self._info is not None and time.monotonic() < self._good_until:
-                return self._info
-        # Outside the lock, so that a slow database holds up only who asks it.
-        reported = latest_model(self._db)
-        info = None if reported is None else ModelInfo.from_json(json.dumps(reported))
-        with self._lock:
-            self._info, self._good_until = info, time.monotonic() + _KEPT_S
-        return info
+        return self._kept.get()
 
     def get(self) -> ModelInfo:
         """
@@ -51,3 +40,8 @@ class LoadedModel:
         if info is None:
             raise NoModelError("no AR worker has reported its model yet")
         return info
+
+
+def _read(db: Database) -> ModelInfo | None:
+    reported = latest_model(db)
+    return None if reported is None else ModelInfo.from_json(json.dumps(reported))

@@ -7,16 +7,16 @@ Costs no query of its own: what it knows of the line and of the workers is some 
 from __future__ import annotations
 
 import math
-import threading
-import time
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from services.api.fleet import Fleet, FleetReader
+from services.api.kept import Kept
 from shared.cost import num_ar_tokens
 from shared.db import Database
 from shared.grid import TOKEN_PX, TokenGrid
-from shared.lifecycle.line import Line, read_line
+from shared.lifecycle.line import read_line
 from shared.states import JobStatus, Priority, Stage
 
 _KEPT_S = 3.0
@@ -28,10 +28,8 @@ class Outlook:
     """The line and the workers as they were a few seconds ago at most. Thread-safe."""
 
     def __init__(self, db: Database, fleet: FleetReader) -> None:
-        self._db = db
         self._fleet = fleet
-        self._lock = threading.Lock()
-        self._lines: dict[Stage, tuple[float, Line]] = {}
+        self._lines = {stage: Kept(partial(read_line, db, stage), _KEPT_S) for stage in Stage}
 
     def place(self, document: Document) -> dict[str, Any] | None:
         """Where a job that has not begun stands in the line; None for all others."""
@@ -51,22 +49,17 @@ class Outlook:
         """Until work of this age has its turn, if all that is before it is shared among the workers; None if that cannot be told."""
         fleet = self._fleet.get()
         num_workers = (fleet.ar if stage is Stage.AR else fleet.decoder).num_workers
-        ahead = self._line(stage).seconds_before(list(Priority).index(priority), created_at)
+        ahead = self._lines[stage].get().seconds_before(list(Priority).index(priority), created_at)
         return None if ahead is None or not num_workers else ahead / num_workers
+
+    def forget(self) -> None:
+        """Ask anew who is in the line."""
+        for kept in self._lines.values():
+            kept.forget()
 
     def _seconds_ahead(self, document: Document) -> float | None:
         came_at = datetime.fromisoformat(document["created_at"])
         return self.seconds_ahead(Stage(document["stage"]), Priority(document["priority"]), came_at)
-
-    def _line(self, stage: Stage) -> Line:
-        with self._lock:
-            good_until, line = self._lines.get(stage, (0.0, None))
-        if line is None or time.monotonic() >= good_until:
-            # Outside the lock, so that a slow database holds up only who asks it.
-            line = read_line(self._db, stage)
-            with self._lock:
-                self._lines[stage] = (time.monotonic() + _KEPT_S, line)
-        return line
 
 
 def _is_in_line(document: Document) -> bool:

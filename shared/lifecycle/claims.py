@@ -20,6 +20,7 @@ from shared.lora import Lora, lora_from_json
 from shared.rendition import Rendition
 from shared.states import LIVE_WORK, JobStatus, Stage
 from shared.tables import Grid, Image, Job
+from shared.trace import TraceContext
 
 Unit = TypeVar("Unit", Grid, Image)
 
@@ -53,6 +54,7 @@ class ClaimedGrid:
     id: str
     attempt: int
     tenant_id: str
+    trace: TraceContext | None
     prompt: str
     token_h: int
     token_w: int
@@ -81,6 +83,7 @@ class ClaimedImage:
     id: str
     attempt: int
     tenant_id: str
+    trace: TraceContext | None
     prompt: str
     glyph_texts: tuple[str, ...] | None
     """What the picture is to say; None: what the reference's parser finds in the prompt."""
@@ -135,6 +138,7 @@ def claim_grid(
         id=row.id,
         attempt=row.attempt,
         tenant_id=row.tenant_id,
+        trace=TraceContext.from_headers(row.trace),
         prompt=row.prompt,
         token_h=row.token_h,
         token_w=row.token_w,
@@ -174,6 +178,7 @@ def claim_image(
         id=row.id,
         attempt=row.attempt,
         tenant_id=row.tenant_id,
+        trace=TraceContext.from_headers(row.trace),
         prompt=row.prompt,
         glyph_texts=None if row.glyph_texts is None else tuple(row.glyph_texts),
         token_h=row.token_h,

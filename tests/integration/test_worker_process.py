@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from shared.db import Database
 from shared.errors import EngineBrokenError, PermanentWorkError, TransientWorkError, WorkStoppedError
@@ -21,6 +22,7 @@ from shared.progress import LiveState
 from shared.settings import WorkerSettings
 from shared.states import Stage
 from shared.storage import StorageDownError
+from shared.trace import TraceContext
 from shared.worker import Handler, WorkerProcess, timeout_error
 from tests.stack import free_port, wait_until
 
@@ -77,11 +79,15 @@ def test_nothing_to_do(db: Database, live: LiveState, settings: WorkerSettings) 
 
 
 def test_success_is_written(db: Database, live: LiveState, settings: WorkerSettings, new_job: NewJob) -> None:
-    """The write that the handler returns finishes the unit."""
-    submit(db, new_job)
+    """The write that the handler returns finishes the unit; the log tells of which trace it was."""
+    trace = TraceContext("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    job_id, _ = submit(db, replace(new_job, trace=trace))
     artifact = StoredArtifact("k", "ab", 1)
-    assert attempt(db, live, settings, lambda claim, held: lambda: finish.finish_grid(db, claim.id, claim.attempt, artifact, 1))
+    with capture_logs() as lines:
+        assert attempt(db, live, settings, lambda claim, held: lambda: finish.finish_grid(db, claim.id, claim.attempt, artifact, 1))
     assert grid_row(db) == ("done", 0, None)
+    [ended] = [line for line in lines if line["event"] == "attempt_ended"]
+    assert (ended["trace_id"], ended["job_ids"], ended["attempt"]) == (trace.trace_id, (job_id,), 1)
 
 
 @pytest.mark.parametrize(

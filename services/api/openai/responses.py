@@ -31,9 +31,10 @@ from services.api.openai.response_schemas import (
     UserMessage,
 )
 from services.api.openai.schemas import ImageReference, find_unsupported
-from services.api.openai.translate import check_model, lane_and_company, picture_fields, place_images, read_asked, without_nulls
+from services.api.openai.translate import check_model, lane_and_company, picture_fields, read_asked, sent_images, without_nulls
 from services.api.openai.wait import Place, hold, stream_job, waiting_place
 from services.api.parts import Parts
+from services.api.reference_images import place_images
 from services.api.request_body import RequestBody, read_json, read_query
 from services.api.reruns import erase_job
 from services.api.route_docs import describe
@@ -177,8 +178,8 @@ def native_response_request(asked: ResponseRequest, info: ModelInfo) -> RequestB
         window = timedelta(seconds=_WINDOWS_S[asked.background_options.completion_window])
         fields.setdefault("deadline", (datetime.now(UTC) + window).isoformat())
         fields.setdefault("priority", Priority.BULK)
-    images, uploads, order = place_images(references, _image_places(asked))
-    return RequestBody({**fields, "images": images}, uploads, order if references else None)
+    placed = place_images(sent_images(references, _image_places(asked)))
+    return RequestBody({**fields, "images": placed.images}, placed.uploads, placed.order or None)
 
 
 def _read(sent: Mapping[str, Any]) -> ResponseRequest:

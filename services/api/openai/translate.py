@@ -6,7 +6,6 @@ Whatever the native request would refuse under another name is checked here firs
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 
 from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, Path, validated
 from services.api.openai.schemas import Asked, EditRequest, ImageReference, ImageRequest, Picture, is_model_name, refuse_unsupported
+from services.api.reference_images import SentImage, place_images
 from services.api.request_body import RequestBody, Upload
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
@@ -27,7 +27,6 @@ Model = TypeVar("Model", bound=BaseModel)
 _STEP_SHARES = {"low": 0.4, "medium": 0.7, "high": 1.0, "hd": 1.0, "auto": 1.0, "standard": 1.0}
 """Of the model's default steps: with GLM-Image's 50 that is 20, 35 and 50."""
 _LANES = {"priority": Priority.INTERACTIVE, "default": Priority.STANDARD, "flex": Priority.BULK}
-_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE | re.ASCII)
 
 
 def read_asked(sent: Mapping[str, Any], model: type[Model]) -> Model:
@@ -72,8 +71,8 @@ def native_image_request(asked: ImageRequest, info: ModelInfo, uploads: Sequence
         errors.add(("partial_images",), "not_applicable", "only a stream shows pictures on the way")
     errors.raise_any()
     references = asked.images if isinstance(asked, EditRequest) else []
-    images, more, order = place_images(references, image_places(len(references)))
-    return RequestBody({**fields, "images": images}, (*more, *uploads), order if references else None)
+    placed = place_images(sent_images(references, image_places(len(references))))
+    return RequestBody({**fields, "images": placed.images}, (*placed.uploads, *uploads), placed.order or None)
 
 
 def lane_and_company(asked: Asked, errors: ErrorCollector) -> dict[str, Any]:
@@ -127,33 +126,15 @@ def image_places(count: int) -> list[Path]:
     return [("images", index) for index in range(count)]
 
 
-def place_images(
-    references: Sequence[ImageReference], paths: Sequence[Path]
-) -> tuple[list[dict[str, str]], tuple[Upload, ...], tuple[int, ...]]:
+def sent_images(references: Sequence[ImageReference], paths: Sequence[Path]) -> list[SentImage]:
     """
-    Reference images as native ones: URLs and files by name, the bytes of data URLs as uploads, and the order of all.
+    Reference images with their places.
 
     Args:
         paths: where each stands in the request.
-    Raises:
-        InvalidFieldsError: names the data URL that cannot be read.
     """
-    named: list[dict[str, str]] = []
-    uploads: list[Upload] = []
-    places: list[tuple[bool, int]] = []
-    for reference, place in zip(references, paths, strict=True):
-        if reference.file_id is not None:
-            named.append({"file_id": reference.file_id})
-        elif (reference.image_url or "").lower().startswith("data:"):
-            path = (*place, "image_url")
-            uploads.append(Upload(".".join(map(str, path)), _data_of(reference.image_url or "", path)))
-            places.append((True, len(uploads) - 1))
-            continue
-        else:
-            named.append({"url": reference.image_url or ""})
-        places.append((False, len(named) - 1))
-    order = tuple(len(named) + index if is_upload else index for is_upload, index in places)
-    return named, tuple(uploads), order
+    pairs = zip(references, paths, strict=True)
+    return [SentImage((*path, "image_url"), reference.image_url or "", reference.file_id) for reference, path in pairs]
 
 
 def in_sent_words(error: InvalidFieldsError, native: RequestBody, places: Sequence[Path] | None = None) -> InvalidFieldsError:
@@ -227,15 +208,3 @@ def _size(asked: Picture, info: ModelInfo) -> str:
     width_px, height_px = (int(side) for side in asked.size.split("x"))
     height_px, width_px = nearest_size(height_px, width_px, info.min_px, info.max_px)
     return f"{width_px}x{height_px}"
-
-
-def _data_of(url: str, path: Path) -> bytes:
-    name = ".".join(map(str, path))
-    found = _DATA_URL.match(url)
-    try:
-        if found is None:
-            raise ValueError("not base64")
-        return base64.b64decode(url[found.end() :], validate=True)
-    except ValueError:
-        detail = f"{name}: a data URL should be data:image/png;base64, and the bytes in base 64"
-        raise InvalidFieldsError([FieldError(path, "data_url", detail, "invalid_image")]) from None

@@ -4,7 +4,6 @@ From Replicate's words to ours: input, webhook filters, images and Cancel-After.
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections.abc import Mapping
@@ -13,14 +12,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from services.api.field_errors import FieldError, InvalidFieldsError, Path
+from services.api.reference_images import SentImage, is_data_url, place_images
 from services.api.replicate.schemas import MAX_IMAGES, ModelPredictionRequest, PredictionInput
-from services.api.request_body import RequestBody, Upload
+from services.api.request_body import RequestBody
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
 from shared.grid import TOKEN_PX
 from shared.lifecycle.events import JOB_ENDS, JOB_EVENTS
 
-_DATA_URL = re.compile(r"data:[\w.+/;=-]*;base64,", re.IGNORECASE | re.ASCII)
 _DURATION = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,7})s)?", re.ASCII)
 _MAX_CANCEL_S = 30 * 86_400
 _ECHOED = 200
@@ -67,8 +66,8 @@ def native_request(asked: ModelPredictionRequest, info: ModelInfo, base_url: str
     if webhook:
         chosen = {name for event in events for name in _EVENTS[event]}
         fields["webhook"] = {"url": webhook, "events": [name for name in JOB_EVENTS if name in chosen]}
-    images, uploads, order = _place_images(wanted, base_url)
-    return RequestBody({**fields, "images": images}, uploads, order)
+    placed = place_images(_sent_images(wanted, base_url))
+    return RequestBody({**fields, "images": placed.images}, placed.uploads, placed.order or None)
 
 
 def echoed_input(sent: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,36 +109,16 @@ def _size(aspect_ratio: str, info: ModelInfo) -> str:
     return f"{width_px}x{height_px}"
 
 
-def _place_images(wanted: PredictionInput, base_url: str) -> tuple[list[dict[str, str]], tuple[Upload, ...], tuple[int, ...] | None]:
-    """Reference images as native ones: what was uploaded by id, other URLs as they are, and the bytes of data URLs as uploads."""
+def _sent_images(wanted: PredictionInput, base_url: str) -> list[SentImage]:
+    """Reference images with their places; what was uploaded here is named by its id."""
     uris = _uris(wanted)
     if len(uris) > MAX_IMAGES:
         raise RequestError("invalid_request", f"input.images: at most {MAX_IMAGES} reference images", "input.images")
-    named: list[dict[str, str]] = []
-    uploads: list[Upload] = []
-    places: list[tuple[bool, int]] = []
+    found = []
     for path, uri in uris:
-        param = ".".join(map(str, path))
-        if _is_data(uri):
-            uploads.append(Upload(param, _bytes_of(uri, param)))
-            places.append((True, len(uploads) - 1))
-            continue
         own = uri.removeprefix(f"{base_url}/v1/files/")
-        named.append({"url": uri} if own == uri else {"file_id": own.removesuffix("/content")})
-        places.append((False, len(named) - 1))
-    order = tuple(len(named) + index if is_upload else index for is_upload, index in places)
-    return named, tuple(uploads), order or None
-
-
-def _bytes_of(uri: str, param: str) -> bytes:
-    found = _DATA_URL.match(uri)
-    try:
-        if found is None:
-            raise ValueError("not base64")
-        return base64.b64decode(uri[found.end() :], validate=True)
-    except ValueError:
-        detail = f"{param}: a data URL should be data:image/png;base64, and the bytes in base 64"
-        raise RequestError("invalid_image", detail, param) from None
+        found.append(SentImage(path, uri) if own == uri else SentImage(path, file_id=own.removesuffix("/content")))
+    return found
 
 
 def _uris(wanted: PredictionInput) -> list[tuple[Path, str]]:
@@ -151,20 +130,16 @@ def _uris(wanted: PredictionInput) -> list[tuple[Path, str]]:
     return first + [(("input", "images", index), uri) for index, uri in enumerate(wanted.images)]
 
 
-def _is_data(uri: str) -> bool:
-    return uri[:5].lower() == "data:"
-
-
 def _renamed(field: FieldError, wanted: PredictionInput) -> FieldError:
     head, *rest = field.path or ("",)
     if head in ("webhook", "deadline", "input"):
         return field
     if head == "images" and rest and isinstance(rest[0], int):
-        path = [place for place, uri in _uris(wanted) if not _is_data(uri)][rest[0]]
+        path = [place for place, uri in _uris(wanted) if not is_data_url(uri)][rest[0]]
     else:
         path = ("input", _NAMES.get(str(head), head), *rest)
     return replace(field, path=path, detail=field.detail.replace(field.param, ".".join(map(str, path)), 1))
 
 
 def _cut(value: Any) -> Any:
-    return value[:_ECHOED] + "…" if isinstance(value, str) and _is_data(value) and len(value) > _ECHOED else value
+    return value[:_ECHOED] + "…" if isinstance(value, str) and is_data_url(value) and len(value) > _ECHOED else value

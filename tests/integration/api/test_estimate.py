@@ -76,7 +76,7 @@ def test_seconds_are_what_workers_report(client: FlaskClient, parts: Parts) -> N
     assert first["queue_seconds"] == 0
     assert datetime.fromisoformat(first["eta"]) > before
     job = client.post("/v1/jobs", json={"prompt": "a wolf", "n": 4}).get_json()
-    parts.outlook._lines.clear()
+    parts.outlook.forget()
     assert estimate(client)["queue_seconds"] == pytest.approx(4 * first["cost"]["ar_tokens"] / 2 * AR_SPEED.seconds_per_unit)
     assert estimate(client)["queue_seconds"] > client.get(f"/v1/jobs/{job['id']}").get_json()["queue"]["seconds_ahead"]
     assert estimate(client, priority="interactive")["queue_seconds"] == 0

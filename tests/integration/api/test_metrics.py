@@ -2,14 +2,63 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 from apiflask import APIFlask
 from flask.testing import FlaskClient
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.api.settings import ApiSettings
 from shared.db import Database
 from tests.integration.api.conftest import Account, assert_problem, client_of, open_app
 from tests.ledger import execute
+
+NO_UNITS = {"ms", "milliseconds", "minutes", "hours", "days", "percent", "kilobytes", "kb", "mb", "gb", "bits"}
+"""Prometheus counts in base units: seconds, bytes, ratios."""
+TYPES = {"gauge", "counter", "summary", "histogram"}
+ENDLESS = {"id", "job_id", "tenant", "tenant_id", "worker", "worker_id", "url", "path"}
+"""What a label may not tell apart: a series of its own for each costs Prometheus its memory."""
+
+
+def lint(family: Metric) -> Iterator[str]:
+    """What `promtool check metrics` would say, and what the house forbids of labels."""
+    words = set(family.name.split("_"))
+    if not re.fullmatch("glmq_[a-z][a-z0-9]*(_[a-z0-9]+)*", family.name):
+        yield f"{family.name}: no name of ours in snake case"
+    if not family.documentation.strip():
+        yield f"{family.name}: no help text"
+    if family.type not in TYPES:
+        yield f"{family.name}: no type"
+    if words & NO_UNITS:
+        yield f"{family.name}: not in base units"
+    if words & TYPES:
+        yield f"{family.name}: has its type in its name"
+    for sample in family.samples:
+        if (family.type == "counter") != sample.name.endswith("_total"):
+            yield f"{sample.name}: counters, and they alone, end in _total"
+        if family.type != "histogram" and sample.name.endswith(("_bucket", "_count", "_sum")):
+            yield f"{sample.name}: ends as parts of a histogram do"
+        if any(not re.fullmatch("[a-z][a-z_]*", label) or label in ENDLESS for label in sample.labels):
+            yield f"{sample.name}: a label of {sorted(sample.labels)}"
+
+
+def test_the_lint_finds_what_is_wrong() -> None:
+    """Each rule, by something that breaks it."""
+    wrong = [
+        GaugeMetricFamily("glmq_wait_ms", "Wait."),
+        GaugeMetricFamily("glmq_queue_gauge", "Queue."),
+        GaugeMetricFamily("queue", "Queue."),
+        GaugeMetricFamily("glmq_queue", ""),
+        GaugeMetricFamily("glmq_jobs_total", "Jobs.", value=1),
+        GaugeMetricFamily("glmq_jobs_count", "Jobs.", value=1),
+    ]
+    labelled = GaugeMetricFamily("glmq_jobs", "Jobs.", labels=["tenant"])
+    labelled.add_metric(["acme"], 1)
+    assert [len(list(lint(family))) for family in [*wrong, labelled]] == [1] * 7
+    counted = CounterMetricFamily("glmq_jobs", "Jobs.", value=1)
+    assert list(lint(counted)) == []
 
 
 def samples(client: FlaskClient) -> dict[tuple[str, ...], float]:
@@ -18,7 +67,7 @@ def samples(client: FlaskClient) -> dict[tuple[str, ...], float]:
     assert answer.status_code == 200
     assert answer.content_type.startswith("text/plain; version=")
     families = list(text_string_to_metric_families(answer.get_data(as_text=True)))
-    assert all(family.documentation and family.name.startswith("glmq_") for family in families)
+    assert [problem for family in families for problem in lint(family)] == []
     return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
 
 

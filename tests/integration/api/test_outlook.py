@@ -17,8 +17,8 @@ GRID_S = 272 * AR_SPEED.seconds_per_unit
 
 def forget(parts: Parts) -> None:
     """What was known of the line and the workers is old."""
-    parts.outlook._lines.clear()
-    parts.fleet._fleet = None
+    parts.outlook.forget()
+    parts.fleet.forget()
 
 
 @pytest.mark.usefixtures("workers")
