@@ -101,8 +101,29 @@ class Client:
     def get(self, path: str, query: dict[str, str]) -> dict[str, Any]:
         return self._json(self._send("GET", path, params=query))
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self._json(self._send("POST", path, json=body))
+    def post(self, path: str, body: dict[str, Any], key: str | None = None) -> dict[str, Any]:
+        """`key`: an Idempotency-Key."""
+        headers = {} if key is None else {"Idempotency-Key": key}
+        return self._json(self._send("POST", path, json=body, headers=headers))
+
+    def save(self, path: str, file: Path) -> None:
+        """
+        Get something that may be large into a file, which is whole or not there.
+
+        Raises:
+            ApiError: refused, broken off, or not reachable.
+        """
+        part = file.with_name(f"{file.name}.part")
+        try:
+            with self._http.stream("GET", path) as answer, part.open("wb") as opened:
+                if answer.is_error:
+                    answer.read()
+                    raise ApiError(_problem(answer))
+                for piece in answer.iter_raw():
+                    opened.write(piece)
+        except httpx.HTTPError as error:
+            raise Unreachable(f"{self._http.base_url} does not answer: {error}") from None
+        part.replace(file)
 
     def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._json(self._send("PATCH", path, json=body))

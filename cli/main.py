@@ -17,6 +17,7 @@ from cli import decoders as decoder_count
 from cli import doctor as doctor_report
 from cli import status as status_report
 from cli.background import BackgroundStack, background_stack, stop_stack
+from cli.batch import parse_defaults, run_batch
 from cli.checkpoint import CheckpointError, named_checkpoint
 from cli.client import ApiError
 from cli.data_folder import DataFolder, StackState, default_data_folder
@@ -124,6 +125,22 @@ def generate_command(
     with _exit_codes(), connect() as client:
         for file in generate(client, wish, out):
             out.print(f"  {file}")
+
+
+@app.command(name="batch")
+def batch_command(
+    file: Annotated[
+        Path, typer.Argument(help="Table (.csv, columns named as members of a job request) or JSON lines.", exists=True, dir_okay=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Zip to make.")],
+    defaults: Annotated[str, typer.Option(help='JSON: members that rows inherit, such as \'{"size": "512x512"}\'.')] = "{}",
+) -> None:
+    """Draw all that a file asks for, and save it as one zip. The same command goes on after a break. Exit code 1 if any item failed."""
+    with _exit_codes(), connect() as client:
+        num_failed = run_batch(client, file, output, parse_defaults(defaults), out)
+        out.print(f"  {output}")
+    if num_failed:
+        raise typer.Exit(1)
 
 
 @app.command()

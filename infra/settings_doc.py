@@ -68,7 +68,7 @@ COMMAND_VARIABLES = (
         "one per core, at most 4, for a miniature on a CPU; else 1",
         "Decoder workers of the stack that `glmq up` runs.",
     ),
-    CommandVariable("GLMQ_URL", "the stack that runs here", "Service that `glmq generate` asks, as `http://host:port`."),
+    CommandVariable("GLMQ_URL", "the stack that runs here", "Service that `glmq generate` and `glmq batch` ask, as `http://host:port`."),
     CommandVariable("GLMQ_API_KEY", "that of the stack that runs here", "Key for it."),
 )
 

@@ -14,7 +14,7 @@ from services.api.problems import Problem
 from shared.errors import RequestError
 from shared.ids import is_id
 from shared.job_document import finish_document
-from shared.lifecycle.batch_reads import ENDED, ITEM_STATUSES, ItemRow, Outcome
+from shared.lifecycle.batch_reads import ITEM_STATUSES, ItemRow, Outcome
 from shared.lifecycle.batches import LIVE, BatchDocument, get_batch
 from shared.lifecycle.tenants import Caller
 from shared.states import BatchStatus
@@ -272,11 +272,6 @@ def result_document(batch_id: str, outcome: Outcome, base_url: str, parts: Parts
     has_outputs = document is not None and outcome.status == "succeeded"
     outputs = finish_document(document, base_url, parts.storage.presign)["outputs"] if document is not None and has_outputs else []
     return {**item_document(batch_id, item), "outputs": outputs}
-
-
-def has_ended(outcome: Outcome) -> bool:
-    """Will nothing more become of the item by itself?"""
-    return outcome.status in ENDED
 
 
 def _error(error: dict[str, Any], status: str) -> dict[str, Any]:

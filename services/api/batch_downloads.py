@@ -10,14 +10,14 @@ from apiflask import APIBlueprint
 from flask import Response, request
 
 from services.api.auth import authenticate
-from services.api.batch_answers import ResultListAnswer, find_batch, has_ended, result_document
+from services.api.batch_answers import ResultListAnswer, find_batch, result_document
 from services.api.batch_schemas import ResultQuery
 from services.api.batch_zip import zip_pictures
 from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.request_body import read_query
 from services.api.route_docs import describe
-from shared.lifecycle.batch_reads import ENDED, Outcome, list_outcomes, outcomes
+from shared.lifecycle.batch_reads import ENDED, Outcome, ended_outcomes, list_outcomes
 
 _AT_ONCE = 200
 """Items that are in memory."""
@@ -96,8 +96,13 @@ def batch_downloads_blueprint(parts: Parts) -> APIBlueprint:
 
 def _ended(parts: Parts, batch_id: str) -> Iterator[Outcome]:
     line = 0
-    while page := outcomes(parts.db, batch_id, line, _AT_ONCE):
-        yield from filter(has_ended, page)
+    while True:
+        # Each page in its turn: a download of hours is work of seconds, now and then.
+        with parts.waiting.turn():
+            page = ended_outcomes(parts.db, batch_id, line, _AT_ONCE)
+        yield from page
+        if len(page) < _AT_ONCE:
+            return
         line = page[-1].line
 
 

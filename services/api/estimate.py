@@ -12,11 +12,11 @@ from flask import Response, jsonify, request
 
 from services.api.answers import BatchEstimateAnswer, EstimateAnswer
 from services.api.auth import authenticate
+from services.api.batch_schemas import NativeBatchRequest
 from services.api.estimate_answers import answer_seconds, fleet_warnings, warning
 from services.api.fleet import Fleet
 from services.api.jobs import FORM_EXAMPLE, UPLOADS
 from services.api.openai.batch_estimate import BatchEstimateRequest, estimate_batch
-from services.api.openai.translate import without_nulls
 from services.api.parts import Parts
 from services.api.request_body import read_body
 from services.api.route_docs import describe
@@ -47,7 +47,7 @@ def estimate_blueprint(parts: Parts) -> APIBlueprint:
         security="ApiKey",
         responses=[400, 401, 403, 404, 413, 415, 422, 503],
         extensions=describe(
-            body=(JobRequest, BatchEstimateRequest),
+            body=(JobRequest, BatchEstimateRequest, NativeBatchRequest),
             content={"200": {"application/json": (EstimateAnswer, BatchEstimateAnswer)}},
             example={"prompt": 'a red fox holding a sign that says "hello"', "size": "1024x768", "n": 4},
             form={"request": JobRequest, "image": UPLOADS},
@@ -59,8 +59,8 @@ def estimate_blueprint(parts: Parts) -> APIBlueprint:
     def estimate_one() -> Response:
         caller = authenticate(parts.callers, request, "read")
         body = read_body(request)
-        if "input_file_id" in body.fields and not body.uploads:
-            return jsonify(estimate_batch(parts, caller, without_nulls(body.fields)))
+        if not body.uploads and ("input_file_id" in body.fields or "items" in body.fields):
+            return jsonify(estimate_batch(parts, caller, body.fields))
         read = read_request(parts, caller, body)
         return jsonify(estimate(parts, caller, read.job, len(read.sizes)))
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, func, or_, select
+from sqlalchemy import ColumnElement, Select, case, func, select
 from sqlalchemy.orm import Session
 
 from shared.db import Database
@@ -65,6 +65,16 @@ def outcomes(db: Database, batch_id: str, after_line: int, limit: int) -> list[O
 
     def work(session: Session) -> list[Outcome]:
         query = select(BatchItem).where(BatchItem.batch_id == batch_id, BatchItem.line > after_line)
+        return _with_documents(session, session.scalars(query.order_by(BatchItem.line).limit(limit)).all())
+
+    return db.run(work)
+
+
+def ended_outcomes(db: Database, batch_id: str, after_line: int, limit: int) -> list[Outcome]:
+    """The same of those that have ended."""
+
+    def work(session: Session) -> list[Outcome]:
+        query = _joined(select(BatchItem), batch_id).where(BatchItem.line > after_line, _status().in_(ENDED))
         return _with_documents(session, session.scalars(query.order_by(BatchItem.line).limit(limit)).all())
 
     return db.run(work)
@@ -138,7 +148,7 @@ def _page(session: Session, query: Select[Any], batch_id: str, statuses: Collect
             raise RequestError("invalid_request", "after: names no item of the batch", "after")
         query = query.where(BatchItem.line < line if page.newest_first else BatchItem.line > line)
     if statuses:
-        query = query.where(or_(*(_status() == status for status in statuses)))
+        query = query.where(_status().in_(list(statuses)))
     order = BatchItem.line.desc() if page.newest_first else BatchItem.line.asc()
     rows = session.execute(query.order_by(order).limit(page.limit + 1)).all()
     return rows[: page.limit], len(rows) > page.limit

@@ -234,7 +234,13 @@ def batches():
     doomed = client.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")
     client.batches.cancel(doomed.id)
     canceled = wait(lambda: client.batches.retrieve(doomed.id), ("completed", "cancelled"))
+    # Made by the native interface: the same resource for these clients.
+    native = client.post(
+        "/batches", body={"items": [{"custom_id": "n0", "prompt": "A cat 0", "size": "64x64", "steps": 2}]}, cast_to=type(batch)
+    )
+    native = wait(lambda: client.batches.retrieve(native.id), ("completed", "failed"))
     return {
+        "native": [native.status, native.request_counts.to_dict()["completed"], native.output_file_id],
         "status": done.status,
         "counts": done.request_counts.to_dict(),
         "metadata": done.metadata,

@@ -219,6 +219,7 @@ def test_batches(python_run: Run) -> None:
     urls = found.pop("urls")
     assert all(httpx.get(url).content.startswith(b"\x89PNG") for url in urls)
     assert found == {
+        "native": ["completed", 1, None],
         "status": "completed",
         "counts": {"completed": 3, "failed": 0, "total": 3},
         "metadata": {"order": "1"},

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -75,6 +76,15 @@ def test_from_the_demo_to_the_end(data: DataFolder, tmp_path: Path) -> None:
     several = glmq("generate 'Make the background red' -o red.webp --image open.png -n 2 --size 64x64 --steps 2")
     assert several.returncode == 0, several.stderr
     assert sorted(path.name for path in tmp_path.glob("red*")) == ["red-1.webp", "red-2.webp"]
+
+    # A table, twice: the second time there is nothing left to draw
+    (tmp_path / "shop.csv").write_text("\ufeffcustom_id,prompt,steps\nmug,A red mug,2\npot,A tea pot,2\n", encoding="utf-8")
+    for _ in range(2):
+        drawn = glmq('batch shop.csv -o shop.zip --defaults \'{"size": "64x64"}\'')
+        assert drawn.returncode == 0, drawn.stdout + drawn.stderr
+        with zipfile.ZipFile(tmp_path / "shop.zip") as archive:
+            assert archive.namelist() == ["mug_0.png", "pot_0.png", "manifest.jsonl"]
+            assert Image.open(archive.open("pot_0.png")).size == (64, 64)
 
     # Mistakes
     wrong = glmq("generate cat -o cat.png --size 7x7")

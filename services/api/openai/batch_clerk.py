@@ -12,6 +12,7 @@ import hashlib
 import signal
 import sys
 import threading
+import time
 from datetime import UTC, datetime
 
 import structlog
@@ -40,6 +41,8 @@ _LOCK = 0x676C6D71_62617463
 _STANDBY_S = 1.0
 _PAUSE_S = 0.5
 """Between two looks while nothing is to be done: batches are bulk work."""
+_HOLD_AGAIN_S = 5.0
+"""Between two looks at the work of a paused batch, each of which costs two tenths of a second where there is much of it."""
 _RETRIES_AT_ONCE = 50
 """Each has a transaction of its own."""
 _RESULTS_AT_ONCE = 500
@@ -54,6 +57,7 @@ class Clerk:
         self._parts = parts
         self._stopping = stopping
         self._submitter = Submitter(parts, stopping)
+        self._hold_again: dict[str, float] = {}
 
     def work(self) -> bool:
         """
@@ -63,7 +67,9 @@ class Clerk:
             DatabaseDownError, StorageDownError
         """
         has_worked = False
-        for batch in batches.live_batches(self._parts.db):
+        live = batches.live_batches(self._parts.db)
+        self._hold_again = {batch.id: self._hold_again[batch.id] for batch in live if batch.paused_at and batch.id in self._hold_again}
+        for batch in live:
             if self._stopping.is_set():
                 break
             try:
@@ -124,9 +130,7 @@ class Clerk:
                 return True
             failed = batch_retry.jobs_to_retry(db, batch, _RETRIES_AT_ONCE)
         if batch.paused_at is not None and not is_over:
-            if batch_control.hold_work(db, batch.id):
-                # Some of it was let go, perhaps, because others want it.
-                self._parts.ring_for_work()
+            if self._hold(batch):
                 return True
         elif batch.holds_work and batch_control.let_work_go(db, batch.id):
             self._parts.ring_for_work()
@@ -134,6 +138,17 @@ class Clerk:
         elif self._submitter.go_on(batch, failed):
             return True
         return not failed and self._settle(batch)
+
+    def _hold(self, batch: BatchDocument) -> bool:
+        """Hold back the work of a paused batch. False: all of it is held, as far as was looked for lately."""
+        if time.monotonic() < self._hold_again.get(batch.id, 0.0):
+            return False
+        if batch_control.hold_work(self._parts.db, batch.id):
+            # Some of it was let go, perhaps, because others want it.
+            self._parts.ring_for_work()
+            return True
+        self._hold_again[batch.id] = time.monotonic() + _HOLD_AGAIN_S
+        return False
 
     def _settle(self, batch: BatchDocument) -> bool:
         # More may come, until its time is up.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -10,10 +11,13 @@ from pydantic import Field
 
 from services.api.estimate_answers import answer_seconds, fleet_warnings, warning
 from services.api.field_errors import FieldError, InvalidFieldsError, validated
+from services.api.new_batch import native_batch
 from services.api.new_job import new_job, requested_size
 from services.api.openai.batch_lines import read_lines, translate_line
 from services.api.openai.batches import BatchRequest, find_input
+from services.api.openai.translate import without_nulls
 from services.api.parts import Parts
+from services.api.request_body import RequestBody
 from services.api.schemas import JobRequest
 from shared.cost import num_ar_tokens
 from shared.errors import RequestError
@@ -23,6 +27,7 @@ from shared.lifecycle.tenants import Caller
 from shared.states import Priority, Stage
 from shared.storage import StorageMissingError
 
+_DAY_S = 86_400
 MAX_COUNTED = 5_000
 """Lines that are read: a second's work. Of a longer file they stand for the rest."""
 _SHOWN_ERRORS = 20
@@ -65,9 +70,13 @@ def estimate_batch(parts: Parts, caller: Caller, sent: dict[str, Any]) -> dict[s
         RequestError: names the wrong fields, or lines.
         NoModelError, DatabaseDownError, StorageDownError
     """
+    if "items" in sent:
+        new = native_batch(parts, caller, sent, "")
+        return _estimate(parts, caller, [RequestBody(item.request) for item in new.items], len(new.items), new.window_s)
+    sent = without_nulls(sent)
     asked = validated(BatchEstimateRequest, sent)
     file = find_input(parts, caller, asked.input_file_id)
-    info, fleet = parts.model.get(), parts.fleet.get()
+    info = parts.model.get()
     try:
         data = parts.storage.get(file.storage_key)
     except StorageMissingError:
@@ -76,29 +85,40 @@ def estimate_batch(parts: Parts, caller: Caller, sent: dict[str, Any]) -> dict[s
     found = read_lines(b"\n".join(lines[:MAX_COUNTED]), asked.endpoint, info)
     if found is None or found.errors:
         raise InvalidFieldsError([_line_error(error) for error in (found.errors if found else [])[:_SHOWN_ERRORS]])
+    read = [translate_line(item.request, asked.endpoint, info) for item in found.items]
+    return _estimate(parts, caller, read, len(lines), _DAY_S)
+
+
+def _estimate(parts: Parts, caller: Caller, read: Sequence[RequestBody], num_lines: int, window_s: int) -> dict[str, Any]:
+    """
+    The answer for so many lines, of which these were read.
+
+    Args:
+        window_s: seconds in which they are to be done.
+    """
+    info, fleet = parts.model.get(), parts.fleet.get()
     sums = _Sums()
-    for item in found.items:
-        native = translate_line(item.request, asked.endpoint, info)
+    for native in read:
         wanted = JobRequest.model_validate(native.fields)
         # How large the pictures are that it names is not known here: as large as what is drawn, perhaps.
         size = requested_size(wanted, info, ())
         num_sources = len(wanted.images) + len(native.uploads)
         job = new_job(wanted, info, caller.tenant_id, native.fields, size, (), None, 0, parts.settings.approval_s)
         sums.add(fleet.priced(job, [size] * num_sources), num_sources)
-    sums = sums.scaled(len(lines) / len(found.items))
+    sums = sums.scaled(num_lines / max(1, len(read)))
     queue_s = parts.outlook.seconds_ahead(Stage.AR, Priority.BULK, datetime.now(UTC))
     stages = ((sums.ar_s, fleet.ar.num_workers), (sums.decoder_s, fleet.decoder.num_workers))
     # Both stages work at once, each as long as all its workers take for all of it.
     run_s = max(seconds / workers for seconds, workers in stages if seconds is not None and workers) if _is_known(stages) else None
     eta = None if queue_s is None or run_s is None else datetime.now(UTC) + timedelta(seconds=queue_s + run_s)
     notices = list(fleet_warnings(fleet, is_known=eta is not None))
-    if len(lines) > len(found.items):
-        notices.append(warning("sampled", f"The file has {len(lines)} requests; the sums are those of the first {MAX_COUNTED}, scaled."))
-    if run_s is not None and queue_s is not None and queue_s + run_s > 86_400:
+    if num_lines > len(read):
+        notices.append(warning("sampled", f"The file has {num_lines} requests; the sums are those of the first {MAX_COUNTED}, scaled."))
+    if run_s is not None and queue_s is not None and queue_s + run_s > window_s:
         notices.append(warning("deadline_unmeetable", "Some requests would probably expire before they are done."))
     return {
         "object": "estimate",
-        "requests": len(lines),
+        "requests": num_lines,
         "cost": {"ar_tokens": sums.ar_tokens, "decoder_steps": sums.decoder_steps, "images": sums.images},
         **answer_seconds(sums.ar_s, sums.decoder_s, queue_s, run_s),
         "eta": timestamp(eta),

@@ -247,8 +247,11 @@ def test_pages_of_items(client: FlaskClient, clerk: Clerk) -> None:
     assert_problem(client.get(f"/v1/batches/{batch['id']}/results?status=pending"), 400, "invalid_request", "status.0")
 
 
-def test_pause_and_resume(client: FlaskClient, clerk: Clerk, parts: Parts, db: Database, account: Account) -> None:
+def test_pause_and_resume(
+    client: FlaskClient, clerk: Clerk, parts: Parts, db: Database, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a batch is paused nothing of it begins, but for what others wait for; what runs is finished. Then it goes on."""
+    monkeypatch.setattr("services.api.openai.batch_clerk._HOLD_AGAIN_S", 0.0)
     listen(client, "batch.paused")
     limit_tenant(db, account.tenant_id, {"max_queued": 4})
     batch = make(client, [item(f"c{index}", n=1 + index % 2) for index in range(6)])

@@ -111,6 +111,11 @@ def test_a_batch(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = assert_problem(ask([line("a"), line("b", size="9x9")]), 400, "invalid_request", "input_file_id")
     assert "line 2: body.size" in wrong["detail"]
     assert_problem(ask([line("a")], endpoint="/v1/x"), 400, "invalid_request", "endpoint")
+    items = [{"custom_id": "a", "prompt": "Cat a"}, {"custom_id": "b", "prompt": "Cat b", "n": 3}]
+    sent = client.post("/v1/estimate", json={"items": items, "defaults": {"size": "64x64"}}).get_json()
+    assert (sent["requests"], sent["cost"]) == (2, found["cost"])
+    items[1]["size"] = "9x9"
+    assert_problem(client.post("/v1/estimate", json={"items": items}), 400, "invalid_request", "items.1.size")
     monkeypatch.setattr("services.api.openai.batch_estimate.MAX_COUNTED", 2)
     sampled = ask([line(str(index)) for index in range(5)]).get_json()
     assert (sampled["requests"], [warning["code"] for warning in sampled["warnings"]]) == (5, ["sampled"])
