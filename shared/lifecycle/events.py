@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from pydantic_core import to_json
 from sqlalchemy import Table, bindparam, select
 from sqlalchemy.orm import Session
 
@@ -180,7 +180,7 @@ def _add(
     Returns:
         How many jobs of the tenant are queued now.
     """
-    given = json.dumps({"events": events, "deliveries": deliveries})
+    given = to_json({"events": events, "deliveries": deliveries}).decode()
     values = {"given": given, "count": len(events), "more_queued": more_queued, "tenant": tenant_id, "type": event_type}
     if deliveries:
         note_deliveries(session)
