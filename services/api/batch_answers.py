@@ -9,6 +9,7 @@ from flask import Response, jsonify
 from pydantic import BaseModel, Field
 
 from services.api.answers import Output
+from services.api.list_answer import ListAnswer
 from services.api.parts import Parts
 from services.api.problems import Problem
 from shared.errors import RequestError
@@ -121,14 +122,8 @@ class BatchAnswer(BaseModel):
     urls: BatchUrls
 
 
-class BatchListAnswer(BaseModel):
+class BatchListAnswer(ListAnswer[BatchAnswer]):
     """A page of batches."""
-
-    object: Literal["list"]
-    data: list[BatchAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class ItemError(BaseModel):
@@ -155,14 +150,8 @@ class ItemAnswer(BaseModel):
     error: ItemError | None
 
 
-class ItemListAnswer(BaseModel):
+class ItemListAnswer(ListAnswer[ItemAnswer]):
     """A page of items."""
-
-    object: Literal["list"]
-    data: list[ItemAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class ResultAnswer(ItemAnswer):
@@ -171,14 +160,8 @@ class ResultAnswer(ItemAnswer):
     outputs: list[Output] = Field(description="Empty, unless it has succeeded.")
 
 
-class ResultListAnswer(BaseModel):
+class ResultListAnswer(ListAnswer[ResultAnswer]):
     """A page of results."""
-
-    object: Literal["list"]
-    data: list[ResultAnswer]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class AppendAnswer(BaseModel):
@@ -203,11 +186,11 @@ def find_batch(parts: Parts, caller: Caller, batch_id: str) -> BatchDocument:
     return batch
 
 
-def batch_response(parts: Parts, batch: BatchDocument, poll_header: str = "Retry-After", per_second: int = 1) -> Response:
+def batch_response(parts: Parts, batch: BatchDocument) -> Response:
     """The batch, and while it goes on when to look again."""
     response = jsonify(batch_document(parts, batch))
     if batch.status in LIVE:
-        response.headers[poll_header] = str(per_second * POLL_S)
+        response.headers["Retry-After"] = str(POLL_S)
     return response
 
 

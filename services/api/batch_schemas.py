@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 
 from services.api.fields import MAX_METADATA, CustomId, MetadataKey, MetadataValue, QueryInt, Sent, refuse
 from services.api.schemas import JobRequest
@@ -22,6 +22,11 @@ _UNITS = {"m": 60, "h": 3600, "d": 86_400}
 _WINDOW = re.compile(r"[1-9][0-9]{0,3}[mhd]", re.ASCII)
 _MAX_WINDOW_S = 30 * 86_400
 
+_EXAMPLE: dict[str, Any] = {
+    "name": "autumn catalogue",
+    "defaults": {"size": "1024x1024", "format": "jpeg"},
+    "items": [{"custom_id": "sku-17", "prompt": "a red mug"}, {"custom_id": "sku-18", "prompt": "a tea pot", "seed": 7}],
+}
 _CUSTOM_ID = "Yours; names the item within its batch. The same one with the same request is the same item."
 _NAME = Field(default=None, max_length=256, description="Yours, for people.")
 _Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)]
@@ -62,6 +67,8 @@ Items = Annotated[list[BatchItemRequest], Field(max_length=MAX_ITEMS_AT_ONCE)]
 
 class NativeBatchRequest(Sent):
     """Job requests that are run as one, without a file."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     items: Items = Field(
         description=f"The first items: at most {MAX_ITEMS_AT_ONCE} of them, {MAX_ITEMS} in all. None, and they are all appended."

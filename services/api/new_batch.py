@@ -16,11 +16,9 @@ from pydantic import ValidationError
 from services.api.batch_answers import JOBS
 from services.api.batch_schemas import NativeBatchRequest, window_seconds
 from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, Path, from_pydantic, validated
-from services.api.idempotency import fingerprint
 from services.api.new_job import check_request
 from services.api.parts import Parts
 from services.api.priority import with_allowed_priority
-from services.api.request_body import RequestBody
 from services.api.schemas import JobRequest
 from services.api.webhooks.callbacks import collect_webhook
 from shared.lifecycle.batches import NewBatch, NewItem
@@ -35,7 +33,7 @@ _ENOUGH = 200
 """Errors after which nothing more is looked for."""
 
 
-def native_batch(parts: Parts, caller: Caller, sent: dict[str, Any], route: str) -> NewBatch:
+def native_batch(parts: Parts, caller: Caller, sent: dict[str, Any]) -> NewBatch:
     """
     The batch that a request asks for.
 
@@ -52,7 +50,6 @@ def native_batch(parts: Parts, caller: Caller, sent: dict[str, Any], route: str)
         endpoint=JOBS,
         completion_window=asked.completion_window,
         window_s=window_seconds(asked.completion_window),
-        fingerprint=fingerprint(route, RequestBody(sent)),
         name=asked.name,
         defaults=defaults,
         is_sealed=bool(requests) if asked.sealed is None else asked.sealed,

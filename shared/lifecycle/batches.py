@@ -60,7 +60,7 @@ class NewBatch:
     endpoint: str
     completion_window: str
     window_s: int
-    fingerprint: str
+    fingerprint: str = ""
     name: str | None = None
     defaults: dict[str, Any] | None = None
     is_sealed: bool = True
@@ -206,12 +206,26 @@ def item_rows(batch_id: str, items: Sequence[NewItem]) -> list[dict[str, Any]]:
     ]
 
 
+def find_replay(db: Database, tenant_id: str, key: str, fingerprint: str) -> str | None:
+    """
+    The batch that an earlier request with this idempotency key made, or None.
+
+    Raises:
+        RequestError: `idempotency_mismatch`.
+    """
+    return db.run(lambda session: _of_key(session, tenant_id, key, fingerprint))
+
+
+def _of_key(session: Session, tenant_id: str, key: str, fingerprint: str | None) -> str | None:
+    holder = session.scalars(_of(tenant_id).where(Batch.idempotency_key == key)).one_or_none()
+    if holder is not None and holder.fingerprint != fingerprint:
+        raise RequestError("idempotency_mismatch", "this Idempotency-Key came before with a different request", "Idempotency-Key")
+    return None if holder is None else holder.id
+
+
 def _earlier(session: Session, new: NewBatch) -> str | None:
     if new.idempotency_key is not None:
-        holder = session.scalars(_of(new.tenant_id).where(Batch.idempotency_key == new.idempotency_key)).one_or_none()
-        if holder is not None and holder.fingerprint != new.fingerprint:
-            raise RequestError("idempotency_mismatch", "this Idempotency-Key came before with a different request", "Idempotency-Key")
-        return None if holder is None else holder.id
+        return _of_key(session, new.tenant_id, new.idempotency_key, new.fingerprint)
     if not new.try_number:
         return None
     alike = _of(new.tenant_id).where(

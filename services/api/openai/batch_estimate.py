@@ -71,7 +71,7 @@ def estimate_batch(parts: Parts, caller: Caller, sent: dict[str, Any]) -> dict[s
         NoModelError, DatabaseDownError, StorageDownError
     """
     if "items" in sent:
-        new = native_batch(parts, caller, sent, "")
+        new = native_batch(parts, caller, sent)
         return _estimate(parts, caller, [RequestBody(item.request) for item in new.items], len(new.items), new.window_s)
     sent = without_nulls(sent)
     asked = validated(BatchEstimateRequest, sent)

@@ -13,7 +13,7 @@ from flask import Response, request
 from pydantic import Field
 
 from services.api.auth import authenticate
-from services.api.batch_answers import GENERATIONS, BatchAnswer, BatchListAnswer, batch_document, batch_response, find_batch
+from services.api.batch_answers import GENERATIONS, POLL_S, BatchAnswer, BatchListAnswer, batch_document, batch_response, find_batch
 from services.api.batch_schemas import MAX_ITEMS_BYTES, NativeBatchRequest
 from services.api.field_errors import validated
 from services.api.fields import MAX_METADATA, MetadataKey, MetadataValue, QueryInt, Sent
@@ -28,7 +28,7 @@ from services.api.request_body import RequestBody, read_json, read_query
 from services.api.route_docs import describe
 from shared.errors import RequestError, TooManyBatchesError
 from shared.ids import is_id
-from shared.lifecycle.batches import BatchDocument, NewBatch, cancel_batch, create_batch, list_batches
+from shared.lifecycle.batches import LIVE, BatchDocument, CreatedBatch, NewBatch, cancel_batch, create_batch, find_replay, list_batches
 from shared.lifecycle.files import PlainFile, get_file
 from shared.lifecycle.tenants import Caller
 
@@ -71,7 +71,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
             example={"input_file_id": "file-01k9v6s3m8e2t4w6y8a0c2e4g6", "endpoint": GENERATIONS, "completion_window": "24h"},
             request_headers=("Idempotency-Key",),
             is_counted=True,
-            headers={"200": ("Location", POLL_AFTER, "Idempotency-Replayed")},
+            headers={"200": ("Location", "Retry-After", POLL_AFTER, "Idempotency-Replayed")},
         ),
     )
     def make() -> Response:
@@ -79,14 +79,17 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
         parts.quotas.admit(caller)
         key = parse_key(request.headers.get("Idempotency-Key"))
         sent = read_json(request, MAX_ITEMS_BYTES)
-        new = native_batch(parts, caller, sent, _ROUTE) if "items" in sent else _file_batch(parts, caller, without_nulls(sent))
-        new = replace(new, idempotency_key=key, try_number=parse_try(request.headers.get(TRY_HEADER)))
-        limits = parts.quotas.limits_of(caller)
-        try:
-            created = create_batch(parts.db, new, limits)
-        except TooManyBatchesError:
-            parts.quotas.note_batches(limits.live_batches)
-            raise
+        is_native = "items" in sent
+        sent = sent if is_native else without_nulls(sent)
+        once = fingerprint(_ROUTE, RequestBody(sent))
+        # Before anything is judged: a deadline may have passed since, a file may have gone.
+        earlier = find_replay(parts.db, caller.tenant_id, key, once) if key is not None else None
+        if earlier is not None:
+            created = CreatedBatch(earlier, is_replay=True)
+        else:
+            new = native_batch(parts, caller, sent) if is_native else _file_batch(parts, caller, sent)
+            tried = parse_try(request.headers.get(TRY_HEADER))
+            created = _create(parts, caller, replace(new, fingerprint=once, idempotency_key=key, try_number=tried))
         parts.quotas.note_batches(created.num_live)
         response = _answer(parts, find_batch(parts, caller, created.batch_id))
         response.headers["Location"] = f"/v1/batches/{created.batch_id}"
@@ -117,7 +120,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
         operation_id="openai_get_batch",
         security="ApiKey",
         responses=[401, 403, 404, 503],
-        extensions=describe(headers={"200": (POLL_AFTER,)}),
+        extensions=describe(headers={"200": ("Retry-After", POLL_AFTER)}),
     )
     def get_one(batch_id: str) -> Response:
         caller = authenticate(parts.callers, request, "read")
@@ -130,7 +133,7 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
         operation_id="openai_cancel_batch",
         security="ApiKey",
         responses=[401, 403, 404, 503],
-        extensions=describe(headers={"200": (POLL_AFTER,)}),
+        extensions=describe(headers={"200": ("Retry-After", POLL_AFTER)}),
     )
     def cancel_one(batch_id: str) -> Response:
         caller = authenticate(parts.callers, request, "submit")
@@ -142,7 +145,19 @@ def batches_blueprint(parts: Parts) -> APIBlueprint:
 
 
 def _answer(parts: Parts, batch: BatchDocument) -> Response:
-    return batch_response(parts, batch, POLL_AFTER, 1000)
+    response = batch_response(parts, batch)
+    if batch.status in LIVE:
+        response.headers[POLL_AFTER] = str(1000 * POLL_S)
+    return response
+
+
+def _create(parts: Parts, caller: Caller, new: NewBatch) -> CreatedBatch:
+    limits = parts.quotas.limits_of(caller)
+    try:
+        return create_batch(parts.db, new, limits)
+    except TooManyBatchesError:
+        parts.quotas.note_batches(limits.live_batches)
+        raise
 
 
 def _file_batch(parts: Parts, caller: Caller, sent: dict[str, Any]) -> NewBatch:
@@ -153,7 +168,6 @@ def _file_batch(parts: Parts, caller: Caller, sent: dict[str, Any]) -> NewBatch:
         endpoint=asked.endpoint,
         completion_window=asked.completion_window,
         window_s=_DAY_S,
-        fingerprint=fingerprint(_ROUTE, RequestBody(sent)),
         metadata=dict(asked.metadata),
         output_expires_s=asked.output_expires_after.seconds if asked.output_expires_after else None,
     )

@@ -211,20 +211,25 @@ def test_appends_at_once(client: FlaskClient, app: APIFlask, account: Account, d
     assert query(db, "SELECT line::int, custom_id FROM batch_item ORDER BY 1") == [(1, "a"), (2, "b"), (3, "c")]
 
 
-def test_one_key_is_one_batch(client: FlaskClient, db: Database) -> None:
+def test_one_key_is_one_batch(client: FlaskClient, db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A repeated request makes no second batch, nor a second append; a key with another request is refused."""
     key = {"Idempotency-Key": "k"}
     batch = make(client, [item("a")], key, sealed=False)
     again = client.post("/v1/batches", json={"items": [item("a")], "sealed": False}, headers=key)
     assert (again.get_json()["id"], again.headers["Idempotency-Replayed"]) == (batch["id"], "true")
     assert_problem(client.post("/v1/batches", json={"items": [item("b")]}, headers=key), 422, "idempotency_mismatch", "Idempotency-Key")
+    # What it names has gone since: the answer is still that of the first time.
+    hooked = {"items": [item("a", webhook="https://hooks.example/x")], "defaults": {"deadline": "2999-01-01T00:00:00Z"}}
+    made = client.post("/v1/batches", json=hooked, headers={"Idempotency-Key": "h"})
+    monkeypatch.setattr("services.api.openai.batches.native_batch", None)
+    assert client.post("/v1/batches", json=hooked, headers={"Idempotency-Key": "h"}).get_json() == made.get_json()
     # More than other routes read, with a key.
     long = {"items": [item(str(number), prompt="x" * 7000) for number in range(200)]}
     path = f"/v1/batches/{batch['id']}/append"
     first, second = (client.post(path, json=long, headers=key) for _ in range(2))
     assert first.get_json() == second.get_json()
     assert (first.get_json()["added"], second.headers["Idempotency-Replayed"]) == (200, "true")
-    assert query(db, "SELECT count(*)::int FROM batch_item") == [(201,)]
+    assert query(db, "SELECT count(*)::int FROM batch_item") == [(202,)]
 
 
 def test_pages_of_items(client: FlaskClient, clerk: Clerk) -> None:
