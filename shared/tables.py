@@ -196,6 +196,10 @@ class Batch(Base):
     """It gets no more lines. Until then it does not end, unless its time is up."""
     paused_at: Mapped[datetime | None]
     """Since then no line of it becomes a job, and none of its work begins. NULL: it goes on."""
+    resumed_at: Mapped[datetime | None]
+    """When it last went on."""
+    max_failures: Mapped[int | None]
+    """It is paused when so many of its lines have failed since it went on. NULL: it never is."""
     holds_work: Mapped[bool] = mapped_column(server_default=false())
     """Work of its jobs is being held back, or has been: before it goes on, that is to be let go."""
     retried_at: Mapped[datetime | None]

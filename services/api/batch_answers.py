@@ -118,6 +118,7 @@ class BatchAnswer(BaseModel):
     name: str | None
     sealed: bool = Field(description="No items can be appended, and it ends with its last one.")
     paused: bool = Field(description="Nothing more of it begins until it is resumed.")
+    max_failures: int | None = Field(description="It is paused when so many items have failed since it went on.")
     items: ItemCounts
     urls: BatchUrls
 
@@ -227,6 +228,7 @@ def batch_document(parts: Parts, batch: BatchDocument) -> dict[str, Any]:
         "sealed": batch.is_sealed,
         # What has ended does not go on, paused or not.
         "paused": batch.paused_at is not None and batch.status in LIVE,
+        "max_failures": batch.max_failures,
         "items": batch.counts,
         "urls": {"self": own, **{_member(name): f"{own}/{name}" for name in _LINKS}},
     }

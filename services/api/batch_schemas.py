@@ -22,6 +22,9 @@ _UNITS = {"m": 60, "h": 3600, "d": 86_400}
 _WINDOW = re.compile(r"[1-9][0-9]{0,3}[mhd]", re.ASCII)
 _MAX_WINDOW_S = 30 * 86_400
 
+_MAX_FAILURES = Field(
+    default=None, ge=1, le=MAX_ITEMS, description="When so many items have failed it is paused, and counts anew once it is resumed."
+)
 _EXAMPLE: dict[str, Any] = {
     "name": "autumn catalogue",
     "defaults": {"size": "1024x1024", "format": "jpeg"},
@@ -77,6 +80,7 @@ class NativeBatchRequest(Sent):
     sealed: bool | None = Field(default=None, description="No items can be appended. Absent: true, if there are items here.")
     name: str | None = _NAME
     metadata: _Metadata = Field(default={}, description="Yours; echoed.")
+    max_failures: int | None = _MAX_FAILURES
     completion_window: Window = Field(
         default="24h", description="What is not done by then expires: minutes, hours or days, at most 30 of these."
     )
@@ -93,6 +97,7 @@ class BatchChange(Sent):
 
     name: str | None = _NAME
     metadata: _Metadata | None = Field(default=None, description="All of it: what is not named here is gone.")
+    max_failures: int | None = _MAX_FAILURES
 
 
 class _PageQuery(Sent):

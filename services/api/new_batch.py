@@ -54,6 +54,7 @@ def native_batch(parts: Parts, caller: Caller, sent: dict[str, Any]) -> NewBatch
         defaults=defaults,
         is_sealed=bool(requests) if asked.sealed is None else asked.sealed,
         items=[NewItem(line, custom_id, request) for line, (custom_id, request) in enumerate(requests.items(), 1)],
+        max_failures=asked.max_failures,
         metadata=dict(asked.metadata),
     )
 

@@ -16,10 +16,11 @@ from sqlalchemy.orm import Session, aliased
 
 from shared.db import Database
 from shared.errors import GlmqError, RequestError
+from shared.lifecycle.batch_reads import CANCELED, EXPIRED
 from shared.lifecycle.batch_steps import tell_batch
 from shared.lifecycle.batches import NewItem, item_rows
 from shared.lifecycle.ending import database_now
-from shared.states import TERMINAL_JOB, BatchStatus, WorkState
+from shared.states import TERMINAL_JOB, BatchStatus, JobStatus, WorkState
 from shared.tables import Batch, BatchItem, Grid, Image, Job, Output
 
 _GOES_ON = (BatchStatus.VALIDATING, BatchStatus.RUNNING)
@@ -113,20 +114,45 @@ def pause_batch(db: Database, tenant_id: str, batch_id: str) -> bool:
     def work(session: Session) -> bool:
         row = _lock(session, tenant_id, batch_id)
         if row is not None and row.status in _GOES_ON and row.paused_at is None:
-            row.paused_at = database_now(session)
-            tell_batch(session, row, "batch.paused")
+            _pause(session, row)
         return row is not None
 
     return db.run(work)
 
 
+def pause_failing(db: Database, batch_id: str) -> bool:
+    """Pause a batch of which as many lines have failed since it went on as may. False: it goes on."""
+
+    def work(session: Session) -> bool:
+        row = session.get_one(Batch, batch_id, with_for_update=True, populate_existing=True)
+        if row.status != BatchStatus.RUNNING or row.paused_at is not None or row.max_failures is None:
+            return False
+        since = row.resumed_at or row.created_at
+        jobs = select(Job.id).where(Job.batch_id == batch_id, Job.status == JobStatus.FAILED, Job.completed_at > since)
+        is_refused = (BatchItem.error.is_not(None), BatchItem.error["code"].astext.not_in((CANCELED, EXPIRED)))
+        lines = select(BatchItem.id).where(BatchItem.batch_id == batch_id, *is_refused, BatchItem.failed_at > since)
+        counts = [select(func.count()).select_from(some.limit(row.max_failures).subquery()).scalar_subquery() for some in (jobs, lines)]
+        if session.execute(select(counts[0] + counts[1])).scalar_one() < row.max_failures:
+            return False
+        _pause(session, row)
+        return True
+
+    return db.run(work)
+
+
+def _pause(session: Session, row: Batch) -> None:
+    row.paused_at = database_now(session)
+    tell_batch(session, row, "batch.paused")
+
+
 def resume_batch(db: Database, tenant_id: str, batch_id: str) -> bool:
-    """Let it go on. False: the tenant has no such batch."""
+    """Let it go on, and count its failures anew. False: the tenant has no such batch."""
 
     def work(session: Session) -> bool:
         row = _lock(session, tenant_id, batch_id)
-        if row is not None:
+        if row is not None and row.paused_at is not None:
             row.paused_at = None
+            row.resumed_at = database_now(session)
         return row is not None
 
     return db.run(work)
@@ -134,10 +160,10 @@ def resume_batch(db: Database, tenant_id: str, batch_id: str) -> bool:
 
 def change_batch(db: Database, tenant_id: str, batch_id: str, changes: Mapping[str, Any]) -> bool:
     """
-    Give a batch another name or other metadata. False: the tenant has no such batch.
+    Give a batch another name, other metadata, or another number of failures to pause at. False: the tenant has no such batch.
 
     Args:
-        changes: of `name` and `metadata`, those that are to be changed.
+        changes: of `name`, `metadata` and `max_failures`, those that are to be changed.
     """
 
     def work(session: Session) -> bool:
@@ -146,6 +172,7 @@ def change_batch(db: Database, tenant_id: str, batch_id: str, changes: Mapping[s
             return False
         row.name = changes.get("name", row.name)
         row.request_metadata = changes.get("metadata", row.request_metadata)
+        row.max_failures = changes.get("max_failures", row.max_failures)
         return True
 
     return db.run(work)

@@ -53,6 +53,7 @@ class NewBatch:
     Attributes:
         input_file_id: of its lines; None: they are `items`, which were understood, and those that are appended.
         defaults: members of a job request that appended lines inherit. `items` have them already.
+        max_failures: lines that may fail until it is paused; None: any number.
     """
 
     tenant_id: str
@@ -64,6 +65,7 @@ class NewBatch:
     name: str | None = None
     defaults: dict[str, Any] | None = None
     is_sealed: bool = True
+    max_failures: int | None = None
     items: Sequence[NewItem] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     output_expires_s: int | None = None
@@ -87,6 +89,7 @@ class BatchDocument:
     name: str | None
     defaults: dict[str, Any]
     is_sealed: bool
+    max_failures: int | None
     holds_work: bool
     completion_window: str
     output_expires_s: int | None
@@ -159,6 +162,7 @@ def create_batch(db: Database, new: NewBatch, limits: Limits = Limits()) -> Crea
                 name=new.name,
                 defaults=new.defaults,
                 is_sealed=new.is_sealed,
+                max_failures=new.max_failures,
                 input_file_id=new.input_file_id,
                 request_metadata=new.metadata,
                 idempotency_key=new.idempotency_key,
@@ -309,6 +313,7 @@ def _plain(row: Batch, counts: dict[str, int]) -> BatchDocument:
         name=row.name,
         defaults=row.defaults or {},
         is_sealed=row.is_sealed,
+        max_failures=row.max_failures,
         holds_work=row.holds_work,
         completion_window=row.completion_window or "",
         output_expires_s=row.output_expires_s,

@@ -124,6 +124,9 @@ class Clerk:
         is_over = _is_over(batch)
         if is_over and batch_items.drop_pending(db, batch.id, batch_reads.EXPIRED):
             return True
+        if batch.max_failures is not None and not is_over and batch_control.pause_failing(db, batch.id):
+            log.info("batch_paused", batch_id=batch.id, why="max_failures")
+            return True
         failed: list[str] = []
         if batch.retried_at is not None and not is_over:
             if batch_retry.reopen_lines(db, batch):

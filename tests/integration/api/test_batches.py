@@ -23,6 +23,7 @@ from tests.integration.api.openai import draw
 from tests.integration.api.test_openai_batches import clerk as clerk
 from tests.integration.api.test_openai_batches import die_at_any_write, line, read, work_all
 from tests.integration.api.test_openai_batches import make as make_from_file
+from tests.integration.api.test_openai_files import upload
 from tests.integration.api.test_openai_webhooks import heard, listen
 from tests.ledger import at_once, execute, query
 
@@ -286,6 +287,29 @@ def test_pause_and_resume(
     work_all(clerk)
     assert read(client, batch)["items"] == {**COUNTS, "succeeded": 6}
     assert query(db, "SELECT count(*)::int FROM batch WHERE holds_work") == [(0,)]
+
+
+def test_a_batch_that_pauses_itself(client: FlaskClient, clerk: Clerk, parts: Parts, db: Database, account: Account) -> None:
+    """When as many items have failed as may, of jobs and of those that became none; then again, counted anew."""
+    listen(client, "batch.paused")
+    limit_tenant(db, account.tenant_id, {"max_queued": 2})
+    lost = upload(client, png(), purpose="vision").get_json()["id"]
+    batch = make(client, [item(f"doomed {index}", images=[{"file_id": lost}] * (index == 1)) for index in range(5)], max_failures=2)
+    client.delete(f"/v1/files/{lost}")
+    work_all(clerk)
+    assert (count_rows(db)["job"], read(client, batch)["paused"]) == (2, False)
+    draw(db, parts.storage, PICTURE)
+    work_all(clerk)
+    paused = read(client, batch)
+    assert (paused["paused"], paused["items"]) == (True, {**COUNTS, "failed": 3, "pending": 2})
+    act(client, batch, "resume")
+    work_all(clerk)
+    assert (read(client, batch)["paused"], count_rows(db)["job"]) == (False, 4)
+    assert client.patch(f"/v1/batches/{batch['id']}", json={"max_failures": 1}).get_json()["max_failures"] == 1
+    draw(db, parts.storage, PICTURE)
+    work_all(clerk)
+    assert [data["request_counts"]["failed"] for _, data in heard(db)] == [3, 5]
+    assert_problem(client.patch(f"/v1/batches/{batch['id']}", json={"max_failures": 0}), 400, "invalid_request", "max_failures")
 
 
 def test_a_paused_batch_ends(client: FlaskClient, clerk: Clerk, db: Database) -> None:
