@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import structlog
+from pydantic_core import to_json
 
 from services.webhook_sender.settings import WebhookSenderSettings
 from shared.errors import StartupError
@@ -34,7 +35,7 @@ class LetterWriter:
             if delivery.dialect is not None and delivery.dialect["name"] == DIALECT and "outputs" in data:
                 return prediction_body(self._prediction(delivery, data))
             return event_body(
-                delivery.event_id, _shown_type(delivery), delivery.event_created_at, delivery.event_seq, data, delivery.is_thin
+                delivery.event_id, _shown_type(delivery), delivery.event_created_at, delivery.event_seq, data, delivery.is_thin, to_json
             )
         except Exception as error:
             # By name only: the text may quote a prompt.
