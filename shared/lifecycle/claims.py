@@ -18,7 +18,7 @@ from shared.lifecycle.events import record_changes
 from shared.lifecycle.workers import ALIVE_S
 from shared.lora import Lora, lora_from_json
 from shared.rendition import Rendition
-from shared.states import LIVE_WORK, JobStatus, Stage
+from shared.states import LIVE_WORK, JobStatus, Priority, Stage
 from shared.tables import Grid, Image, Job
 from shared.trace import TraceContext
 
@@ -26,8 +26,11 @@ Unit = TypeVar("Unit", Grid, Image)
 
 _now = func.clock_timestamp
 
-PATIENCE_S = 10
-"""Seconds after which released work goes before more urgent lanes. Well below `work.RELEASE_S`, after which it would be taken back."""
+HEAD_START_S = 10
+"""
+Seconds by which work is claimed before what was released earlier, in the next lane. Two lanes' worth of it is well below `work.RELEASE_S`:
+what is released in its turn is claimed before it would be taken back.
+"""
 
 
 @dataclass(frozen=True)
@@ -247,11 +250,10 @@ def _claim(db: Database, table: str, worker_id: str, lease_s: float, unit_id: st
 @functools.cache
 def _claim_statement(table: str, is_any: bool, is_choosy: bool) -> str:
     """One trip: the conditional UPDATE, and all that a worker reads of the unit, its grid, its sources and its jobs."""
-    # The most urgent lane first, but nothing that was released waits for long: its lane has had it chosen, and must get it.
-    is_fresh = f"released_at > clock_timestamp() - interval '{PATIENCE_S} s'"
-    which = f"ORDER BY {is_fresh}, lane, released_at, created_at, id" if is_any else "AND id = %(unit)s"
     made_for = "grid.model_revision" if table == "grid" else "(SELECT model_revision FROM grid WHERE grid.id = image.grid_id)"
-    is_mine = f"AND ({made_for} = %(revision)s OR NOT EXISTS ({_has_worker(table, made_for)}))" if is_choosy else ""
+    is_mine = f"AND {_is_for_me(table, made_for)}" if is_choosy else ""
+    released = f"FROM {table} WHERE state = 'released' {is_mine}"
+    which = _next_released(released) if is_any else f"SELECT id {released} AND id = %(unit)s LIMIT 1 FOR UPDATE SKIP LOCKED"
     if table == "grid":
         shown = "claimed.*, claimed.source_file_ids AS named"
         grid = ""
@@ -270,7 +272,7 @@ def _claim_statement(table: str, is_any: bool, is_choosy: bool) -> str:
             UPDATE {table}
             SET state = 'running', attempt = attempt + 1, worker_id = %(holder)s, lease_until = clock_timestamp() + %(lease)s,
                 released_at = NULL, started_at = clock_timestamp()
-            WHERE id = (SELECT id FROM {table} WHERE state = 'released' {is_mine} {which} LIMIT 1 FOR UPDATE SKIP LOCKED)
+            WHERE id = ({which})
             RETURNING *
         ), shown AS (SELECT {shown} FROM claimed {grid})
         SELECT
@@ -287,10 +289,37 @@ def _claim_statement(table: str, is_any: bool, is_choosy: bool) -> str:
     """  # noqa: S608 - our own names
 
 
-def _has_worker(table: str, revision: str) -> str:
+def _next_released(released: str) -> str:
+    """
+    SQL: the unit that a free slot takes: the first of the lane whose turn it is. If others are taking that, the first that nobody takes.
+
+    Each lane's first is looked at by index and unlocked; one order over all lanes would be a sort of everything that is released.
+    """
+    oldest_first = "ORDER BY released_at, created_at, id LIMIT 1"
+    lanes = ", ".join(f"({lane})" for lane in range(len(Priority)))
+    return f"""
+        SELECT COALESCE((
+            SELECT id {released} AND lane = (
+                SELECT lanes.lane FROM (VALUES {lanes}) AS lanes (lane)
+                CROSS JOIN LATERAL (SELECT released_at {released} AND lane = lanes.lane {oldest_first}) AS head
+                ORDER BY head.released_at + lanes.lane * interval '{HEAD_START_S} s' LIMIT 1
+            ) {oldest_first} FOR UPDATE SKIP LOCKED
+        ), (
+            SELECT id {released} ORDER BY lane, released_at, created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
+        ))
+    """  # noqa: S608 - our own names
+
+
+def _is_for_me(table: str, made_for: str) -> str:
+    """SQL: the unit is for workers of this revision, or no live worker is of the one that it is for."""
     stage = Stage.AR if table == "grid" else Stage.DECODER
-    alive = f"stage = '{stage}' AND stopped_at IS NULL AND seen_at > clock_timestamp() - interval '{ALIVE_S} s'"
-    return f"SELECT FROM worker WHERE {alive} AND model->>'revision' = {revision}"
+    live = f"SELECT FROM worker WHERE stage = '{stage}' AND stopped_at IS NULL AND seen_at > clock_timestamp() - interval '{ALIVE_S} s'"
+    # First what is asked once for all rows: hardly ever do workers of several revisions live.
+    return f"""(
+        NOT EXISTS ({live} AND model->>'revision' <> %(revision)s)
+        OR {made_for} = %(revision)s
+        OR NOT EXISTS ({live} AND model->>'revision' = {made_for})
+    )"""
 
 
 _LIVE = ", ".join(f"'{state}'" for state in sorted(LIVE_WORK))

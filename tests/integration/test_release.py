@@ -160,10 +160,10 @@ def test_what_waits_for_another_try_is_passed_by(db: Database, new_job: NewJob, 
 
 
 def test_released_work_is_claimed_in_time(db: Database, new_job: NewJob, order: FairOrder) -> None:
-    """The most urgent lane is claimed first, but what has been released for long goes before it."""
+    """An urgent lane has a head start before the next one, ten seconds, and twice that before the one after; no more."""
     submit_some(db, new_job, 2, priority=Priority.BULK)
     work.release(db, Stage.AR, 10, order=order)
-    execute(db, "UPDATE grid SET released_at = released_at - interval '11 s' WHERE prompt = '1'")
+    execute(db, "UPDATE grid SET released_at = released_at - interval '21 s' WHERE prompt = '1'")
     submit_some(db, new_job, 1, priority=Priority.INTERACTIVE)
     work.release(db, Stage.AR, 10, order=order)
     claimed = [claims.claim_grid(db, "w", LEASE_S) for _ in range(3)]
