@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from shared.db import Database
+from shared.db import ConstraintError, Database
 from shared.errors import RequestError, StaleAttemptError
 from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.approval import MAX_REJECTIONS, approve, reject
@@ -275,7 +275,7 @@ def test_unapproved_grid_cannot_be_finished(db: Database, asking: NewJob) -> Non
     """A worker that knows no approval does not get past it: the ledger refuses a finished grid that nobody approved."""
     job_id, _ = submit(db, asking)
     grid = claim_grid(db)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(ConstraintError):
         finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
     assert document(db, asking, job_id)["status"] == "queued"
 
