@@ -23,14 +23,16 @@ decision goes on behind them.
 
 TABLES = {Stage.AR: "grid", Stage.DECODER: "image"}
 
-IN_HAND = "(state = 'released' OR state = 'running')"
-"""SQL. Not `IN`: each half has an index of its own."""
+NUM_IN_HAND = " + ".join(
+    f"(SELECT count(*) FROM {table} WHERE state = '{state}' AND tenant_id = tenant.id)"  # noqa: S608 - our own names
+    for table in TABLES.values()
+    for state in ("released", "running")
+)
+"""
+SQL: units of both stages that `tenant` has released or running.
 
-NUM_IN_HAND = f"""
-    SELECT count(*) FROM (SELECT tenant_id FROM grid WHERE {IN_HAND} UNION ALL SELECT tenant_id FROM image WHERE {IN_HAND}) AS in_hand
-    WHERE in_hand.tenant_id = tenant.id
-"""  # noqa: S608 - our own names
-"""SQL: units of both stages that `tenant` has released or running."""
+Each state by itself, here and in `work.py`: each has an index of its own, and of both at once Postgres may look through all the rest.
+"""
 
 Place = tuple[str, int]
 """Tenant and class of cost."""

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database
-from shared.lifecycle.candidates import IN_HAND, NUM_IN_HAND, START, TABLES, Order, look
+from shared.lifecycle.candidates import NUM_IN_HAND, START, TABLES, Order, look
 from shared.lifecycle.ending import database_now, end_work, live_jobs
 from shared.lifecycle.events import record_changes
 from shared.lifecycle.past_attempts import keep_attempt
@@ -125,7 +125,11 @@ def _release_all_statement(table: str, is_limited: bool) -> str:
     # CTEs that are used twice, or lock, are computed once; a subquery with a limit might be computed again for every row.
     return f"""
         WITH asked AS (
-            SELECT greatest(0, %(window)s::bigint - (SELECT count(*) FROM {table} WHERE {IN_HAND})) AS room
+            SELECT greatest(
+                0,
+                %(window)s::bigint
+                - (SELECT count(*) FROM {table} WHERE state = 'released') - (SELECT count(*) FROM {table} WHERE state = 'running')
+            ) AS room
         ), seen AS MATERIALIZED (
             SELECT id, tenant_id FROM {table} WHERE state = 'ready' AND not_before <= clock_timestamp()
             ORDER BY lane, created_at, id LIMIT (SELECT room + 1 FROM asked)
