@@ -34,11 +34,11 @@ from services.api.openai.headers import POLL_AFTER, tell_poll, tell_time
 from services.api.openai.schemas import EditRequest, ImageRequest
 from services.api.openai.submitting import MAX_JSON_BYTES, OF_UNFINISHED, submit_translated
 from services.api.openai.translate import native_image_request, nested_fields, read_asked, without_nulls
-from services.api.openai.wait import error_event, event, hold, stream_job, waiting_place
+from services.api.openai.wait import error_event, hold, stream_job, waiting_place
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, Upload, read_json, refuse_compression
 from services.api.route_docs import describe
-from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA
+from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA, event_bytes
 from services.api.strict_json import check_text
 from services.api.submitting import Submitted
 from shared.errors import RequestError
@@ -239,7 +239,7 @@ class _Events:
                     "image_index": output["index"],
                     "preview": {"kind": preview["kind"], "step": preview["step"]},
                 }
-                yield event(name, data)
+                yield event_bytes(name, data)
 
 
 def _completed(parts: Parts, document: Document, asked: _Asked) -> Iterator[bytes]:
@@ -259,4 +259,4 @@ def _completed(parts: Parts, document: Document, asked: _Asked) -> Iterator[byte
             "id": document["id"],
             **reading_of(document),
         }
-        yield event(name, data)
+        yield event_bytes(name, data)

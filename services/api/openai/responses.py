@@ -39,9 +39,9 @@ from services.api.request_body import RequestBody, read_json, read_query
 from services.api.route_docs import describe
 from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA
 from shared.checkpoint import ModelInfo
+from shared.dialects import OPENAI_RESPONSES
 from shared.errors import RequestError
 from shared.ids import is_id
-from shared.lifecycle.events import RESPONSES
 from shared.lifecycle.jobs import get_dialect
 from shared.lifecycle.tenants import Caller
 from shared.lifecycle.tries import note_answer
@@ -84,7 +84,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         asked = _read(sent)
         native = native_response_request(asked, parts.model.get())
         places = _image_places(asked)
-        dialect = {"name": RESPONSES, "request": _echo(asked)}
+        dialect = {"name": OPENAI_RESPONSES.name, "request": _echo(asked)}
         if asked.background and not asked.stream:
             submitted = submit_translated(parts, caller, _ROUTE, RequestBody(sent), native, dialect, places)
             note_answer(parts.db, submitted.job_id)
