@@ -20,9 +20,10 @@ from services.api.job_docs import FORM_EXAMPLE, NEW_JOB, UPLOADS
 from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.prefer import MAX_WAIT_S, NO_PREFERENCE, parse_prefer
+from services.api.queries import JobQuery, ListQuery
 from services.api.request_body import read_body, read_query
 from services.api.route_docs import describe
-from services.api.schemas import JobQuery, JobRequest, ListQuery
+from services.api.schemas import JobRequest
 from services.api.submitting import SUBMIT_ROUTE, Origin, Submitted, submit_job
 from services.api.waiting import NoPlaceError, has_ended
 from shared.errors import RequestError
