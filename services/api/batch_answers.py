@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from services.api.answers import Output
 from services.api.list_answer import ListAnswer
 from services.api.parts import Parts
-from services.api.problems import Problem
+from services.api.problem_catalogue import Problem
 from shared.errors import RequestError
 from shared.ids import is_id
 from shared.job_document import finish_document

@@ -15,7 +15,7 @@ from services.api.auth import authenticate
 from services.api.batch_schemas import NativeBatchRequest
 from services.api.estimate_answers import answer_seconds, fleet_warnings, warning
 from services.api.fleet import Fleet
-from services.api.jobs import FORM_EXAMPLE, UPLOADS
+from services.api.job_docs import FORM_EXAMPLE, UPLOADS
 from services.api.openai.batch_estimate import BatchEstimateRequest, estimate_batch
 from services.api.parts import Parts
 from services.api.request_body import read_body

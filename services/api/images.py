@@ -14,9 +14,9 @@ from services.api.job_access import find_job
 from services.api.job_answers import public_document
 from services.api.list_answer import list_body
 from services.api.parts import Parts
+from services.api.queries import ImageQuery
 from services.api.request_body import read_query
 from services.api.route_docs import describe
-from services.api.schemas import ImageQuery
 from services.api.thumbnails import THUMBNAIL, THUMBNAIL_FORMAT, thumbnail_key
 from shared.errors import RequestError
 from shared.lifecycle.jobs import StoredResult, get_result

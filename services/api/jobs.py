@@ -16,12 +16,14 @@ from services.api.auth import as_caller, authenticate, require_fresh
 from services.api.idempotency import TRY_HEADER, parse_key, parse_try
 from services.api.job_access import cancel_job, find_job
 from services.api.job_answers import job_response, public_document, submitted_response
+from services.api.job_docs import FORM_EXAMPLE, NEW_JOB, UPLOADS
 from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.prefer import MAX_WAIT_S, NO_PREFERENCE, parse_prefer
+from services.api.queries import JobQuery, ListQuery
 from services.api.request_body import read_body, read_query
 from services.api.route_docs import describe
-from services.api.schemas import JobQuery, JobRequest, ListQuery
+from services.api.schemas import JobRequest
 from services.api.submitting import SUBMIT_ROUTE, Origin, Submitted, submit_job
 from services.api.waiting import NoPlaceError, has_ended
 from shared.errors import RequestError
@@ -33,25 +35,6 @@ from shared.storage import PRESIGN_S
 
 _PUT_ROUTE = "PUT /v1/jobs/<job_id>"
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
-
-UPLOADS = {
-    "type": "array",
-    "items": {"type": "string", "contentMediaType": "application/octet-stream"},
-    "description": "Reference images, after those of `images`.",
-}
-FORM_EXAMPLE = {"request": {"prompt": "make it night", "size": "auto"}, "image": ["(the bytes of a.png)"]}
-NEW_JOB: dict[str, Any] = {
-    "is_counted": True,
-    "request_headers": ("Idempotency-Key", "Prefer"),
-    "descriptions": {"200": "The job has ended while the request waited for it; or the same Idempotency-Key made it before."},
-    "headers": {
-        "202": ("Location", "Retry-After", "Preference-Applied"),
-        "200": ("Location", "Retry-After", "Idempotency-Replayed", "Preference-Applied"),
-    },
-    "same_as": {"200": "202"},
-    "links": (("get_job", "cancel_job", "list_images", "redecode_job", "approve_job", "reject_job"), "job_id"),
-}
-"""What the routes that make jobs have in common, for the OpenAPI document."""
 
 
 def jobs_blueprint(parts: Parts) -> APIBlueprint:

@@ -16,10 +16,10 @@ from typing import Any
 from apiflask import APIFlask
 from pydantic import BaseModel
 
-from services.api.answers import ProblemAnswer
 from services.api.examples import example_of
+from services.api.problem_answers import ProblemAnswer
+from services.api.problem_catalogue import Problem, example_problem
 from services.api.problems import MEDIA_TYPE as PROBLEM_TYPE
-from services.api.problems import Problem, example_problem
 from services.api.route_docs import EXTENSION, Model, RouteDocs
 from services.api.webhooks.docs import webhook_items, webhook_models
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from services.api.list_answer import ListAnswer, list_body
 from services.api.parts import Parts
-from services.api.problems import Problem
+from services.api.problem_catalogue import Problem
 from services.api.route_docs import describe
 from shared.errors import RequestError
 

@@ -1,4 +1,4 @@
-"""What each problem means and what its reader can do about it, in words. By code; `problems.py` has the codes."""
+"""What each problem means and what its reader can do about it, in words. By code; `problem_catalogue.py` has the codes."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from services.api.field_errors import ErrorCollector, validated
 from services.api.idempotency import TRY_HEADER, fingerprint, parse_key, parse_try
 from services.api.job_access import find_job
 from services.api.job_answers import submitted_response
-from services.api.jobs import NEW_JOB
+from services.api.job_docs import NEW_JOB
 from services.api.new_job import check_format, check_renditions, check_sides, chosen_lora, new_rendition
 from services.api.parts import Parts
 from services.api.prefer import parse_prefer

@@ -8,7 +8,7 @@ from flask import Response, jsonify, request
 from services.api.answers import JobAnswer
 from services.api.auth import authenticate
 from services.api.field_errors import validated
-from services.api.job_access import find_job
+from services.api.job_access import erase_job, find_job
 from services.api.job_answers import job_response
 from services.api.parts import Parts
 from services.api.request_body import read_optional_json
@@ -17,9 +17,7 @@ from services.api.route_docs import describe
 from services.api.run_time import check_retry
 from shared.errors import RequestError
 from shared.ids import is_id
-from shared.lifecycle.erasing import erase
 from shared.lifecycle.retry import retry
-from shared.lifecycle.tenants import Caller
 
 
 def reruns_blueprint(parts: Parts) -> APIBlueprint:
@@ -69,18 +67,3 @@ def reruns_blueprint(parts: Parts) -> APIBlueprint:
         return jsonify({"id": job_id, "object": "job", "deleted": True})
 
     return reruns
-
-
-def erase_job(parts: Parts, caller: Caller, job_id: str) -> None:
-    """
-    Erase a job of the caller's, after it is canceled if it is not over.
-
-    Raises:
-        RequestError: `not_found`.
-    """
-    erased = erase(parts.db, caller.tenant_id, job_id) if is_id(job_id, "job") else None
-    if erased is None:
-        raise RequestError("not_found", "there is no such job")
-    # After commit, as a cancel does. Without Redis workers hear at their next heartbeat, and what is cached ends by itself.
-    parts.live.flag_stop(erased.stopped)
-    parts.live.forget(erased.work_ids, erased.grid_hashes)

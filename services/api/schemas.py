@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from services.api.fields import MAX_METADATA, CustomId, FutureMoment, MetadataKey, MetadataValue, Moment, PageQuery, QueryInt, Sent, refuse
+from services.api.fields import MAX_METADATA, CustomId, FutureMoment, MetadataKey, MetadataValue, Sent, refuse
 from services.api.presets import Preset
 from shared.lifecycle.events import JOB_EVENTS
 from shared.lifecycle.reuse import Cache
@@ -20,7 +20,7 @@ from shared.lifecycle.submit import NUM_SEEDS
 from shared.lora import LORA_NAME
 from shared.quoting.reading import MAX_TEXT_BYTES
 from shared.rendition import Fit
-from shared.states import JobStatus, Priority
+from shared.states import Priority
 
 MAX_PROMPT_CHARS = 8000
 MAX_SOURCES = 16
@@ -277,36 +277,3 @@ class RejectRequest(Sent):
     """What to try instead of a draft."""
 
     layout_seed: Seed | None = Field(default=None, description="Seed of the next draft. Absent: random.")
-
-
-class ListQuery(PageQuery):
-    """How to list jobs: all given conditions together."""
-
-    # Not strict: an enum is what we make of the text.
-    status: list[Annotated[JobStatus, Field(strict=False)]] = Field(
-        default=[], description="Any of these; repeat it, or separate by commas."
-    )
-    batch: str | None = Field(default=None, max_length=64, description="Id of the batch that made them.")
-    custom_id: CustomId | None = None
-    metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA, description="As `metadata[key]=value`.")
-    created_after: Moment | None = None
-    created_before: Moment | None = None
-
-
-class JobQuery(Sent):
-    """How to read a job."""
-
-    wait: QueryInt = Field(
-        default=0,
-        ge=0,
-        description="Seconds to wait for the job's end, at most 55; with If-None-Match, for any change.",
-    )
-
-
-class ImageQuery(Sent):
-    """How to hand out an image."""
-
-    download: Literal["0", "1"] = Field(default="0", description="1: browsers save it instead of showing it.")
-    variant: str | None = Field(
-        default=None, min_length=1, max_length=32, description="Name of a rendition, or `thumb256`, a small picture that every image has."
-    )

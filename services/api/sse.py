@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +28,21 @@ HEARTBEAT = b": hb\n\n"
 log = structlog.get_logger()
 
 
-def event_bytes(event: str, data: Mapping[str, Any] | str, event_id: int | str | None = None, is_first: bool = False) -> bytes:
+def event_bytes(event: str | None, data: Mapping[str, Any] | str, event_id: int | str | None = None, is_first: bool = False) -> bytes:
     """
     One event.
 
     Args:
+        event: its type; None: it has none.
         event_id: where to go on from after a lost connection; None for what is not kept.
         is_first: it tells the client when to come back. Never in a block of its own: some clients take that for an event.
     """
     lines = [f"retry: {RETRY_MS}"] if is_first else []
     lines += [] if event_id is None else [f"id: {event_id}"]
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    lines += [f"event: {event}", *(f"data: {line}" for line in text.split("\n"))]
+    # In ASCII: some clients take U+2028 or U+0085 for the end of a line.
+    text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
+    lines += [] if event is None else [f"event: {event}"]
+    lines += [*(f"data: {line}" for line in text.split("\n"))]
     # Half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes a question mark.
     return ("\n".join(lines) + "\n\n").encode("utf-8", "replace")
 
@@ -121,9 +124,9 @@ class EventStream:
                 yield found
 
 
-def stream_response(stream: EventStream) -> Response:
-    """The response that sends a stream."""
-    response = Response(stream, mimetype=MEDIA_TYPE)
+def stream_response(chunks: Iterable[bytes], mimetype: str = MEDIA_TYPE) -> Response:
+    """The response that sends what comes as it comes."""
+    response = Response(chunks, mimetype=mimetype)
     # nginx keeps back what it is not told to pass on.
     response.headers["X-Accel-Buffering"] = "no"
     return response

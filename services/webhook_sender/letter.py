@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import structlog
 from pydantic_core import to_json
 
 from services.webhook_sender.settings import WebhookSenderSettings
+from shared.dialects import Mailing, dialect_of
 from shared.errors import StartupError
 from shared.job_document import finish_document
 from shared.lifecycle.deliveries import Delivery
-from shared.prediction import DIALECT, STREAM_S, prediction, prediction_body, stream_token
 from shared.sealing import Sealer
 from shared.storage import Storage
 from shared.webhooks import event_body
@@ -32,8 +31,10 @@ class LetterWriter:
         """The body of a first attempt, or None if something of ours is in the way: that must not hold up the others of a claim."""
         try:
             data = finish_document(delivery.event_data, self._base_url, self._presign)
-            if delivery.dialect is not None and delivery.dialect["name"] == DIALECT and "outputs" in data:
-                return prediction_body(self._prediction(delivery, data))
+            said = dialect_of(delivery.dialect).webhook_body
+            # Of an erased job there is only its id.
+            if said is not None and delivery.dialect is not None and "outputs" in data:
+                return said(Mailing(data, delivery.dialect, delivery.tenant_id, self._base_url, delivery.now, self._sealer.tag))
             return event_body(
                 delivery.event_id, _shown_type(delivery), delivery.event_created_at, delivery.event_seq, data, delivery.is_thin, to_json
             )
@@ -41,11 +42,6 @@ class LetterWriter:
             # By name only: the text may quote a prompt.
             log.error("letter_failed", delivery_id=delivery.id, event_id=delivery.event_id, error=type(error).__name__)
             return None
-
-    def _prediction(self, delivery: Delivery, data: dict[str, Any]) -> dict[str, Any]:
-        expires_at = int(delivery.now.timestamp()) + STREAM_S
-        token = stream_token(self._sealer.tag, delivery.tenant_id, data["id"], expires_at)
-        return prediction(data, delivery.dialect, self._base_url, token)
 
     def secrets(self, delivery: Delivery) -> tuple[str, ...]:
         """

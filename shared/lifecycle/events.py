@@ -11,6 +11,7 @@ from sqlalchemy import Table, bindparam, select
 from sqlalchemy.orm import Session
 
 from shared.db import note_changes, note_deliveries
+from shared.dialects import DIALECTS, dialect_of
 from shared.ids import new_id
 from shared.job_document import JobImage, job_document
 from shared.states import TERMINAL_JOB, JobStatus
@@ -39,16 +40,13 @@ ENDPOINT_EVENTS = ("endpoint.disabled", "endpoint.test")
 BATCH_EVENTS = tuple(
     f"batch.{what}" for what in ("completed", "partial", "failed", "canceled", "cancelled", "expired", "paused", "item_failed")
 )
-_RESPONSE_ENDS = {"succeeded": "completed", "failed": "failed", "canceled": "cancelled", "expired": "incomplete"}
-RESPONSE_EVENTS = tuple(f"response.{what}" for what in _RESPONSE_ENDS.values())
-"""By OpenAI's names; so is `batch.cancelled`."""
-RESPONSES = "openai.responses"
-"""Name of the dialect whose jobs are responses, too."""
+DIALECT_EVENTS = tuple(name for dialect in DIALECTS.values() for name in dialect.end_events)
+"""By the names of other interfaces; so is `batch.cancelled`."""
 
 QUOTA_WARNING = "quota.warning"
 """A tenant has used most of what it may use."""
 
-EVENT_TYPES = (*JOB_EVENTS, *BATCH_EVENTS, *RESPONSE_EVENTS, *ENDPOINT_EVENTS, QUOTA_WARNING)
+EVENT_TYPES = (*JOB_EVENTS, *BATCH_EVENTS, *DIALECT_EVENTS, *ENDPOINT_EVENTS, QUOTA_WARNING)
 """Every type that an endpoint can ask for."""
 
 EVENT_FILTERS = ("*", *dict.fromkeys(name.partition(".")[0] + ".*" for name in EVENT_TYPES), *EVENT_TYPES)
@@ -114,15 +112,13 @@ def record_changes(session: Session, jobs: Sequence[Job], event_type: str) -> No
 
 def _record_other_names(session: Session, jobs: Sequence[Job]) -> None:
     """
-    Jobs have ended that are something else besides: a response, a line of a batch.
+    Jobs have ended that are something else besides: a response of another interface, a line of a batch.
 
     Their events are of no job, so that a job's stream has one end; and they have ids only, so that nothing is left of a job that is erased.
     """
     for job in jobs:
-        if job.dialect is not None and job.dialect.get("name") == RESPONSES:
-            name = _RESPONSE_ENDS[job.status]
-            data = {"id": "resp_" + job.id.removeprefix("job_"), "object": "response", "status": name}
-            record_event(session, job.tenant_id, f"response.{name}", data)
+        if (end := dialect_of(job.dialect).end_event(job.id, JobStatus(job.status))) is not None:
+            record_event(session, job.tenant_id, *end)
         if job.batch_id is not None and job.status == JobStatus.FAILED:
             record_item_failure(session, job.tenant_id, job.batch_id, (job.error or {}).get("code"), job_id=job.id)
 

@@ -20,7 +20,7 @@ from tests.ledger import ARTIFACT, claim_grid, claim_image, document, execute, f
 
 
 def test_migrations_make_what_tables_say(database_url: str) -> None:
-    """After an upgrade there is no difference left between the database and shared/tables.py, but for the moves."""
+    """After an upgrade there is no difference left between the database and shared/tables, but for the moves."""
     migrate_database(database_url)
     engine = create_engine(engine_url(database_url))
     with engine.connect() as connection:

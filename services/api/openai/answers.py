@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from services.api.answers import Warning
 from services.api.parts import Parts
-from services.api.problems import Problem
+from services.api.problem_catalogue import Problem
 from services.api.unfinished import UnfinishedError
 from shared.errors import RequestError
 from shared.states import JobStatus

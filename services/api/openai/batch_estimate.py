@@ -13,8 +13,8 @@ from services.api.estimate_answers import answer_seconds, fleet_warnings, warnin
 from services.api.field_errors import FieldError, InvalidFieldsError, validated
 from services.api.new_batch import native_batch
 from services.api.new_job import new_job, requested_size
+from services.api.openai.batch_input import BatchRequest, find_input
 from services.api.openai.batch_lines import read_lines, translate_line
-from services.api.openai.batches import BatchRequest, find_input
 from services.api.openai.translate import without_nulls
 from services.api.parts import Parts
 from services.api.request_body import RequestBody

@@ -11,7 +11,7 @@ from typing import Any
 from services.api.openai.answers import end_error, error_member, quality_name, reading_of, token_usage, unix
 from services.api.openai.batch_files import STORED
 from services.api.openai.batch_lines import response_format
-from services.api.problems import Problem
+from services.api.problem_catalogue import Problem
 from shared.job_document import timestamp
 from shared.lifecycle.batch_reads import CANCELED, EXPIRED, Outcome
 from shared.states import JobStatus

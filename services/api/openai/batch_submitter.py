@@ -19,7 +19,7 @@ from services.api.field_errors import InvalidFieldsError
 from services.api.openai.batch_lines import translate_line
 from services.api.openai.translate import in_sent_words
 from services.api.parts import Parts
-from services.api.problems import Problem
+from services.api.problem_catalogue import Problem
 from services.api.request_body import RequestBody
 from services.api.run_time import check_deadline
 from services.api.submitting import read_request

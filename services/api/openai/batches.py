@@ -6,7 +6,7 @@ kind of batch, and its answer has both interfaces' members (`batch_answers.py`).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from apiflask import APIBlueprint
 from flask import Response, request
@@ -16,34 +16,23 @@ from services.api.auth import authenticate
 from services.api.batch_answers import GENERATIONS, POLL_S, BatchAnswer, BatchListAnswer, batch_document, batch_response, find_batch
 from services.api.batch_schemas import MAX_ITEMS_BYTES, NativeBatchRequest
 from services.api.field_errors import validated
-from services.api.fields import MAX_METADATA, MetadataKey, MetadataValue, QueryInt, Sent
+from services.api.fields import QueryInt, Sent
 from services.api.idempotency import TRY_HEADER, fingerprint, parse_key, parse_try
 from services.api.new_batch import native_batch
-from services.api.openai.files import ExpiresAfter
+from services.api.openai.batch_input import BatchRequest, find_input
 from services.api.openai.headers import POLL_AFTER, tell_time
 from services.api.openai.translate import without_nulls
 from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, read_json, read_query
 from services.api.route_docs import describe
-from shared.errors import RequestError, TooManyBatchesError
+from shared.errors import TooManyBatchesError
 from shared.ids import is_id
 from shared.lifecycle.batches import LIVE, BatchDocument, CreatedBatch, NewBatch, cancel_batch, create_batch, find_replay, list_batches
-from shared.lifecycle.files import PlainFile, get_file
 from shared.lifecycle.tenants import Caller
 
 _ROUTE = "POST /v1/batches"
 _DAY_S = 86_400
-
-
-class BatchRequest(Sent):
-    """Requests that are run as one."""
-
-    input_file_id: str = Field(max_length=64, description="A file of the purpose `batch`: one request a line, at most 50,000.")
-    endpoint: Literal["/v1/images/generations", "/v1/images/edits"]
-    completion_window: Literal["24h"] = Field(description="What is not done by then expires.")
-    metadata: dict[MetadataKey, MetadataValue] = Field(default={}, max_length=MAX_METADATA)
-    output_expires_after: ExpiresAfter | None = None
 
 
 class BatchQuery(Sent):
@@ -171,18 +160,3 @@ def _file_batch(parts: Parts, caller: Caller, sent: dict[str, Any]) -> NewBatch:
         metadata=dict(asked.metadata),
         output_expires_s=asked.output_expires_after.seconds if asked.output_expires_after else None,
     )
-
-
-def find_input(parts: Parts, caller: Caller, file_id: str) -> PlainFile:
-    """
-    The file of a batch's lines.
-
-    Raises:
-        RequestError: it is none of the caller's, or for something else.
-    """
-    file = get_file(parts.db, caller.tenant_id, file_id) if is_id(file_id, "file") else None
-    if file is None:
-        raise RequestError("invalid_request", "input_file_id: names no file of yours", "input_file_id")
-    if file.purpose != "batch":
-        raise RequestError("invalid_request", f"input_file_id: the file's purpose is {file.purpose}, not batch", "input_file_id")
-    return file

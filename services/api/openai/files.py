@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from apiflask import APIBlueprint
 from flask import Request, Response, jsonify, request
@@ -16,6 +16,7 @@ from services.api.fields import QueryInt, Sent
 from services.api.list_answer import ListAnswer
 from services.api.openai.answers import unix
 from services.api.openai.batch_files import read_output
+from services.api.openai.expiry import ExpiresAfter
 from services.api.openai.headers import tell_time
 from services.api.openai.translate import nested_fields
 from services.api.pages import asked_page, page_response
@@ -36,13 +37,6 @@ _FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 Purpose = Literal["batch", "vision", "user_data", "assistants"]
 """Of uploads; batches make files of the purpose `batch_output`."""
-
-
-class ExpiresAfter(Sent):
-    """When a file goes by itself."""
-
-    anchor: Literal["created_at"]
-    seconds: Annotated[int, Field(ge=3600, le=30 * 86_400)]
 
 
 class FileRequest(Sent):

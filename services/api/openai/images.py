@@ -6,17 +6,15 @@ The rules of the translation are in `openai_translate.py`, and those of waiting 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from apiflask import APIBlueprint
-from flask import Request, Response, g, jsonify, request
+from flask import Request, Response, jsonify, request
 from werkzeug.datastructures import FileStorage
 
 from services.api.auth import authenticate
-from services.api.field_errors import InvalidFieldsError, Path
-from services.api.idempotency import TRY_HEADER, parse_key, parse_try
 from services.api.job_access import find_job
 from services.api.job_answers import public_document
 from services.api.openai.answers import (
@@ -34,29 +32,26 @@ from services.api.openai.answers import (
 )
 from services.api.openai.headers import POLL_AFTER, tell_poll, tell_time
 from services.api.openai.schemas import EditRequest, ImageRequest
-from services.api.openai.translate import in_sent_words, native_image_request, nested_fields, read_asked, without_nulls
-from services.api.openai.wait import error_event, event, hold, stream_job, waiting_place
+from services.api.openai.submitting import MAX_JSON_BYTES, OF_UNFINISHED, submit_translated
+from services.api.openai.translate import native_image_request, nested_fields, read_asked, without_nulls
+from services.api.openai.wait import error_event, hold, stream_job, waiting_place
 from services.api.parts import Parts
 from services.api.request_body import RequestBody, Upload, read_json, refuse_compression
 from services.api.route_docs import describe
-from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA
+from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA, event_bytes
 from services.api.strict_json import check_text
-from services.api.submitting import Origin, Submitted, submit_job
+from services.api.submitting import Submitted
 from shared.errors import RequestError
 from shared.lifecycle.tenants import Caller
 from shared.lifecycle.tries import note_answer
 from shared.states import TERMINAL_JOB, JobStatus
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
-MAX_JSON_BYTES = 8 << 20
-"""Of a body that may hold pictures in base 64. More has to come as files: JSON of any size would cost seconds to parse."""
 _NUMBERS = ("n", "output_compression", "partial_images", "seed", "num_inference_steps", "guidance_scale", "temperature", "top_p")
 _FLAGS = ("stream", "background")
 _IMAGE_PARTS = ("image", "image[]")
 _POLL_S = 1
 
-OF_UNFINISHED = ("X-Should-Retry", "Link")
-"""Headers of a refusal after a job was made."""
 _SSE = {MEDIA_TYPE: STREAM_SCHEMA, "application/json": ImagesAnswer}
 _STREAM = (
     'event: image_generation.partial_image\ndata: {"type":"image_generation.partial_image","b64_json":"UklGR…",…}\n\n'
@@ -136,28 +131,6 @@ def openai_images_blueprint(parts: Parts) -> APIBlueprint:
         return _answer(parts, caller, _read_edit(request))
 
     return images
-
-
-def submit_translated(
-    parts: Parts,
-    caller: Caller,
-    route: str,
-    sent: RequestBody,
-    native: RequestBody,
-    dialect: dict[str, Any] | None = None,
-    places: Sequence[Path] | None = None,
-) -> Submitted:
-    """
-    Submit what a request of this interface was translated to.
-
-    Raises: as `submit_job`; errors name the fields that the client sent.
-    """
-    key = parse_key(request.headers.get("Idempotency-Key"))
-    origin = Origin(route, sent, parse_try(request.headers.get(TRY_HEADER)), g.began, dialect)
-    try:
-        return submit_job(parts, caller, native, key, origin)
-    except InvalidFieldsError as error:
-        raise in_sent_words(error, native, places) from None
 
 
 def _read_edit(request: Request) -> _Asked:
@@ -266,7 +239,7 @@ class _Events:
                     "image_index": output["index"],
                     "preview": {"kind": preview["kind"], "step": preview["step"]},
                 }
-                yield event(name, data)
+                yield event_bytes(name, data)
 
 
 def _completed(parts: Parts, document: Document, asked: _Asked) -> Iterator[bytes]:
@@ -286,4 +259,4 @@ def _completed(parts: Parts, document: Document, asked: _Asked) -> Iterator[byte
             "id": document["id"],
             **reading_of(document),
         }
-        yield event(name, data)
+        yield event_bytes(name, data)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from services.api.openai.answers import Document, end_error, read_base64, reading_of, token_usage, unix
-from services.api.openai.wait import event
 from services.api.parts import Parts
+from services.api.sse import event_bytes
 from shared.states import TERMINAL_JOB, JobStatus, Priority
 
 _STATUSES = {
@@ -124,7 +124,7 @@ class ResponseEvents:
         for number, name, data in self._all(document):
             if number > self._last:
                 self._last = number
-                yield event(name, {"type": name, "sequence_number": number, **data()})
+                yield event_bytes(name, {"type": name, "sequence_number": number, **data()})
 
     def _all(self, document: Document) -> Iterator[tuple[int, str, Any]]:
         count = len(document["outputs"])

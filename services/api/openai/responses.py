@@ -16,10 +16,9 @@ from flask import Response, jsonify, request
 
 from services.api.auth import authenticate
 from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, Path
-from services.api.job_access import cancel_job, find_job
+from services.api.job_access import cancel_job, erase_job, find_job
 from services.api.openai.answers import Document
 from services.api.openai.headers import POLL_AFTER, tell_poll, tell_time
-from services.api.openai.images import MAX_JSON_BYTES, OF_UNFINISHED, submit_translated
 from services.api.openai.response_answers import ResponseEvents, response_document
 from services.api.openai.response_schemas import (
     UNSUPPORTED,
@@ -31,18 +30,18 @@ from services.api.openai.response_schemas import (
     UserMessage,
 )
 from services.api.openai.schemas import ImageReference, find_unsupported
+from services.api.openai.submitting import MAX_JSON_BYTES, OF_UNFINISHED, submit_translated
 from services.api.openai.translate import check_model, lane_and_company, picture_fields, read_asked, sent_images, without_nulls
 from services.api.openai.wait import Place, hold, stream_job, waiting_place
 from services.api.parts import Parts
 from services.api.reference_images import place_images
 from services.api.request_body import RequestBody, read_json, read_query
-from services.api.reruns import erase_job
 from services.api.route_docs import describe
 from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA
 from shared.checkpoint import ModelInfo
+from shared.dialects import OPENAI_RESPONSES
 from shared.errors import RequestError
 from shared.ids import is_id
-from shared.lifecycle.events import RESPONSES
 from shared.lifecycle.jobs import get_dialect
 from shared.lifecycle.tenants import Caller
 from shared.lifecycle.tries import note_answer
@@ -85,7 +84,7 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         asked = _read(sent)
         native = native_response_request(asked, parts.model.get())
         places = _image_places(asked)
-        dialect = {"name": RESPONSES, "request": _echo(asked)}
+        dialect = {"name": OPENAI_RESPONSES.name, "request": _echo(asked)}
         if asked.background and not asked.stream:
             submitted = submit_translated(parts, caller, _ROUTE, RequestBody(sent), native, dialect, places)
             note_answer(parts.db, submitted.job_id)

@@ -1,12 +1,12 @@
 """
-Requests that are held until their job has ended, and streams that show it on its way.
+Requests that are held until their job has ended, and streams that show it on its way. Events of these streams have no `id:` and no
+`retry:`, ever: openai-python takes a frame that has those and no data for an event, and fails on it.
 
 The job is in the ledger before the wait begins: whatever becomes of the connection, it goes on, and can be asked for by its id.
 """
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +20,7 @@ from services.api.job_access import find_job
 from services.api.openai.answers import Document, error_member
 from services.api.parts import Parts
 from services.api.problems import problem_response
+from services.api.sse import HEARTBEAT, MEDIA_TYPE, event_bytes, stream_response
 from services.api.unfinished import UnfinishedError
 from services.api.waiting import NoPlaceError
 from shared.db import DatabaseDownError
@@ -34,7 +35,6 @@ _LOOK_UP_S = 2.0
 
 log = structlog.get_logger()
 
-_STREAM_HEADERS = {"X-Accel-Buffering": "no"}
 _SPACE = b" "
 
 
@@ -124,11 +124,11 @@ def stream_job(parts: Parts, caller: Caller, job_id: str, new_events: Callable[[
         new_events: what a document of the job has that those before it had not.
     """
     # At once, so that the client sees that its request was taken.
-    yield heartbeat()
+    yield HEARTBEAT
     try:
         for document in watch_job(parts, caller, job_id, parts.settings.sync_max_s, parts.settings.stream_heartbeat_s):
             if document is None:
-                yield heartbeat()
+                yield HEARTBEAT
                 continue
             # What is read from the stores is work, as it is within a request; what is sent to a slow client is not.
             with parts.waiting.turn():
@@ -166,9 +166,9 @@ class Place:
         """Give it back."""
         self._parts.waiting.leave_place(self._caller.tenant_id)
 
-    def stream(self, chunks: Iterator[bytes], mimetype: str = "text/event-stream") -> Response:
+    def stream(self, chunks: Iterator[bytes], mimetype: str = MEDIA_TYPE) -> Response:
         """What is sent as it comes."""
-        response = Response(chunks, mimetype=mimetype, headers=_STREAM_HEADERS)
+        response = stream_response(chunks, mimetype)
         response.call_on_close(self.leave)
         self.is_kept = True
         return response
@@ -191,24 +191,9 @@ def waiting_place(parts: Parts, caller: Caller) -> Iterator[Place]:
             place.leave()
 
 
-def event(name: str | None, data: dict[str, Any]) -> bytes:
-    """
-    One server-sent event.
-
-    Without `id:` and `retry:`, ever: openai-python takes a frame that has those and no data for an event, and fails on it.
-    """
-    named = f"event: {name}\n" if name else ""
-    return f"{named}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
-
-
 def error_event(error: RequestError, job_id: str) -> bytes:
     """The end of a stream that has failed."""
-    return event(None, {"error": error_member(error), "job_id": job_id})
-
-
-def heartbeat() -> bytes:
-    """A comment, which every client skips."""
-    return b": hb\n\n"
+    return event_bytes(None, {"error": error_member(error), "job_id": job_id})
 
 
 def _is_gone(request: Request) -> bool:

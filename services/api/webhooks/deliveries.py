@@ -12,7 +12,7 @@ from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.request_body import read_query
 from services.api.route_docs import describe
-from services.api.webhooks.endpoints import found
+from services.api.webhooks.found import found
 from services.api.webhooks.schemas import (
     AllDeliveriesQuery,
     DeliveryAnswer,

@@ -20,6 +20,7 @@ from services.api.parts import Parts
 from services.api.request_body import read_json, read_optional_json, read_query
 from services.api.route_docs import describe
 from services.api.webhooks.callbacks import check_receiver
+from services.api.webhooks.found import found, unknown_endpoint
 from services.api.webhooks.schemas import (
     DeletedEndpointAnswer,
     EndpointAnswer,
@@ -33,7 +34,6 @@ from services.api.webhooks.schemas import (
     EventTypesAnswer,
     NewEndpointRequest,
 )
-from shared.errors import RequestError
 from shared.ids import is_id
 from shared.lifecycle.delivery_log import get_delivery
 from shared.lifecycle.endpoints import (
@@ -157,7 +157,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
     def delete_one(endpoint_id: str) -> Response:
         caller = authenticate(parts.callers, request, "admin")
         if not (is_id(endpoint_id, "we") and delete_endpoint(parts.db, caller.tenant_id, endpoint_id)):
-            raise _unknown()
+            raise unknown_endpoint()
         return jsonify({"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True})
 
     @endpoints.post("/v1/webhook_endpoints/<endpoint_id>/rotate_secret")
@@ -199,7 +199,7 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
         with parts.waiting.place(caller.tenant_id):
             delivery_id = add_test(parts.db, caller.tenant_id, endpoint_id, asked.event_type) if is_id(endpoint_id, "we") else None
             if delivery_id is None:
-                raise _unknown()
+                raise unknown_endpoint()
             delivery = _await_attempt(parts, caller, delivery_id)
         attempt: dict[str, Any] = delivery["attempts"][-1] if delivery["attempts"] else {}
         response = jsonify(
@@ -228,20 +228,6 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
         return jsonify(list_body(list(EVENT_TYPES), id_of=str))
 
     return endpoints
-
-
-def found(document: dict[str, Any] | None) -> dict[str, Any]:
-    """
-    Raises:
-        RequestError: `not_found`, there is no document of an endpoint.
-    """
-    if document is None:
-        raise _unknown()
-    return document
-
-
-def _unknown() -> RequestError:
-    return RequestError("not_found", "there is no such webhook endpoint")
 
 
 def _change(parts: Parts, endpoint_id: str) -> dict[str, Any]:
@@ -273,7 +259,7 @@ def _await_attempt(parts: Parts, caller: Caller, delivery_id: str) -> dict[str, 
     while True:
         delivery = get_delivery(parts.db, caller.tenant_id, delivery_id)
         if delivery is None:
-            raise _unknown()
+            raise unknown_endpoint()
         if delivery["attempts"] or time.monotonic() > ends_at or parts.waiting.is_closed:
             return delivery
         # The sender rings for nobody, and it is a person who waits.

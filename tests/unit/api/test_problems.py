@@ -11,9 +11,10 @@ from apiflask import APIFlask
 from werkzeug.exceptions import Gone, ImATeapot, NotImplemented
 
 from services.api.field_errors import FieldError, InvalidFieldsError
+from services.api.problem_catalogue import Problem
 from services.api.problem_pages import PAGE, problems_page
 from services.api.problem_texts import TEXTS
-from services.api.problems import MEDIA_TYPE, Problem, problem_response
+from services.api.problems import MEDIA_TYPE, problem_response
 from shared.db import DatabaseDownError
 from shared.errors import RequestError
 
