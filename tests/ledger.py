@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from shared.db import Database
 from shared.lifecycle import claims, finish, jobs, work
-from shared.lifecycle.submit import NewJob
+from shared.lifecycle.new_job import NewJob
 from shared.states import Stage
 
 LEASE_S = 30.0

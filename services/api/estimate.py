@@ -26,7 +26,7 @@ from services.api.submitting import read_request
 from shared.cost import num_ar_tokens
 from shared.job_document import timestamp
 from shared.lifecycle.estimate import Plan, plan
-from shared.lifecycle.submit import NewJob
+from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.tenants import Caller
 from shared.states import Stage
 

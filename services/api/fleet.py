@@ -9,7 +9,7 @@ from services.api.kept import Kept
 from shared.cost import DitSize, image_flops, num_ar_tokens
 from shared.db import Database
 from shared.grid import TokenGrid
-from shared.lifecycle.submit import NewJob
+from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.workers import StageFleet, read_fleet
 from shared.quoting.reference import glyph_texts
 from shared.states import Stage

@@ -11,7 +11,7 @@ from services.api.schemas import MAX_SOURCES, FormatOptions, JobRequest, LoraAda
 from services.api.thumbnails import THUMBNAIL
 from shared.checkpoint import ModelInfo
 from shared.grid import TokenGrid
-from shared.lifecycle.submit import NewJob, SourceFile
+from shared.lifecycle.new_job import NewJob, SourceFile
 from shared.lora import Lora, LoraChoice
 from shared.prompt_rules import find_control_token
 from shared.quoting.reading import Reading, UnquotableTextError, read_prompt

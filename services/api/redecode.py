@@ -31,7 +31,7 @@ from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
 from shared.grid import TOKEN_PX, TokenGrid
 from shared.lifecycle.idempotency import Idempotency, find_replay
-from shared.lifecycle.submit import NewJob, SourceFile
+from shared.lifecycle.new_job import NewJob, SourceFile
 from shared.lifecycle.tenants import Caller, StoredFile, get_source
 from shared.lifecycle.tries import Try, find_earlier, note_answer
 from shared.lora import lora_from_json

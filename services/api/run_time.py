@@ -15,7 +15,7 @@ from services.api.parts import Parts
 from shared.cost import num_ar_tokens
 from shared.grid import TokenGrid
 from shared.lifecycle.estimate import plan, plan_retry
-from shared.lifecycle.submit import NewJob
+from shared.lifecycle.new_job import NewJob
 
 
 def run_seconds(

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJso
 from services.api.fields import MAX_METADATA, CustomId, FutureMoment, MetadataKey, MetadataValue, Sent, refuse
 from services.api.presets import Preset
 from shared.lifecycle.events import JOB_EVENTS
+from shared.lifecycle.new_job import NUM_SEEDS
 from shared.lifecycle.reuse import Cache
-from shared.lifecycle.submit import NUM_SEEDS
 from shared.lora import LORA_NAME
 from shared.quoting.reading import MAX_TEXT_BYTES
 from shared.rendition import Fit

@@ -21,7 +21,7 @@ from shared.grid import LETTERS_SHRINK_WEIGHT, SCALE_WEIGHT
 from shared.ids import is_id
 from shared.lifecycle.files import PlainFile, get_file
 from shared.lifecycle.jobs import get_result
-from shared.lifecycle.submit import SourceFile
+from shared.lifecycle.new_job import SourceFile
 from shared.lifecycle.tenants import StoredFile, add_source, get_source
 from shared.source_image import NormalisedImage, normalise
 from shared.source_size import SourceLimits, legal_size

@@ -28,7 +28,8 @@ from services.api.sources import SourceReader
 from services.api.webhooks.callbacks import collect_webhook
 from shared.errors import QueueFullError
 from shared.lifecycle.idempotency import Idempotency, find_replay
-from shared.lifecycle.submit import NewJob, SourceFile, may_be_all_new, store
+from shared.lifecycle.new_job import NewJob, SourceFile
+from shared.lifecycle.submit import may_be_all_new, store
 from shared.lifecycle.tenants import Caller
 from shared.lifecycle.tries import Try, find_earlier
 from shared.states import Stage

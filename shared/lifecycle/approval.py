@@ -9,8 +9,8 @@ from shared.db import Database
 from shared.errors import RequestError
 from shared.lifecycle.ending import database_now
 from shared.lifecycle.events import record_changes
+from shared.lifecycle.new_job import NUM_SEEDS
 from shared.lifecycle.past_attempts import keep_attempt
-from shared.lifecycle.submit import NUM_SEEDS
 from shared.states import TERMINAL_JOB, WorkState
 from shared.tables import Grid, Image, Job, Output
 

@@ -19,8 +19,9 @@ from shared.lifecycle.batch_reads import CANCELED, EXPIRED
 from shared.lifecycle.ending import database_now, end_canceled
 from shared.lifecycle.events import record_item_failure
 from shared.lifecycle.fast_submit import insert_lines
+from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.quotas import Limits
-from shared.lifecycle.submit import NewJob, new_rows, store_in
+from shared.lifecycle.submit import new_rows, store_in
 from shared.states import TERMINAL_JOB
 from shared.tables import Batch, BatchItem, Job
 

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.grid import TokenGrid
+from shared.lifecycle.new_job import NewJob
+from shared.lifecycle.new_rows import image_columns, new_layouts
 from shared.lifecycle.reuse import Cache
-from shared.lifecycle.submit import NewJob, image_columns, new_layouts
 from shared.states import RETRYABLE_JOB, WorkState
 from shared.tables import Grid, Image, Job, Output
 

@@ -11,7 +11,7 @@ from infra.embedded.postgres import PostgresServer
 from infra.migrate import migrate_database
 from shared.db import Database
 from shared.grid import TokenGrid
-from shared.lifecycle.submit import NewJob
+from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.tenants import ensure_tenant
 
 

@@ -13,7 +13,8 @@ from shared.db import ConstraintError, Database
 from shared.errors import RequestError, StaleAttemptError
 from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.approval import MAX_REJECTIONS, approve, reject
-from shared.lifecycle.submit import NewJob, submit
+from shared.lifecycle.new_job import NewJob
+from shared.lifecycle.submit import submit
 from shared.states import Stage
 from tests.ledger import ARTIFACT, at_once, claim_grid, document, events, execute, finish_one_grid, finish_one_image, query
 

@@ -13,7 +13,8 @@ from shared.db import Database
 from shared.lifecycle import deliveries
 from shared.lifecycle.deliveries import Delivery, Outcome, Room
 from shared.lifecycle.endpoints import NewEndpoint, add_endpoint, change_endpoint, delete_endpoint, get_endpoint, rotate_endpoint_secret
-from shared.lifecycle.submit import NewJob, submit
+from shared.lifecycle.new_job import NewJob
+from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import ensure_tenant
 from tests.ledger import execute, query
 

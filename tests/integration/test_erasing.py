@@ -16,8 +16,9 @@ from shared.errors import RequestError, StaleAttemptError
 from shared.lifecycle import claims, finish, jobs, previews
 from shared.lifecycle.erasing import LATE_S, erase
 from shared.lifecycle.feed import read_events
+from shared.lifecycle.new_job import NewJob, SourceFile
 from shared.lifecycle.paging import Page
-from shared.lifecycle.submit import NewJob, SourceFile, submit
+from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import add_source
 from shared.settings import CoreSettings
 from shared.storage import Storage, StorageDownError

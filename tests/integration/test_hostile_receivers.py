@@ -19,7 +19,8 @@ from standardwebhooks import Webhook
 
 from shared.db import Database
 from shared.lifecycle.endpoints import NewEndpoint, add_endpoint
-from shared.lifecycle.submit import NewJob, submit
+from shared.lifecycle.new_job import NewJob
+from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import ensure_tenant
 from shared.sealing import Sealer
 from shared.webhooks import new_secret

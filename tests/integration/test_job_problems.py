@@ -15,7 +15,8 @@ from shared.db import Database
 from shared.errors import TransientWorkError
 from shared.lease import HeldWork
 from shared.lifecycle import finish
-from shared.lifecycle.submit import NewJob, submit
+from shared.lifecycle.new_job import NewJob
+from shared.lifecycle.submit import submit
 from tests.integration.api.conftest import MODEL
 from tests.ledger import ARTIFACT, claim_grid, claim_image, document, execute, finish_one_grid
 

@@ -18,8 +18,9 @@ from shared.db import Database
 from shared.errors import PermanentWorkError, RequestError, StaleAttemptError, TransientWorkError
 from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.idempotency import Idempotency
+from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.paging import Page
-from shared.lifecycle.submit import NewJob, submit, submit_in
+from shared.lifecycle.submit import submit, submit_in
 from shared.states import GRID_MOVES, IMAGE_MOVES, JOB_MOVES, NEW_GRID, NEW_IMAGE, JobStatus, Priority, Stage
 from tests.ledger import (
     ARTIFACT,

@@ -11,8 +11,9 @@ from shared.db import Database
 from shared.job_document import finish_document
 from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.approval import approve, reject
+from shared.lifecycle.new_job import NewJob, SourceFile
 from shared.lifecycle.previews import MAX_PREVIEWS, add_preview, claim_preview, finish_draft_preview
-from shared.lifecycle.submit import NewJob, SourceFile, submit
+from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import add_source
 from shared.lora import LoraChoice
 from shared.states import Stage

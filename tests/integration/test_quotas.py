@@ -11,9 +11,10 @@ from shared.db import Database
 from shared.errors import PermanentWorkError, QueueFullError
 from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.endpoints import NewEndpoint, add_endpoint
+from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.quotas import Limits, OwnLimits, is_running_limited, tenant_usage
 from shared.lifecycle.reuse import Cache
-from shared.lifecycle.submit import NewJob, store, submit
+from shared.lifecycle.submit import store, submit
 from shared.lifecycle.tenants import ensure_tenant, limit_tenant
 from shared.states import Stage
 from tests.integration.conftest import plain_job

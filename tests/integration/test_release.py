@@ -13,9 +13,10 @@ from services.dispatcher.release import FairOrder
 from shared.db import Database
 from shared.lifecycle import candidates, claims, jobs, work
 from shared.lifecycle.candidates import START, Order, look
+from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.retry import retry
 from shared.lifecycle.reuse import Cache
-from shared.lifecycle.submit import NewJob, submit
+from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import ensure_tenant, limit_tenant
 from shared.states import Priority, Stage
 from tests.integration.conftest import plain_job

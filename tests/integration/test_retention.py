@@ -22,9 +22,10 @@ from shared.lifecycle.endpoints import NewEndpoint, add_endpoint
 from shared.lifecycle.erasing import erase_expired
 from shared.lifecycle.feed import kept_events, read_events
 from shared.lifecycle.idempotency import Idempotency
+from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.quotas import Limits
 from shared.lifecycle.retention import prune_deliveries, prune_events, prune_keys
-from shared.lifecycle.submit import NewJob, store, submit
+from shared.lifecycle.submit import store, submit
 from shared.lifecycle.tenants import ensure_tenant
 from shared.lifecycle.tries import Try
 from shared.progress import LiveState

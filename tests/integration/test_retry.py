@@ -11,9 +11,10 @@ from shared.db import Database
 from shared.errors import PermanentWorkError, RequestError, StaleAttemptError, TransientWorkError
 from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.approval import approve
+from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.retry import retry
 from shared.lifecycle.reuse import Cache
-from shared.lifecycle.submit import NewJob, submit
+from shared.lifecycle.submit import submit
 from shared.states import Stage
 from tests.ledger import ARTIFACT, at_once, claim_grid, claim_image, document, events, execute, finish_one_grid, finish_one_image, query
 

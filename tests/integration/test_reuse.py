@@ -10,8 +10,9 @@ import pytest
 from shared.db import Database
 from shared.errors import PermanentWorkError, RequestError, StaleAttemptError
 from shared.lifecycle import claims, finish, jobs, work
+from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.reuse import MAX_SHARING, Cache
-from shared.lifecycle.submit import NewJob, submit
+from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import ensure_tenant
 from shared.lora import LoraChoice
 from shared.states import Priority, Stage

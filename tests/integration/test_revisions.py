@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from shared.db import Database
 from shared.lifecycle import claims, finish, work
-from shared.lifecycle.submit import NewJob, submit
+from shared.lifecycle.new_job import NewJob
+from shared.lifecycle.submit import submit
 from shared.lifecycle.workers import beat_worker, latest_model, read_fleet, stop_worker
 from shared.states import Stage
 from tests.ledger import ARTIFACT, LEASE_S, execute, query

@@ -17,7 +17,8 @@ from shared.errors import EngineBrokenError, PermanentWorkError, TransientWorkEr
 from shared.lease import HeldWork, LeaseKeeper, StopReason
 from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.claims import ClaimedGrid, StoredArtifact
-from shared.lifecycle.submit import NewJob, submit
+from shared.lifecycle.new_job import NewJob
+from shared.lifecycle.submit import submit
 from shared.progress import LiveState
 from shared.settings import WorkerSettings
 from shared.states import Stage

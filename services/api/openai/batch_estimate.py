@@ -22,7 +22,7 @@ from services.api.schemas import JobRequest
 from shared.cost import num_ar_tokens
 from shared.errors import RequestError
 from shared.job_document import timestamp
-from shared.lifecycle.submit import NewJob
+from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.tenants import Caller
 from shared.states import Priority, Stage
 from shared.storage import StorageMissingError

@@ -26,9 +26,9 @@ from services.api.submitting import read_request
 from shared.errors import QuotaError, RequestError
 from shared.lifecycle import batch_items
 from shared.lifecycle.batches import BatchDocument
+from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.quotas import Limits, OwnLimits, queue_room, read_budget
 from shared.lifecycle.retry import retry
-from shared.lifecycle.submit import NewJob
 from shared.lifecycle.tenants import Caller, find_tenant
 
 _LINES_AT_ONCE = 200

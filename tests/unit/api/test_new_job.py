@@ -12,8 +12,8 @@ from services.api.new_job import check_request, new_job, requested_size
 from services.api.schemas import JobRequest
 from shared.checkpoint import ModelInfo
 from shared.grid import TokenGrid
+from shared.lifecycle.new_job import NewJob, SourceFile
 from shared.lifecycle.reuse import Cache
-from shared.lifecycle.submit import NewJob, SourceFile
 from shared.lora import LoraChoice
 from shared.states import Priority
 

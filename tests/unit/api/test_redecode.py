@@ -11,8 +11,8 @@ from services.api.redecode import check_redecode, redecoded_job
 from services.api.schemas import RedecodeRequest
 from shared.checkpoint import ModelInfo
 from shared.grid import TokenGrid
+from shared.lifecycle.new_job import NewJob, SourceFile
 from shared.lifecycle.reuse import Cache
-from shared.lifecycle.submit import NewJob, SourceFile
 
 SOURCE = {
     "id": "job_1",
