@@ -68,6 +68,7 @@ def image_columns(new: NewJob, layout: Layout, index: int) -> dict[str, Any]:
 
 
 def grid_columns(new: NewJob, layout: Layout) -> dict[str, Any]:
+    """The grid of a layout, with its key; ready to be written."""
     return {
         "tenant_id": new.tenant_id,
         "key": layout.key,
@@ -91,6 +92,7 @@ def grid_columns(new: NewJob, layout: Layout) -> dict[str, Any]:
 
 
 def new_image_columns(new: NewJob, layout: Layout, index: int) -> dict[str, Any]:
+    """Image `index`, without its grid and its state."""
     return image_columns(new, layout, index) | {
         "lane": lane_of(new),
         "cost_s": new.image_cost_s,
@@ -100,6 +102,7 @@ def new_image_columns(new: NewJob, layout: Layout, index: int) -> dict[str, Any]
 
 
 def lane_of(new: NewJob) -> int:
+    """The lane of the work: 0 is the most urgent one."""
     return list(Priority).index(new.priority)
 
 
@@ -120,6 +123,7 @@ def fresh_rows(new: NewJob, job_id: str, idempotency: Idempotency | None) -> New
 
 
 def job_columns(new: NewJob, job_id: str) -> dict[str, Any]:
+    """The job itself, by the names of the row's attributes."""
     return {
         "id": job_id,
         "tenant_id": new.tenant_id,
