@@ -208,8 +208,8 @@ def _attempts(job: Job, images: Sequence[JobImage], grids: Mapping[str, Grid]) -
 
 
 def _attempts_at(job: Job, unit: Grid | Image, index: int | None) -> Iterator[dict[str, Any]]:
-    """The attempts at a unit that the job waited for, oldest first."""
-    which = {"stage": Stage.AR if isinstance(unit, Grid) else Stage.DECODER, "index": index}
+    """The attempts at a unit that the job waited for, oldest first. `index`: of the image; None: the unit is a grid."""
+    which = {"stage": Stage.AR if index is None else Stage.DECODER, "index": index}
     came_at = timestamp(job.created_at) or ""
     for past in unit.past_attempts:
         # Text of one form: it sorts as the times do.

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic_core import to_json
-from sqlalchemy import Table, bindparam, select
 from sqlalchemy.orm import Session
 
-from shared.db import note_changes, note_deliveries
+from shared.db import note_changes, note_deliveries, read_rows
 from shared.dialects import DIALECTS, dialect_of
 from shared.ids import new_id
 from shared.job_document import JobImage, job_document
 from shared.states import TERMINAL_JOB, JobStatus
-from shared.tables import Grid, Image, Job, Output, WebhookDelivery, WebhookEndpoint
+from shared.tables import Grid, Job, WebhookEndpoint
 from shared.webhooks import is_wanted
 
 JOB_ENDS = ("job.succeeded", "job.failed", "job.canceled", "job.expired")
@@ -56,7 +55,6 @@ DEFAULT_WEBHOOK_EVENTS = tuple(f"job.{status}" for status in sorted(TERMINAL_JOB
 """What a per-job webhook hears when it names no events: the end, whichever it is."""
 
 
-_DELIVERIES, _ENDPOINTS = cast(Table, WebhookDelivery.__table__), cast(Table, WebhookEndpoint.__table__)
 # One trip, in plain SQL, and one value for everything: four events are written for every job, under the lock of the tenant's row, and of
 # many parameters psycopg would parse the statement anew each time.
 _ADD_EVENTS = """
@@ -80,19 +78,17 @@ _ADD_EVENTS = """
     )
     SELECT num_endpoints, num_queued FROM numbered
 """
-_ADD_DELIVERIES = _DELIVERIES.insert()
-_LISTENERS = select(_ENDPOINTS.c.id, _ENDPOINTS.c.url, _ENDPOINTS.c.events).where(
-    _ENDPOINTS.c.tenant_id == bindparam("of_tenant"), _ENDPOINTS.c.status == "enabled"
-)
-_OUTPUTS = (
-    select(Output.job_id, Output.is_cached, Image, Grid)
-    .join(Image, Image.id == Output.image_id)
-    .join(Grid, Grid.id == Image.grid_id)
-    .where(Output.job_id.in_(bindparam("of_jobs", expanding=True)))
-    .order_by(Output.job_id, Output.index)
-    # populate_existing: conditional UPDATEs of this transaction passed by the session's copies.
-    .execution_options(populate_existing=True)
-)
+_ADD_DELIVERIES = """
+    INSERT INTO webhook_delivery (id, tenant_id, event_id, url, lane, endpoint_id, kind)
+    SELECT id, tenant_id, event_id, url, lane, endpoint_id, kind FROM jsonb_populate_recordset(NULL::webhook_delivery, %(given)s::jsonb)
+    RETURNING id
+"""
+_LISTENERS = "SELECT id, url, events FROM webhook_endpoint WHERE tenant_id = %(tenant)s AND status = 'enabled'"
+_IMAGES = """
+    SELECT output.job_id AS of_job, output.is_cached, image.* FROM output JOIN image ON image.id = output.image_id
+    WHERE output.job_id = ANY(%(jobs)s::text[]) ORDER BY output.job_id, output.index
+"""
+_GRIDS = "SELECT * FROM grid WHERE id = ANY(%(grids)s::text[])"
 
 
 def count_change(session: Session, job: Job) -> None:
@@ -180,12 +176,12 @@ def _add(
     values = {"given": given, "count": len(events), "more_queued": more_queued, "tenant": tenant_id, "type": event_type}
     if deliveries:
         note_deliveries(session)
-    num_endpoints, num_queued = session.connection().exec_driver_sql(_ADD_EVENTS, values).one()
+    [(num_endpoints, num_queued)] = read_rows(session, _ADD_EVENTS, values)
     if num_endpoints and tells_listeners:
         heard = _for_listeners(session, tenant_id, event_type, [event["id"] for event in events])
         if heard:
             note_deliveries(session)
-            session.execute(_ADD_DELIVERIES, heard)
+            read_rows(session, _ADD_DELIVERIES, {"given": to_json(heard).decode()})
     return int(num_queued)
 
 
@@ -231,7 +227,7 @@ def inline_lane(tenant_id: str, url: str) -> str:
 
 
 def _for_listeners(session: Session, tenant_id: str, event_type: str, event_ids: Sequence[str]) -> list[dict[str, Any]]:
-    listeners = [row for row in session.execute(_LISTENERS, {"of_tenant": tenant_id}) if is_wanted(event_type, row.events)]
+    listeners = [row for row in read_rows(session, _LISTENERS, {"tenant": tenant_id}) if is_wanted(event_type, row.events)]
     return [_delivery(tenant_id, event_id, row.url, row.id, row.id) for event_id in event_ids for row in listeners]
 
 
@@ -241,10 +237,9 @@ def _delivery(tenant_id: str, event_id: str, url: str, lane: str, endpoint_id: s
 
 
 def images_and_grids(session: Session, job_ids: Collection[str]) -> tuple[dict[str, list[JobImage]], dict[str, Grid]]:
-    """The images of each job by index, and the grids they are drawn from by id."""
+    """The images of each job by index, and the grids they are drawn from by id, as they are now. To be read: not the session's own rows."""
     images: dict[str, list[JobImage]] = {job_id: [] for job_id in job_ids}
-    grids: dict[str, Grid] = {}
-    for job_id, is_cached, image, grid in session.execute(_OUTPUTS, {"of_jobs": list(job_ids)}):
-        images[job_id].append(JobImage(image, is_cached))
-        grids[grid.id] = grid
-    return images, grids
+    for image in read_rows(session, _IMAGES, {"jobs": list(job_ids)}):
+        images[image.of_job].append(JobImage(image, image.is_cached))
+    grid_ids = {image.row.grid_id for of_job in images.values() for image in of_job}
+    return images, {grid.id: grid for grid in read_rows(session, _GRIDS, {"grids": sorted(grid_ids)})}

@@ -11,10 +11,10 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from sqlalchemy import ARRAY, Text, bindparam, exists, func, select, update
+from sqlalchemy import bindparam, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from shared.db import Database
+from shared.db import Database, read_rows
 from shared.errors import StaleAttemptError, WorkError
 from shared.lifecycle.claims import StoredArtifact, start
 from shared.lifecycle.ending import database_now, end_work, live_jobs, succeed
@@ -170,14 +170,14 @@ def finish_image(
     values = _finish_values(image_id, attempt, artifact, num_steps) | {"renditions": files}
 
     def work(session: Session) -> None:
-        finished = session.connection().exec_driver_sql(_finish_statement("image"), values).one_or_none()
-        if finished is None:
+        finished = read_rows(session, _finish_statement("image"), values)
+        if not finished:
             _check_finished(session, Image, image_id, attempt, artifact)
             return
         jobs = session.scalars(_LIVE_JOBS_OF_IMAGE, {"image": image_id}).all()
-        start(session, jobs, finished.started_at)
+        start(session, jobs, finished[0].started_at)
         # Asked after the jobs are locked: of two images that end together, the second one sees the first, and has the later time.
-        now, left = session.execute(_WHO_WAITS, {"of_jobs": [job.id for job in jobs]}).one()
+        [(now, left)] = read_rows(session, _WHO_WAITS, {"jobs": [job.id for job in jobs]})
         for job in jobs:
             if job.id in left:
                 count_change(session, job)
@@ -314,16 +314,12 @@ _LIVE_JOBS_OF_IMAGE = (
 )
 """`live_jobs` of an image, built once."""
 
-_WHO_WAITS = select(
-    func.clock_timestamp(),
-    func.array(
-        select(Output.job_id)
-        .join(Image, Image.id == Output.image_id)
-        .where(Output.job_id.in_(bindparam("of_jobs", expanding=True)), Image.state.in_(LIVE_WORK))
-        .scalar_subquery(),
-        type_=ARRAY(Text),
-    ),
-)
+_WHO_WAITS = f"""
+    SELECT clock_timestamp(), ARRAY(
+        SELECT output.job_id FROM output JOIN image ON image.id = output.image_id
+        WHERE output.job_id = ANY(%(jobs)s::text[]) AND image.state IN ({", ".join(f"'{state}'" for state in sorted(LIVE_WORK))})
+    )
+"""  # noqa: S608 - our own names
 """The time, and the jobs among these that have images yet to come."""
 
 
