@@ -49,7 +49,7 @@ _IN_FLIGHT = 4
 """What a sender posts to one endpoint at once by default."""
 _TARGET = 0.5
 _TIMEOUT_S = 60.0
-_LOOK_S = 0.01
+_LOOK_S = 0.02
 _KEY = base64.b64encode(bytes(32)).decode()
 
 _DOCUMENT = """

@@ -26,7 +26,7 @@ from shared.trace import TraceContext
 _FINISH_WAITS_S = (0.1, 0.5, 2.0)
 """Between tries to write down outcomes; within the lease's margin."""
 
-_GATHER_S = 0.03
+_GATHER_S = 0.01
 
 _TURN_S = 2.0
 """A claimed delivery that has not had its turn by then is given back; within the lease's margin, too."""

@@ -61,9 +61,9 @@ def test_a_quick_queue_is_claimed_ahead() -> None:
     queues = filled([first])
     started(queues)
     queues.posted(first, is_quick=True)
-    assert queues.room(0.0).queues["a live"] == 127
+    assert queues.room(0.0).queues["a live"] == 255
     queues.forget(first)
-    assert queues.room(0.0).queues["a live"] == 128
+    assert queues.room(0.0).queues["a live"] == 256
     queues.add(first, 0.0)
     queues.posted(first, is_quick=False)
     assert queues.room(0.0).queues["a live"] == 3
@@ -83,7 +83,7 @@ def test_room_is_told_when_it_opens() -> None:
     """A full queue that loses one, a quick one that has lost half, a tenant that is back at half of the sender."""
     queues = filled(of("a", 4))
     assert [queues.forget(delivery) for delivery in of("a", 4)] == [True, False, False, False]
-    many = of("a", 70)
+    many = of("a", 134)
     queues = filled(many)
     queues.posted(many[0], is_quick=True)
     assert [queues.forget(delivery) for delivery in many].index(True) == 6
