@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from infra.embedded.find import postgres_programs, redis_program, weed_program
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test that asks the hub for something is a broken test.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# The machines are shared and slow at times: no test is about the time that it takes.
+settings.register_profile("glmq", deadline=None)
+settings.load_profile("glmq")
 
 _MEMORY_DISK = Path("/dev/shm")  # noqa: S108 - a disk in memory, where a folder with a name of its own is made
 _ROOM_BYTES = 2 << 30
