@@ -15,7 +15,6 @@ from shared.lifecycle.tenants import Caller
 _MOST_AT_ONCE = 32
 """Jobs of one statement. Of eight, each costs Postgres less than half of what it costs alone; of more it hardly changes."""
 
-
 _Wanted = tuple[NewRows, int | None, Caller]
 """The rows of a job, how many of its tenant may be queued, and whose it is."""
 
@@ -47,5 +46,6 @@ class Inserts:
 
     def _write(self, jobs: Sequence[_Wanted]) -> list[Inserted | None]:
         limits = [max_queued for _, max_queued, _ in jobs if max_queued is not None]
-        stamps = {caller.key_id: caller.stamp for _, _, caller in jobs if caller.is_recalled}
+        # Pairs: of one key that has just been changed two requests may remember different things.
+        stamps = {(caller.key_id, caller.stamp) for _, _, caller in jobs if caller.is_recalled}
         return insert_new(self._db, [rows for rows, _, _ in jobs], min(limits, default=None), stamps)

@@ -9,10 +9,10 @@ the statement fails and leaves nothing, and the jobs go the slow way, which find
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 from pydantic_core import to_json
@@ -58,14 +58,14 @@ class Inserted:
 
 
 def insert_new(
-    db: Database, jobs: Sequence[NewRows], max_queued: int | None, stamps: Mapping[str, str] = MappingProxyType({})
+    db: Database, jobs: Sequence[NewRows], max_queued: int | None, stamps: Collection[tuple[str, str]] = ()
 ) -> list[Inserted | None]:
     """
     Write the rows and the events of new jobs of one tenant.
 
     Args:
         max_queued: jobs of the tenant that may be queued, these among them; None: any number.
-        stamps: by key id, those of callers that were recalled (`Caller.stamp`).
+        stamps: of callers that were recalled, the id of the key and `Caller.stamp`.
     Returns:
         None for a job of which nothing was written: something of it is there, the tenant's queue is full, or a stamp has changed.
     Raises:
@@ -102,7 +102,7 @@ def _write(
     documents: Sequence[Mapping[str, Any]],
     item_ids: Sequence[str],
     max_queued: int | None,
-    stamps: Mapping[str, str] = MappingProxyType({}),
+    stamps: Collection[tuple[str, str]] = (),
 ) -> Sequence[Any] | None:
     """Rows of id, time of creation and number of queued jobs, one for each job; or None."""
     tenant_id = jobs[0].job["tenant_id"]
@@ -126,8 +126,8 @@ def _write(
         "tenant": tenant_id,
         "count": len(jobs),
         "max_queued": max_queued,
-        "keys": list(stamps),
-        "stamps": list(stamps.values()),
+        "keys": [key_id for key_id, _ in stamps],
+        "stamps": [stamp for _, stamp in stamps],
     }
     try:
         return db.run_alone(statement, values, (tenant_id, *job_ids))
