@@ -2,7 +2,7 @@
 # Python 3.11 or newer and make are all that is assumed.
 
 PYTHON ?= python3
-JOBS ?= 3
+JOBS ?= 4
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -45,11 +45,17 @@ _SHARED_STACK = {"e2e": "stack", "conformance": "stack", "faults": "faults"}
 """Folders whose files share a running stack, which takes half a minute to start: all of them run in one xdist worker."""
 
 
+_OWN_STACK = "tests/e2e/test_command_line.py"
+"""Starts its own, and takes as long as all others of its folder together."""
+
+
 class _ByStack(LoadScopeScheduling):
     """The tests of a file in one xdist worker, and those of files that share a stack. (xdist's own groups do nothing under pytest 9.)"""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
+        if path == _OWN_STACK:
+            return path
         return _SHARED_STACK.get(path.split("/")[1], path)
 
 

@@ -189,8 +189,9 @@ def lost_with_key():
 
 
 def walk_away():
-    """A stream that nobody reads to its end."""
-    for _ in client.images.generate(prompt="A deserted cat", stream=True, size="64x64", partial_images=1):
+    """A stream that nobody reads to its end; of a client of its own, for httpx closes it at some moment within any use of the same pool."""
+    stroller = openai.OpenAI(base_url=BASE_URL, api_key=API_KEY)
+    for _ in stroller.images.generate(prompt="A deserted cat", stream=True, size="64x64", partial_images=1):
         break
     return {}
 

@@ -278,16 +278,20 @@ def test_lease_is_kept(db: Database, keeper: LeaseKeeper, settings: WorkerSettin
     assert work.rescue(db, Stage.AR) == (1, [])
 
 
-def test_flag_stops_within_a_moment(db: Database, live: LiveState, keeper: LeaseKeeper, settings: WorkerSettings, new_job: NewJob) -> None:
+def test_flag_stops_within_a_moment(db: Database, live: LiveState, settings: WorkerSettings, new_job: NewJob) -> None:
     """A cancel that is flagged in Redis arrives before the next heartbeat, also when nobody rings; a flag that is late stops nothing."""
+    patient = settings.model_copy(update={"lease_s": 90.0, "heartbeat_s": 30.0})
     job_id, _ = submit(db, new_job)
-    claimed = claim(db, settings)
+    claimed = claim(db, patient)
+    keeper = LeaseKeeper(db, live, Stage.AR, patient)
+    keeper.start()
     held = keeper.hold(claimed.id, claimed.attempt)
     live.flag_stop([claimed.id])
     wait_until(lambda: not live.read_stops([claimed.id]), 5)
     assert not held.should_stop()
     live.flag_stop(jobs.cancel(db, new_job.tenant_id, job_id) or [])
     assert wait_for_stop(held) == StopReason.CANCELED
+    keeper.close()
 
 
 def test_heartbeat_finds_a_cancel(db: Database, keeper: LeaseKeeper, settings: WorkerSettings, new_job: NewJob) -> None:
