@@ -63,6 +63,8 @@ def test_mismatch_stores_no_sources(client: FlaskClient, db: Database) -> None:
 
 def test_replay_is_not_judged_again(client: FlaskClient) -> None:
     """A retry finds its job although the deadline of the request has passed meanwhile."""
+    # The first request of a process takes its time.
+    assert client.post("/v1/jobs", json={"prompt": "a fox"}).status_code == 202
     request = {"prompt": "a fox", "deadline": (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat()}
     assert client.post("/v1/jobs", json=request, headers=KEY).status_code == 202
     time.sleep(1.6)

@@ -78,7 +78,7 @@ def running(
 
 @pytest.mark.parametrize(
     ("phase", "max_examples", "most_s", "least"),
-    [("examples", 1, 90, 45), ("coverage", 1, 10, 2), ("fuzzing", 12, 10, 3), ("stateful", 15, 12, 1)],
+    [("examples", 1, 90, 45), ("coverage", 1, 6, 1), ("fuzzing", 12, 6, 2), ("stateful", 15, 8, 1)],
 )
 def test_no_request_breaks_the_document(
     running: tuple[Server, str], tmp_path: Path, phase: str, max_examples: int, most_s: int, least: int
