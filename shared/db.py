@@ -151,17 +151,17 @@ class Database:
 
     def fetch_one(self, statement: ClauseElement, values: Mapping[str, Any]) -> Any | None:
         """
-        The one row that a reading statement finds, or None. Values as `run_alone`.
+        The one row that a reading statement finds, or None, as `run_statement` does it.
 
         Args:
             statement: made once, for it is compiled once and kept.
         Raises:
             DatabaseDownError
         """
-        rows = self.change_rows(statement, values)
+        rows = self.run_statement(statement, values)
         return rows[0] if rows else None
 
-    def change_rows(self, statement: ClauseElement, values: Mapping[str, Any]) -> list[Any]:
+    def run_statement(self, statement: ClauseElement, values: Mapping[str, Any]) -> list[Any]:
         """
         Run a statement of SQLAlchemy's as `run_alone` does.
 

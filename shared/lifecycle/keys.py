@@ -118,10 +118,10 @@ def revoke_key(db: Database, tenant_id: str, key_id: str) -> KeyRecord | None:
 
 def find_callers(db: Database, keys: Sequence[ApiKeyText]) -> list[Caller | None]:
     """Who holds each of these keys; None for one that is unknown, wrong or revoked."""
-    rows = {row.id: row for row in db.change_rows(_FIND_ALIVE, {"key_ids": sorted({key.id for key in keys})})}
+    rows = {row.id: row for row in db.run_statement(_FIND_ALIVE, {"key_ids": sorted({key.id for key in keys})})}
     found = [row if (row := rows.get(key.id)) is not None and key.matches(row.secret_sha256) else None for key in keys]
     if untouched := {row.id for row in found if row is not None and row.is_untouched}:
-        db.change_rows(_TOUCH, {"key_ids": sorted(untouched)})
+        db.run_statement(_TOUCH, {"key_ids": sorted(untouched)})
     return [None if row is None else _caller(row) for row in found]
 
 
