@@ -36,7 +36,7 @@ def stack_roles(api_port: int, num_decoders: int = 1) -> tuple[Role, ...]:
     return (
         Role("api", _module("api"), api_port, ready_url=f"http://127.0.0.1:{api_port}/readyz", needs=needs),
         *(Role(name, _module(name)) for name in ("dispatcher", "ar_worker", "decoder_worker", "webhook_sender")),
-        Role("batch_clerk", _module("api.openai.batch_clerk")),
+        Role("batch_clerk", _module("api.batch_clerk")),
         *more_decoders,
     )
 

@@ -143,10 +143,12 @@ def miniature(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def nursery(throwaway: Path) -> Iterator[Nursery]:
-    """Where the processes of stacks are started from."""
-    with Nursery(throwaway) as running:
-        yield running
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Nursery:
+    """Where processes of the service are started from; one for all xdist workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return Nursery(folder.parent, os.getppid())
+    return Nursery(folder, os.getpid())
 
 
 @pytest.fixture(scope="session")

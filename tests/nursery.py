@@ -5,13 +5,15 @@ the tests start some fifty of them.
 What runs in a child is what `python -m services.NAME` runs, with an environment, a session and a log of its own. That the real command
 works too, the tests of `glmq demo` prove.
 
-    with Nursery(folder) as nursery:
-        process = nursery.start("services.api", environment, log)
+All xdist workers of a run share one (`tests/conftest.py`), which ends with the run.
+
+    process = nursery.start("services.api", environment, log)
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -26,11 +28,10 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
 
 _IMPORTS = {
     "services.api": "services.api.app",
-    "services.api.openai.batch_clerk": "services.api.app",
+    "services.api.batch_clerk": "services.api.app",
     "services.dispatcher": "services.dispatcher.main",
     "services.webhook_sender": "services.webhook_sender.main",
     "services.ar_worker": "services.ar_worker.worker",
@@ -49,6 +50,20 @@ class Child:
         self.pid = pid
         self.returncode: int | None = None
         self._told = told
+
+    def send_signal(self, number: int) -> None:
+        """Signal it, unless it has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
 
     def poll(self) -> int | None:
         """The exit status, as `Popen.poll` tells it; None while the process lives."""
@@ -74,19 +89,32 @@ class Child:
 
 
 class Nursery:
-    """The process that has imported, and the way to it."""
+    """The way to the process that has imported."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, owner: int) -> None:
+        """
+        Start that process, unless somebody else has.
+
+        Args:
+            folder: of a path that is short, for a socket's path may not be longer than 107 bytes.
+            owner: pid of the process with which it ends.
+        """
         self._address = str(folder / "nursery.sock")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        self._process = subprocess.Popen([sys.executable, "-m", "tests.nursery", self._address], env=environment)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._pid = 0
+        with (folder / "nursery.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.seek(0)
+            if lock.read():
+                return
+            lock.write("started")
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            command = [sys.executable, "-m", "tests.nursery", self._address, str(owner)]
+            # Not with our output: xdist waits until nobody has it open.
+            outputs = [
+                (os.POSIX_SPAWN_OPEN, stream, str(folder / "nursery.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                for stream in (1, 2)
+            ]
+            self._pid = os.posix_spawn(sys.executable, command, environment, file_actions=outputs)
 
     def start(self, module: str, environment: Mapping[str, str], log: Path) -> Child:
         """Run `python -m MODULE` with this environment and nothing of ours, its output appended to `log`."""
@@ -94,7 +122,7 @@ class Nursery:
         told = socket.socket(socket.AF_UNIX)
         told.settimeout(_START_S)
         while told.connect_ex(self._address):
-            assert self._process.poll() is None, "the nursery ended"
+            assert not (self._pid and os.waitpid(self._pid, os.WNOHANG)[0]), "the nursery ended"
             assert time.monotonic() < give_up_at
             time.sleep(0.02)
         told.sendall(json.dumps([module, dict(environment), str(log)]).encode() + b"\n")
@@ -107,8 +135,8 @@ def _receive(told: socket.socket) -> int:
     return int(_NUMBER.unpack(data)[0])
 
 
-def _main(address: str) -> None:
-    """Fork for whoever connects, until we are killed. A connection lives as long as its child, and hears how that ended."""
+def _main(address: str, owner: int) -> None:
+    """Fork for whoever connects, while the owner lives. A connection lives as long as its child, and hears how that ended."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
@@ -117,8 +145,7 @@ def _main(address: str) -> None:
     signal.set_wakeup_fd(wakes)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     told: dict[int, socket.socket] = {}
-    parent = os.getppid()
-    while os.getppid() == parent:
+    while _is_alive(owner):
         ready, _, _ = select.select([listener, woken], [], [], 1)
         if woken in ready:
             os.read(woken, 4096)
@@ -143,6 +170,14 @@ def _main(address: str) -> None:
                 connection.sendall(_NUMBER.pack(os.waitstatus_to_exitcode(ended[1])))
 
 
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def _become(module: str, environment: dict[str, str], log: str) -> None:
     """Be the process that `python -m MODULE` would have been, to its end: what it raises ends this process."""
     os.setsid()
@@ -159,4 +194,4 @@ def _become(module: str, environment: dict[str, str], log: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(sys.argv[1], int(sys.argv[2]))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.nursery import Child, Nursery
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 """What senders of tests unseal secrets with."""
@@ -18,7 +18,8 @@ KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 class SenderProcesses:
     """Starts `python -m services.webhook_sender`, each with a log of its own; a context manager."""
 
-    def __init__(self, database_url: str, folder: Path) -> None:
+    def __init__(self, nursery: Nursery, database_url: str, folder: Path) -> None:
+        self._nursery = nursery
         self._database_url = database_url
         self._folder = folder
         self._stack = contextlib.ExitStack()
@@ -29,7 +30,7 @@ class SenderProcesses:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
 
-    def start(self, **changes: str) -> tuple[subprocess.Popen[bytes], Path]:
+    def start(self, **changes: str) -> tuple[Child, Path]:
         """A sender, and its log. Redis and S3 are away, so that nothing but its own polls wakes it."""
         settings = {
             "GLMQ_DATABASE_URL": self._database_url,
@@ -42,8 +43,7 @@ class SenderProcesses:
             **changes,
         }
         path = self._folder / f"{uuid.uuid4().hex}.log"
-        log = self._stack.enter_context(path.open("wb"))
-        process = subprocess.Popen([sys.executable, "-m", "services.webhook_sender"], env={**os.environ, **settings}, stderr=log)
+        process = self._nursery.start("services.webhook_sender", {**os.environ, **settings}, path)
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
         return process, path

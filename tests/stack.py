@@ -24,7 +24,7 @@ from tests.nursery import Child, Nursery
 
 ROLES = ("api", "dispatcher", "ar_worker", "decoder_worker", "webhook_sender")
 """What every story needs."""
-BATCH_CLERK = "api.openai.batch_clerk"
+BATCH_CLERK = "api.batch_clerk"
 """What those with batches need besides."""
 API_KEY = "glmq_testtesttest_" + "t" * 43
 _READY_S = 240

@@ -1,7 +1,7 @@
 """
 The items of a native batch, as they were sent -> the requests that are kept. All of them are understood, or all wrong members are named.
 
-What takes the network to judge, such as a picture behind a URL, is judged when an item becomes a job (`openai/batch_clerk.py`).
+What takes the network to judge, such as a picture behind a URL, is judged when an item becomes a job (`batch_clerk.py`).
 """
 
 from __future__ import annotations

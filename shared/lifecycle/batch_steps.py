@@ -1,5 +1,5 @@
 """
-The steps of a batch that the clerk takes (`services/api/openai/batch_clerk.py`); `batches.py` shows the way.
+The steps of a batch that the clerk takes (`services/api/batch_clerk.py`); `batches.py` shows the way.
 
 Every step may be repeated: a line has no job or exactly one, which the transaction that makes the job writes into it.
 """

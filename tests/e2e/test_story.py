@@ -94,7 +94,7 @@ def test_cancel_while_running(stack: Stack) -> None:
     assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
     started = time.monotonic()
     assert stack.wait(stack.submit(prompt="next", size="64x64", steps=1))["status"] == "succeeded"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert stack.client.post(f"/v1/jobs/{slow['id']}/cancel").status_code == 409
     assert stack.job(slow["id"])["outputs"][0]["url"] is None
 

@@ -89,7 +89,7 @@ def test_paused_worker_writes_nothing(stack: Stack, undisturbed: str) -> None:
         # Whatever happens: the tests after this one count on one worker.
         for number in (signal.SIGCONT, signal.SIGTERM):
             os.kill(paused.pid, number)
-        paused.wait(12)
+        paused.wait(60)
 
 
 @pytest.mark.parametrize("role", ["ar_worker", "decoder_worker"])

@@ -41,7 +41,7 @@ def test_without_redis_everything_finishes(stack: Stack) -> None:
     stack.client.post(f"/v1/jobs/{slow['id']}/cancel").raise_for_status()
     started = time.monotonic()
     assert stack.wait(stack.submit(prompt="next", size="64x64", steps=1))["status"] == "succeeded"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 def test_postgres_goes_and_comes_back(stack: Stack, postgres_server: PostgresServer) -> None:
@@ -55,7 +55,7 @@ def test_postgres_goes_and_comes_back(stack: Stack, postgres_server: PostgresSer
         assert answer.status_code == 503
         assert answer.json()["retryable"] is True
         assert int(answer.headers["Retry-After"]) > 0
-        assert time.monotonic() - started < 6
+        assert time.monotonic() - started < 15
         assert stack.client.get("/readyz").status_code == 503
         assert stack.client.get("/healthz").status_code == 200
     finally:

@@ -27,6 +27,7 @@ from shared.webhooks import new_secret
 from tests.fakes import Script, ScriptedServer
 from tests.integration.conftest import plain_job
 from tests.ledger import query
+from tests.nursery import Nursery
 from tests.sender_process import KEY, SenderProcesses
 
 TIMEOUT_S = 1.0
@@ -154,6 +155,7 @@ def p99(values: list[float]) -> float:
 
 
 def test_hostile_receivers(
+    nursery: Nursery,
     db: Database,
     ledger_url: str,
     tenant: str,
@@ -169,7 +171,7 @@ def test_hostile_receivers(
     healthy = Receiver("")
     server.append(start_server(lambda connection, line: well(healthy, secret, server)(connection, line)))
     healthy.endpoint_id = open_endpoint(f"{server[0].url}/hook", secret).endpoint_id
-    with SenderProcesses(ledger_url, tmp_path) as senders:
+    with SenderProcesses(nursery, ledger_url, tmp_path) as senders:
         process, log_path = senders.start(GLMQ_WEBHOOK_TIMEOUT_S=f"{TIMEOUT_S:g}", GLMQ_WEBHOOK_CONNECT_S="1", GLMQ_WEBHOOK_POLL_S="0.02")
         latencies(db, new, healthy, 2)  # the process starts
         alone = latencies(db, new, healthy)
@@ -214,10 +216,10 @@ def test_hostile_receivers(
 
 
 def test_what_is_no_longer_allowed_gets_no_connection(
-    db: Database, ledger_url: str, tenant: str, tmp_path: Path, open_endpoint: Callable[..., Receiver]
+    nursery: Nursery, db: Database, ledger_url: str, tenant: str, tmp_path: Path, open_endpoint: Callable[..., Receiver]
 ) -> None:
     """An endpoint that was allowed when it was registered, and is not any more, is refused before anything is dialled."""
-    with socket.create_server(("127.0.0.1", 0)) as inside, SenderProcesses(ledger_url, tmp_path) as senders:
+    with socket.create_server(("127.0.0.1", 0)) as inside, SenderProcesses(nursery, ledger_url, tmp_path) as senders:
         inside.settimeout(0.2)
         endpoint = open_endpoint(f"http://localhost:{inside.getsockname()[1]}/", new_secret()).endpoint_id
         submit(db, plain_job(tenant))

@@ -236,7 +236,7 @@ def test_only_the_leader_looks(db: Database, new_job: NewJob, settings: Dispatch
     else:
         pytest.fail("nothing was erased in 5 s")
     stopping.set()
-    thread.join(5)
+    thread.join(30)
 
 
 def test_a_stream_of_a_job_without_events_ends(db: Database, new_job: NewJob) -> None:

@@ -64,12 +64,12 @@ def data(tmp_path: Path) -> Iterator[DataFolder]:
     stop_stack(data)
 
 
-def start_front(data: DataFolder, mode: str = "tied") -> subprocess.Popen[str]:
+def start_front(data: DataFolder, mode: str = "tied", **shell: str) -> subprocess.Popen[str]:
     script = data.path.parent / "stack.py"
     script.write_text(STACK)
     # No server of the caller's: those that are started here are what must end.
     env = {name: value for name, value in os.environ.items() if not name.startswith("GLMQ_")}
-    env |= {"PYTHONPATH": str(PROJECT), "GLMQ_DATA": str(data.path)}
+    env |= {"PYTHONPATH": str(PROJECT), "GLMQ_DATA": str(data.path), **shell}
     return subprocess.Popen(
         [sys.executable, "-c", FRONT, str(data.path), str(script), mode], stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
     )
@@ -196,7 +196,7 @@ def test_kill_9_of_the_supervisor(data: DataFolder) -> None:
 
 
 def test_kill_9_of_everything_and_another_start(data: DataFolder) -> None:
-    """After everything was killed at once, the next start works, with the same ports and keys."""
+    """After everything was killed at once, another start works, with the same ports and keys, from a shell that knows the first."""
     front = start_front(data)
     await_ready(front)
     before = data.read_state()
@@ -208,7 +208,7 @@ def test_kill_9_of_everything_and_another_start(data: DataFolder) -> None:
     finish(front)
     await_none(data)
 
-    again = start_front(data)
+    again = start_front(data, **before.exports)
     await_ready(again)
     after = data.read_state()
     os.killpg(again.pid, signal.SIGINT)

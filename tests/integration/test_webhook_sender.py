@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,6 +24,7 @@ from shared.tables import WebhookAttempt, WebhookDelivery
 from shared.webhooks import new_secret
 from tests.fakes import ScriptedServer
 from tests.integration.conftest import plain_job
+from tests.nursery import Child, Nursery
 from tests.sender_process import KEY, SenderProcesses
 
 SECRET = new_secret()
@@ -39,13 +39,13 @@ def db(database_url: str) -> Iterator[Database]:
     db.close()
 
 
-Start = Callable[..., tuple["subprocess.Popen[bytes]", Path]]
+Start = Callable[..., tuple[Child, Path]]
 
 
 @pytest.fixture
-def start_sender(database_url: str, tmp_path: Path) -> Iterator[Start]:
+def start_sender(nursery: Nursery, database_url: str, tmp_path: Path) -> Iterator[Start]:
     """Start sender processes, each with its log; those still there at the end are killed."""
-    with SenderProcesses(database_url, tmp_path) as senders:
+    with SenderProcesses(nursery, database_url, tmp_path) as senders:
         yield senders.start
 
 
@@ -95,7 +95,7 @@ def test_an_event_goes_out_once_and_verified(db: Database, start_sender: Start) 
     wait_for(lambda: the_delivery(db).state == "delivered")
     time.sleep(0.6)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(8) == 0
+    assert process.wait(30) == 0
     server.close()
     # Then the receiver got one event that it can verify, and the ledger knows
     (headers, body), *more = got

@@ -179,7 +179,7 @@ def test_poller_fills_every_slot(db: Database, settings: WorkerSettings, new_job
 
     def run(claim: ClaimedGrid, held: HeldWork) -> Callable[[], None]:
         running.release()
-        may_end.wait(10)
+        may_end.wait(60)
         return lambda: finish.finish_grid(db, claim.id, claim.attempt, StoredArtifact(claim.id, "ab", 1), 1)
 
     handler = Handler(Stage.AR, lambda worker_id, unit_id: claims.claim_grid(db, worker_id, 30, unit_id), run)
@@ -188,14 +188,14 @@ def test_poller_fills_every_slot(db: Database, settings: WorkerSettings, new_job
     poller = threading.Thread(target=worker.poll)
     poller.start()
     for _ in range(3):
-        assert running.acquire(timeout=5)
+        assert running.acquire(timeout=30)
     assert not running.acquire(timeout=0.3)
     may_end.set()
     for _ in range(2):
-        assert running.acquire(timeout=5)
-    wait_until(lambda: count(db, "done") == 5, 5)
+        assert running.acquire(timeout=30)
+    wait_until(lambda: count(db, "done") == 5, 30)
     worker.begin_shutdown()
-    poller.join(5)
+    poller.join(30)
     assert not poller.is_alive()
 
 
@@ -226,9 +226,9 @@ def test_spare_work_waits_for_the_rest(db: Database, live: LiveState, settings: 
     worker = WorkerProcess(settings.model_copy(update={"poll_s": 0.05}), db, live, handler, {}, slots=1, speed=lambda: None)
     poller = threading.Thread(target=worker.poll)
     poller.start()
-    wait_until(lambda: told.count("spare") >= 5, 5)
+    wait_until(lambda: told.count("spare") >= 5, 30)
     worker.begin_shutdown()
-    poller.join(5)
+    poller.join(30)
     assert told[:3] == ["work", "work", "spare"]
 
 
@@ -251,7 +251,7 @@ def keeper(db: Database, live: LiveState, settings: WorkerSettings) -> Iterator[
 
 def wait_for_stop(held: HeldWork) -> StopReason | None:
     """Wait until the work is told to stop, as an engine would find out."""
-    give_up_at = time.monotonic() + 5
+    give_up_at = time.monotonic() + 30
     while not held.should_stop() and time.monotonic() < give_up_at:
         threading.Event().wait(0.01)
     return held.stop_reason
@@ -287,7 +287,7 @@ def test_flag_stops_within_a_moment(db: Database, live: LiveState, settings: Wor
     keeper.start()
     held = keeper.hold(claimed.id, claimed.attempt)
     live.flag_stop([claimed.id])
-    wait_until(lambda: not live.read_stops([claimed.id]), 5)
+    wait_until(lambda: not live.read_stops([claimed.id]), 30)
     assert not held.should_stop()
     live.flag_stop(jobs.cancel(db, new_job.tenant_id, job_id) or [])
     assert wait_for_stop(held) == StopReason.CANCELED

@@ -1,6 +1,6 @@
 """
 `/v1/batches`: the batch routes that OpenAI's clients know. Native batches are made, read, listed and canceled by them, too: there is one
-kind of batch, and its answer has both interfaces' members (`batch_answers.py`). The work on it is `batch_clerk.py`'s.
+kind of batch, and its answer has both interfaces' members (`batch_answers.py`). The work on it is `../batch_clerk.py`'s.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
 
-from services.api.openai.batch_clerk import Clerk
+from services.api.batch_clerk import Clerk
 from services.api.parts import Parts
 from shared.db import Database
 from shared.lifecycle.jobs import expire
@@ -257,7 +257,7 @@ def test_pause_and_resume(
     client: FlaskClient, clerk: Clerk, parts: Parts, db: Database, account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a batch is paused nothing of it begins, but for what others wait for; what runs is finished. Then it goes on."""
-    monkeypatch.setattr("services.api.openai.batch_clerk._HOLD_AGAIN_S", 0.0)
+    monkeypatch.setattr("services.api.batch_clerk._HOLD_AGAIN_S", 0.0)
     listen(client, "batch.paused")
     limit_tenant(db, account.tenant_id, {"max_queued": 4})
     batch = make(client, [item(f"c{index}", n=1 + index % 2) for index in range(6)])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from tests.integration.api.conftest import png, report_model
 from tests.integration.api.openai import draw
 from tests.integration.api.test_openai_batches import content, line, make, read
 from tests.ledger import query
+from tests.nursery import Child, Nursery
 from tests.stack import wait_until
 
 _LINES = 200
@@ -29,25 +28,23 @@ _LOOK_S = 0.002
 
 
 @pytest.fixture
-def start(settings: ApiSettings, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+def start(nursery: Nursery, settings: ApiSettings, tmp_path: Path) -> Iterator[Callable[[], Child]]:
     """Starts a clerk process on the stores of the test."""
     given = {name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in settings}
     ours = {f"GLMQ_{name.upper()}": str(given[name]) for name in settings.model_fields_set}
-    clerks: list[subprocess.Popen[bytes]] = []
-    with (tmp_path / "clerk.log").open("ab") as log:
+    clerks: list[Child] = []
 
-        def run() -> subprocess.Popen[bytes]:
-            command = [sys.executable, "-m", "services.api.openai.batch_clerk"]
-            clerks.append(subprocess.Popen(command, env={**os.environ, **ours}, stdout=log, stderr=log))
-            return clerks[-1]
+    def run() -> Child:
+        clerks.append(nursery.start("services.api.batch_clerk", {**os.environ, **ours}, tmp_path / "clerk.log"))
+        return clerks[-1]
 
-        yield run
-        for clerk in clerks:
-            clerk.kill()
-            clerk.wait()
+    yield run
+    for clerk in clerks:
+        clerk.kill()
+        clerk.wait()
 
 
-def test_killed_clerks(client: FlaskClient, db: Database, parts: Parts, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+def test_killed_clerks(client: FlaskClient, db: Database, parts: Parts, start: Callable[[], Child]) -> None:
     """
     Killed while lines become jobs (by one statement, and one by one), and while results are written.
 

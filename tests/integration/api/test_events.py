@@ -291,7 +291,7 @@ def test_silence_is_broken_by_comments(settings: ApiSettings, account: Account, 
         started = time.monotonic()
         with client.get(f"/v1/jobs/{job_id}/events", headers=STREAM, buffered=False) as answer:
             sent = b"".join(answer.response)
-        assert 1.9 < time.monotonic() - started < 6
+        assert 1.9 < time.monotonic() - started < 30
         assert sent.count(b": hb\n\n") >= 3
         assert sent.count(b"event:") == 1
         assert places(app) == 0
@@ -316,7 +316,7 @@ def test_the_tenants_stream(client: FlaskClient, app: APIFlask, stranger: Accoun
     assert resumed.block() == {"": "hb"}
     assert resumed.event()[:2] == ("job.canceled", "3")
     resumed.close()
-    wait_until(lambda: places(app) == 0, 5)
+    wait_until(lambda: places(app) == 0, 30)
 
 
 def test_streams_are_bounded(client: FlaskClient, app: APIFlask, account: Account) -> None:

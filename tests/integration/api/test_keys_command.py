@@ -14,11 +14,12 @@ from services.api.settings import ApiSettings
 from shared.checkpoint import ModelInfo
 from tests.integration.api.conftest import Account
 from tests.integration.api.test_server import Server
+from tests.nursery import Nursery
 
 
 @pytest.fixture
-def server(settings: ApiSettings, account: Account, model: ModelInfo, tmp_path: Path) -> Iterator[Server]:
-    running = Server(settings, tmp_path / "log")
+def server(nursery: Nursery, settings: ApiSettings, account: Account, model: ModelInfo, tmp_path: Path) -> Iterator[Server]:
+    running = Server(nursery, settings, tmp_path / "log")
     yield running
     running.stop()
 

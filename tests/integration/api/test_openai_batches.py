@@ -15,7 +15,7 @@ from apiflask import APIFlask
 from flask.testing import FlaskClient
 
 from services.api.batch_answers import EDITS, GENERATIONS
-from services.api.openai.batch_clerk import Clerk
+from services.api.batch_clerk import Clerk
 from services.api.openai.batch_lines import MAX_LINES, read_lines
 from services.api.parts import Parts
 from shared.db import Database

@@ -8,7 +8,7 @@ from typing import Any
 
 from flask.testing import FlaskClient
 
-from services.api.openai.batch_clerk import Clerk
+from services.api.batch_clerk import Clerk
 from services.api.parts import Parts
 from shared.db import Database
 from shared.lifecycle.jobs import expire

@@ -26,6 +26,7 @@ from shared.progress import LiveState
 from shared.storage import Storage
 from tests.integration.api.conftest import finish_jobs, make_account, make_settings, png, report_model
 from tests.integration.api.test_server import Server
+from tests.nursery import Nursery
 
 CHECKS = (
     "not_a_server_error",
@@ -43,6 +44,7 @@ PICTURE = png()
 
 @pytest.fixture(scope="module")
 def running(
+    nursery: Nursery,
     postgres_server: PostgresServer,
     migrated_template: str,
     redis_url: str,
@@ -57,7 +59,7 @@ def running(
     db = Database(url, on_changes=LiveState(redis_url).tell_changes)
     report_model(db)
     account = make_account(db, settings, "acme")
-    server = Server(settings, tmp_path_factory.mktemp("st") / "log", SYNC_MAX_S="40", STREAM_S="1", API_READ_TIMEOUT_S="20")
+    server = Server(nursery, settings, tmp_path_factory.mktemp("st") / "log", SYNC_MAX_S="40", STREAM_S="1", API_READ_TIMEOUT_S="20")
     ended = threading.Event()
 
     def draw() -> None:

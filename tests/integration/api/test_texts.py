@@ -7,7 +7,7 @@ import threading
 import pytest
 from flask.testing import FlaskClient
 
-from services.api.openai.batch_clerk import Clerk
+from services.api.batch_clerk import Clerk
 from services.api.parts import Parts
 from shared.db import Database
 from shared.lifecycle import claims, work

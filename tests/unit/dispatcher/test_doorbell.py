@@ -24,7 +24,7 @@ def test_a_ring_before_the_wait_is_not_missed() -> None:
     doorbell.ring(Stage.DECODER)
     started = time.monotonic()
     doorbell.wait(10)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 8
     assert doorbell.take() == {Stage.DECODER}
 
 
@@ -34,5 +34,5 @@ def test_a_wait_ends_without_a_ring() -> None:
     started = time.monotonic()
     doorbell.wait(0.05)
     doorbell.wait(-1)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 8
     assert doorbell.take() == set()

@@ -1,5 +1,5 @@
 """
-`python -m services.api.openai.batch_clerk`: reads the lines of batches, makes jobs of them, and writes their results into files.
+`python -m services.api.batch_clerk`: reads the lines of batches, makes jobs of them, and writes their results into files.
 
 A process of its own, of the API's code: what a line means is a matter of the interface, and 50,000 of them would hold up every other
 request of an API process. One clerk works, others stand by. It keeps nothing in memory that a crash could lose: each step begins with
@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 
 import structlog
 
+from services.api.batch_submitter import Submitter
 from services.api.loaded_model import NoModelError
 from services.api.openai.batch_files import shown_bytes
 from services.api.openai.batch_lines import read_lines
 from services.api.openai.batch_results import Results
-from services.api.openai.batch_submitter import Submitter
 from services.api.parts import Parts, make_parts
 from services.api.settings import ApiSettings
 from services.api.sources import BusyError
