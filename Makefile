@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 JOBS ?= 4
+FUZZ_S ?= 120
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ UV := $(BIN)/uv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down status doctor test checks lint types imports unit format lock settings-doc train eval-miniature bench hooks clean
+.PHONY: help install demo up down status doctor test checks lint types imports unit fuzz format lock settings-doc train eval-miniature bench hooks clean
 
 help: ## List every chore
 	@echo "make CHORE, one of:"
@@ -53,6 +54,9 @@ imports: $(INSTALLED) ## Check who imports whom
 # By file and by stack: what shares servers runs in one process (tests/conftest.py).
 unit: $(INSTALLED) ## Run the tests alone; ARGS="tests/unit -k grid" chooses some
 	$(BIN)/pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+
+fuzz: $(INSTALLED) ## Hold the API against its OpenAPI document by random requests to every route; FUZZ_S=600 is each phase's time
+	FUZZ_S=$(FUZZ_S) $(BIN)/pytest -q --timeout=$$(($(FUZZ_S) + 300)) tests/integration/api/test_schemathesis.py
 
 format: $(INSTALLED) ## Mend style and formatting
 	$(BIN)/ruff check --fix .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import os
 import shutil
@@ -45,8 +46,8 @@ _SHARED_STACK = {"e2e": "stack", "conformance": "stack", "faults": "faults"}
 """Folders whose files share a running stack, which takes half a minute to start: all of them run in one xdist worker."""
 
 
-_OWN_STACK = "tests/e2e/test_command_line.py"
-"""Starts its own, and takes as long as all others of its folder together."""
+_OWN_STACKS = ("tests/e2e/test_command_line.py", "tests/e2e/test_words.py")
+"""Start their own, and take as long as all others of their folder together."""
 
 
 class _ByStack(LoadScopeScheduling):
@@ -54,7 +55,7 @@ class _ByStack(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        if path == _OWN_STACK:
+        if path in _OWN_STACKS:
             return path
         return _SHARED_STACK.get(path.split("/")[1], path)
 
@@ -62,6 +63,12 @@ class _ByStack(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByStack:
     """Hand out tests by stack."""
     return _ByStack(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Nothing that was imported until now goes away again: the collector need not look at it a thousand times."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

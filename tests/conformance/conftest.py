@@ -70,7 +70,7 @@ def install_python(cache: Path, *requirements: str) -> Path:
         if not (folder / "done").exists():
             shutil.rmtree(folder, ignore_errors=True)
             _run([str(_UV), "venv", "-q", "--python", sys.executable, str(folder)])
-            _run([str(_UV), "pip", "install", "-q", "--compile-bytecode", "--python", str(folder / "bin" / "python"), *requirements])
+            _run([str(_UV), "pip", "install", "-q", "--python", str(folder / "bin" / "python"), *requirements])
             (folder / "done").touch()
     return folder / "bin" / "python"
 
