@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from flask import request
 
 from services.api.auth import Callers
+from services.api.content_policy import ContentPolicy
 from services.api.fleet import FleetReader
 from services.api.inserts import Inserts
 from services.api.loaded_model import LoadedModel
@@ -37,6 +38,7 @@ class Parts:
     live: LiveState
     policy: EgressPolicy
     sealer: Sealer
+    content: ContentPolicy
     model: LoadedModel
     fleet: FleetReader
     outlook: Outlook
@@ -60,7 +62,12 @@ class Parts:
 
 
 def make_parts(settings: ApiSettings, resolver: Resolver = system_resolver) -> Parts:
-    """Make every client. Opens no connection yet, so the API starts while its stores are still starting."""
+    """
+    Make every client. Opens no connection yet, so the API starts while its stores are still starting.
+
+    Raises:
+        StartupError: a setting has a value that cannot be used.
+    """
     live = LiveState(settings.redis_url.get_secret_value())
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size, live.tell_changes)
     fleet = FleetReader(db)
@@ -73,6 +80,7 @@ def make_parts(settings: ApiSettings, resolver: Resolver = system_resolver) -> P
         live=live,
         policy=EgressPolicy(settings.egress_allow, resolver),
         sealer=Sealer(settings.secret_key.get_secret_value()),
+        content=ContentPolicy(settings.blocked_terms),
         model=LoadedModel(db),
         fleet=fleet,
         outlook=Outlook(db, fleet),

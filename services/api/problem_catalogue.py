@@ -42,6 +42,7 @@ class Problem(Enum):
     UNSUPPORTED_MEDIA = 415, "The media type is not supported", False
     IDEMPOTENCY_MISMATCH = 422, "The Idempotency-Key belongs to another request", False
     UNPROCESSABLE_PROMPT = 422, "The prompt cannot be used", False
+    CONTENT_REJECTED = 422, "What is asked for may not be drawn here", False
     # Not 409, which OpenAI's clients take for a reason to try again.
     BATCH_SEALED = 422, "The batch takes no more items", False
     ENDPOINT_DISABLED = 422, "The webhook endpoint is disabled", False

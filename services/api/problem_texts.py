@@ -51,6 +51,7 @@ TEXTS: dict[str, str] = {
     "unsupported_media": "The body, a file or a fetched picture is of a type that cannot be read here.",
     "idempotency_mismatch": "The same `Idempotency-Key` came before with a different request. Use a new key for a new request.",
     "unprocessable_prompt": "The prompt contains what the model reads as a command and not as text.",
+    "content_rejected": "The prompt or a text contains a word or phrase that the operator of this service does not allow in pictures.",
     "endpoint_disabled": "The webhook endpoint is disabled, so nothing can be sent to it. Enable it first.",
     "too_many_endpoints": "The tenant has as many webhook endpoints as there may be. Delete one.",
     "input_fetch_failed": (

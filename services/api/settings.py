@@ -51,6 +51,11 @@ class ApiSettings(QuotaSettings):
     metrics: Literal["operators", "everybody"] = Field(
         default="operators", description="Who may read `/metrics`: whoever has a key of an operator, or everybody who reaches the API."
     )
+    blocked_terms: str = Field(
+        default="",
+        description="Text file of words and phrases, one a line, that no prompt and no text may contain; `#` begins a comment. Read at "
+        "the start.",
+    )
     source_fetch_s: float = Field(
         default=15, gt=0, le=120, description="Seconds in which all source images that one request names by URL must have arrived."
     )

@@ -136,6 +136,7 @@ def read_request(parts: Parts, caller: Caller, body: RequestBody) -> ReadRequest
     info = parts.model.get()
     errors = ErrorCollector()
     check_request(asked, info, len(body.uploads), errors)
+    parts.content.check(asked, errors)
     webhook = collect_webhook(parts, caller.tenant_id, asked.webhook, body.fields.get("webhook"), errors)
     errors.raise_any()
     reader = SourceReader(parts, caller.tenant_id, info)

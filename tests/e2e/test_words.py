@@ -95,7 +95,7 @@ def test_the_demo_s_pictures_can_be_read(trained_stack: Stack, reader: Reader) -
 
 
 def test_trained_weights_draw_the_reference_s_picture(trained_stack: Stack) -> None:
-    """With weights that mean something too, the service draws what diffusers' own pipeline draws, with the checkpoint's steps and guidance."""
+    """With weights that mean something too, the service draws what diffusers' own pipeline draws, with their steps and guidance."""
     prompt, seed = "A black poster with the words 'NIGHT TRAIN' in pink, with a bar below", 5
     job, picture = draw(trained_stack, prompt=prompt, seed=seed, size="192x96")
     torch.set_num_threads(1)

@@ -22,6 +22,7 @@ _END_EVENTS = {"completed": "response.completed", "failed": "response.failed"}
 """Of other ends OpenAI's clients know `response.incomplete` only; the status in it says more."""
 _ERROR_CODES = {
     "unprocessable_prompt": "invalid_prompt",
+    "content_rejected": "image_content_policy_violation",
     "invalid_image": "invalid_image",
     "input_fetch_failed": "failed_to_download_image",
 }

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 from flask.testing import FlaskClient
 
 from services.api.batch_clerk import Clerk
 from services.api.parts import Parts
+from services.api.settings import ApiSettings
+from shared.checkpoint import ModelInfo
 from shared.db import Database
 from shared.lifecycle import claims, work
 from shared.states import Stage
-from tests.integration.api.conftest import assert_problem, png
+from tests.integration.api.conftest import Account, assert_problem, client_of, count_rows, open_app, png
 from tests.integration.api.openai import draw
 from tests.integration.api.test_jobs import assert_documented, claim_grid
 from tests.integration.api.test_openai_batches import content, line, make, read, work_all
@@ -104,3 +107,24 @@ def test_texts_that_cannot_be_drawn(refusing: FlaskClient, fields: dict[str, obj
     """Each is refused with the field that holds it, and nothing is stored."""
     status = 422 if code == "unprocessable_prompt" else 400
     assert_problem(refusing.post("/v1/jobs", json={"prompt": "a poster", **fields}), status, code, param)
+
+
+def test_what_the_operator_forbids_is_not_drawn(
+    settings: ApiSettings, db: Database, account: Account, model: ModelInfo, tmp_path: Path
+) -> None:
+    """A term of the operator's file is refused by every interface, with its own words, and nothing is stored."""
+    (tmp_path / "terms.txt").write_text("blorp\n")
+    with open_app(settings.model_copy(update={"blocked_terms": str(tmp_path / "terms.txt")})) as app:
+        client = client_of(app, account.keys["submit"])
+        for path in ("/v1/jobs", "/v1/estimate"):
+            assert_problem(client.post(path, json={"prompt": "a poster", "text": ["BL0RP"]}), 422, "content_rejected", "text.0")
+        refused = client.post("/v1/images/generations", json={"prompt": "a b-l-o-r-p"}).get_json()
+        assert (refused["error"]["code"], refused["error"]["param"]) == ("content_rejected", "prompt")
+        assert_problem(
+            client.post("/v1/predictions", json={"version": "glmq/miniature", "input": {"prompt": "blorp"}}),
+            422,
+            "content_rejected",
+            "input.prompt",
+        )
+        assert not any(count_rows(db).values())
+        assert client.post("/v1/jobs", json={"prompt": "a flower"}).status_code == 202
