@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -77,7 +78,9 @@ def running(
     yield server, account.keys["operator"]
     ended.set()
     worker.join()
-    server.stop()
+    # Not asked to stop: what it still holds for the client that has gone would take its time.
+    os.killpg(server.process.pid, signal.SIGKILL)
+    server.process.wait()
     db.close()
 
 
