@@ -9,9 +9,12 @@ from typing import Any
 from sqlalchemy import Select, exists, func, select
 from sqlalchemy.orm import Session
 
-from shared.lifecycle.events import record_changes
+from shared.db import note_changes, read_rows
+from shared.lifecycle.events import read_drawn, record_changes, record_success
 from shared.states import LIVE_WORK, TERMINAL_JOB, JobStatus, WorkState
 from shared.tables import Grid, Image, Job, Output
+
+_COUNT_CHANGES = "UPDATE job SET version = version + 1 WHERE id = ANY(%(jobs)s::text[]) RETURNING id"
 
 
 def database_now(session: Session) -> datetime:
@@ -41,19 +44,33 @@ def end_work(session: Session, unit: Grid | Image, error: dict[str, Any]) -> lis
     return end_jobs(session, session.scalars(live_jobs(unit)).all(), JobStatus.FAILED, error)
 
 
-def succeed(session: Session, jobs: Sequence[Job], at: datetime | None = None) -> None:
+def succeed(session: Session, job: Job) -> None:
+    """End a job that this transaction has locked and that has all its images: it leaves nothing to be dropped."""
+    job.status = JobStatus.SUCCEEDED
+    _complete(job, database_now(session))
+    record_changes(session, [job], "job.succeeded")
+
+
+def take_picture(session: Session, jobs: Sequence[Job]) -> None:
     """
-    End jobs that this transaction has locked and that have all their images: they leave nothing to be dropped.
+    Another image of these jobs is stored: those have succeeded that wait for no more.
 
     Args:
-        at: when their last image was done, by the database's clock; None for now.
+        jobs: running, of one tenant, locked by this transaction; not the session's own rows, and changed here to what they become.
     """
-    if jobs:
-        now = at or database_now(session)
-        for job in jobs:
+    # Read after the jobs are locked: of two images that end together, the second one sees the first, and has the later time.
+    drawn = read_drawn(session, [job.id for job in jobs])
+    waiting = {job.id for job in jobs if any(image.row.state in LIVE_WORK for image in drawn.images[job.id])}
+    if waiting:
+        read_rows(session, _COUNT_CHANGES, {"jobs": sorted(waiting)})
+        note_changes(session, waiting)
+    ended = [job for job in jobs if job.id not in waiting]
+    if ended and drawn.read_at is not None:
+        for job in ended:
             job.status = JobStatus.SUCCEEDED
-            _complete(job, now)
-        record_changes(session, jobs, "job.succeeded")
+            job.version += 1
+            _complete(job, drawn.read_at)
+        record_success(session, ended, drawn)
 
 
 def end_canceled(session: Session, jobs: Sequence[Job], why: str = "the job was canceled") -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from pydantic_core import to_json
@@ -58,7 +61,7 @@ DEFAULT_WEBHOOK_EVENTS = tuple(f"job.{status}" for status in sorted(TERMINAL_JOB
 # One trip, in plain SQL, and one value for everything: four events are written for every job, under the lock of the tenant's row, and of
 # many parameters psycopg would parse the statement anew each time.
 _ADD_EVENTS = """
-    WITH given AS (SELECT %(given)s::jsonb AS rows), numbered AS (
+    WITH given AS (SELECT %(given)s::jsonb AS rows), {first} numbered AS (
         -- Locked until the transaction ends: all of a tenant's changes pass here one by one, which is what makes `seq` gap-free.
         UPDATE tenant SET event_seq = event_seq + %(count)s, num_queued = num_queued + %(more_queued)s
         WHERE id = %(tenant)s
@@ -78,17 +81,46 @@ _ADD_EVENTS = """
     )
     SELECT num_endpoints, num_queued FROM numbered
 """
+_RECORD = _ADD_EVENTS.format(first="")
+_SUCCEED_AND_RECORD = _ADD_EVENTS.format(
+    first="""
+    ended AS (
+        UPDATE job SET
+            status = 'succeeded', version = version + 1,
+            completed_at = %(ended_at)s, expires_at = %(ended_at)s + expires_in_s * interval '1 s'
+        FROM given, jsonb_array_elements(rows->'events') AS event(entry) WHERE job.id = entry->>'job_id'
+    ),"""
+)
 _ADD_DELIVERIES = """
     INSERT INTO webhook_delivery (id, tenant_id, event_id, url, lane, endpoint_id, kind)
     SELECT id, tenant_id, event_id, url, lane, endpoint_id, kind FROM jsonb_populate_recordset(NULL::webhook_delivery, %(given)s::jsonb)
     RETURNING id
 """
 _LISTENERS = "SELECT id, url, events FROM webhook_endpoint WHERE tenant_id = %(tenant)s AND status = 'enabled'"
-_IMAGES = """
-    SELECT output.job_id AS of_job, output.is_cached, image.* FROM output JOIN image ON image.id = output.image_id
+_GRID_COLUMNS = {name: f"of_grid_{name}" for name in Grid.__table__.columns.keys()}  # noqa: SIM118 - a collection of columns, not a dict
+_IMAGES = f"""
+    SELECT
+        output.job_id AS of_job, output.is_cached, clock_timestamp() AS read_at, image.*,
+        {", ".join(f"grid.{name} AS {alias}" for name, alias in _GRID_COLUMNS.items())}
+    FROM output JOIN image ON image.id = output.image_id JOIN grid ON grid.id = image.grid_id
     WHERE output.job_id = ANY(%(jobs)s::text[]) ORDER BY output.job_id, output.index
-"""
-_GRIDS = "SELECT * FROM grid WHERE id = ANY(%(grids)s::text[])"
+"""  # noqa: S608 - our own names
+
+
+@dataclass
+class Drawn:
+    """
+    Images and the grids they are drawn from.
+
+    Attributes:
+        images: of each job, by index.
+        grids: by id.
+        read_at: the database's clock; None if there is no image.
+    """
+
+    images: dict[str, list[JobImage]]
+    grids: dict[str, Grid]
+    read_at: datetime | None = None
 
 
 def count_change(session: Session, job: Job) -> None:
@@ -143,17 +175,32 @@ def record_events(session: Session, jobs: Sequence[Job], event_type: str) -> int
     if not jobs:
         return 0
     session.flush()
-    note_changes(session, (jobs[0].tenant_id, *(job.id for job in jobs)))
-    images, grids = images_and_grids(session, [job.id for job in jobs])
+    return _record(session, jobs, event_type, read_drawn(session, [job.id for job in jobs]))
+
+
+def record_success(session: Session, jobs: Sequence[Job], drawn: Drawn) -> None:
+    """
+    Write that jobs have succeeded, and their events, by one statement.
+
+    Args:
+        jobs: of one tenant, locked by this transaction, as they are after it; not the session's own rows.
+        drawn: their images, all of them done.
+    """
+    _record(session, jobs, "job.succeeded", drawn, ended_at=drawn.read_at)
+    _record_other_names(session, jobs)
+
+
+def _record(session: Session, jobs: Sequence[Job], event_type: str, drawn: Drawn, ended_at: datetime | None = None) -> int:
     tenant_id = jobs[0].tenant_id
+    note_changes(session, (tenant_id, *(job.id for job in jobs)))
     events: list[dict[str, Any]] = []
     deliveries: list[dict[str, Any]] = []
     for job in jobs:
         event_id = new_id("evt")
-        events.append({"id": event_id, "job_id": job.id, "run": job.run, "data": job_document(job, images[job.id], grids)})
+        events.append({"id": event_id, "job_id": job.id, "run": job.run, "data": job_document(job, drawn.images[job.id], drawn.grids)})
         if job.webhook and event_type in job.webhook["events"]:
             deliveries.append(_delivery(tenant_id, event_id, job.webhook["url"], inline_lane(tenant_id, job.webhook["url"]), None))
-    return _add(session, tenant_id, event_type, events, deliveries, _more_queued(jobs, event_type))
+    return _add(session, tenant_id, event_type, events, deliveries, _more_queued(jobs, event_type), ended_at=ended_at)
 
 
 def _add(
@@ -165,10 +212,13 @@ def _add(
     more_queued: int = 0,
     *,
     tells_listeners: bool = True,
+    ended_at: datetime | None = None,
 ) -> int:
     """
     Number and append events of one type, with these deliveries and those to the endpoints that want them.
 
+    Args:
+        ended_at: the jobs of the events succeeded then, which is to be written, too.
     Returns:
         How many jobs of the tenant are queued now.
     """
@@ -176,7 +226,8 @@ def _add(
     values = {"given": given, "count": len(events), "more_queued": more_queued, "tenant": tenant_id, "type": event_type}
     if deliveries:
         note_deliveries(session)
-    [(num_endpoints, num_queued)] = read_rows(session, _ADD_EVENTS, values)
+    statement = _RECORD if ended_at is None else _SUCCEED_AND_RECORD
+    [(num_endpoints, num_queued)] = read_rows(session, statement, values | ({} if ended_at is None else {"ended_at": ended_at}))
     if num_endpoints and tells_listeners:
         heard = _for_listeners(session, tenant_id, event_type, [event["id"] for event in events])
         if heard:
@@ -236,10 +287,12 @@ def _delivery(tenant_id: str, event_id: str, url: str, lane: str, endpoint_id: s
     return {**values, "url": url, "lane": lane, "endpoint_id": endpoint_id, "kind": "live"}
 
 
-def images_and_grids(session: Session, job_ids: Collection[str]) -> tuple[dict[str, list[JobImage]], dict[str, Grid]]:
-    """The images of each job by index, and the grids they are drawn from by id, as they are now. To be read: not the session's own rows."""
-    images: dict[str, list[JobImage]] = {job_id: [] for job_id in job_ids}
-    for image in read_rows(session, _IMAGES, {"jobs": list(job_ids)}):
-        images[image.of_job].append(JobImage(image, image.is_cached))
-    grid_ids = {image.row.grid_id for of_job in images.values() for image in of_job}
-    return images, {grid.id: grid for grid in read_rows(session, _GRIDS, {"grids": sorted(grid_ids)})}
+def read_drawn(session: Session, job_ids: Collection[str]) -> Drawn:
+    """What is drawn for these jobs, as it is now. To be read: not the session's own rows."""
+    drawn = Drawn({job_id: [] for job_id in job_ids}, {})
+    for row in read_rows(session, _IMAGES, {"jobs": list(job_ids)}):
+        drawn.read_at = row.read_at
+        drawn.images[row.of_job].append(JobImage(row, row.is_cached))
+        if row.grid_id not in drawn.grids:
+            drawn.grids[row.grid_id] = cast(Grid, SimpleNamespace(**{name: getattr(row, alias) for name, alias in _GRID_COLUMNS.items()}))
+    return drawn

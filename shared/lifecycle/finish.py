@@ -8,20 +8,20 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from types import MappingProxyType
-from typing import Any, TypeVar
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import bindparam, exists, func, select, update
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database, read_rows
 from shared.errors import StaleAttemptError, WorkError
 from shared.lifecycle.claims import StoredArtifact, start
-from shared.lifecycle.ending import database_now, end_work, live_jobs, succeed
+from shared.lifecycle.ending import database_now, end_work, live_jobs, take_picture
 from shared.lifecycle.events import count_change, record_changes
 from shared.lifecycle.past_attempts import keep_attempt
 from shared.lifecycle.work import held_unit, requeue
-from shared.states import LIVE_WORK, TERMINAL_JOB, Stage, WorkState
+from shared.states import TERMINAL_JOB, JobStatus, Stage, WorkState
 from shared.tables import Grid, Image, Job, Output, Usage
 
 Unit = TypeVar("Unit", Grid, Image)
@@ -174,14 +174,15 @@ def finish_image(
         if not finished:
             _check_finished(session, Image, image_id, attempt, artifact)
             return
-        jobs = session.scalars(_LIVE_JOBS_OF_IMAGE, {"image": image_id}).all()
-        start(session, jobs, finished[0].started_at)
-        # Asked after the jobs are locked: of two images that end together, the second one sees the first, and has the later time.
-        [(now, left)] = read_rows(session, _WHO_WAITS, {"jobs": [job.id for job in jobs]})
-        for job in jobs:
-            if job.id in left:
-                count_change(session, job)
-        succeed(session, [job for job in jobs if job.id not in left], now)
+        # A statement of its own, which begins after the image is locked: a submit that found it drawing holds it until its job is written.
+        jobs = [_as_job(row) for row in read_rows(session, _LIVE_JOBS_OF_IMAGE, {"image": image_id})]
+        if any(job.status == JobStatus.QUEUED for job in jobs):
+            # Nobody has told of their start yet.
+            jobs = list(session.scalars(select(Job).where(Job.id.in_([job.id for job in jobs])).order_by(Job.id)))
+            start(session, jobs, finished[0].started_at)
+            session.expunge_all()
+        if jobs:
+            take_picture(session, jobs)
 
     db.run(work)
 
@@ -305,22 +306,17 @@ def _finish_statement(table: str) -> str:
     """  # noqa: S608 - our own names
 
 
-_LIVE_JOBS_OF_IMAGE = (
-    select(Job)
-    .where(Job.id.in_(select(Output.job_id).where(Output.image_id == bindparam("image"))), Job.status.not_in(TERMINAL_JOB))
-    .order_by(Job.id)
-    .with_for_update()
-    .execution_options(populate_existing=True)
-)
-"""`live_jobs` of an image, built once."""
-
-_WHO_WAITS = f"""
-    SELECT clock_timestamp(), ARRAY(
-        SELECT output.job_id FROM output JOIN image ON image.id = output.image_id
-        WHERE output.job_id = ANY(%(jobs)s::text[]) AND image.state IN ({", ".join(f"'{state}'" for state in sorted(LIVE_WORK))})
-    )
+_LIVE_JOBS_OF_IMAGE = f"""
+    SELECT * FROM job WHERE id IN (SELECT job_id FROM output WHERE image_id = %(image)s)
+    AND status NOT IN ({", ".join(f"'{status}'" for status in sorted(TERMINAL_JOB))}) ORDER BY id FOR UPDATE
 """  # noqa: S608 - our own names
-"""The time, and the jobs among these that have images yet to come."""
+"""`live_jobs` of an image."""
+
+
+def _as_job(row: Any) -> Job:
+    """What is to be seen of a job. Not one of SQLAlchemy's rows, which watch every attribute and cost twenty times as much."""
+    columns = row._asdict()
+    return cast(Job, SimpleNamespace(**columns, request_metadata=columns["metadata"]))
 
 
 def _keep_draft(session: Session, grid: Grid, draft_token_ids: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from shared.errors import RequestError
 from shared.job_document import WATCHED_WORK, Progress, has_image, job_document
 from shared.lifecycle.claims import StoredArtifact, finished_artifact
 from shared.lifecycle.ending import end_canceled, end_jobs
-from shared.lifecycle.events import images_and_grids
+from shared.lifecycle.events import read_drawn
 from shared.lifecycle.paging import Page, read_page
 from shared.states import TERMINAL_JOB, JobStatus
 from shared.tables import Grid, Image, Job, Output
@@ -185,8 +185,8 @@ def _lateness(job: Job) -> dict[str, Any]:
 
 def job_documents(session: Session, jobs: Sequence[Job], read_progress: ReadProgress) -> list[dict[str, Any]]:
     """The documents of these jobs, within a transaction of the caller's."""
-    images, grids = images_and_grids(session, [job.id for job in jobs])
-    units: list[Grid | Image] = [*(image.row for of_job in images.values() for image in of_job), *grids.values()]
+    drawn = read_drawn(session, [job.id for job in jobs])
+    units: list[Grid | Image] = [*(image.row for of_job in drawn.images.values() for image in of_job), *drawn.grids.values()]
     watched = sorted({unit.id for unit in units if unit.state in WATCHED_WORK})
     progress = read_progress(watched) if watched else {}
-    return [job_document(job, images[job.id], grids, progress) for job in jobs]
+    return [job_document(job, drawn.images[job.id], drawn.grids, progress) for job in jobs]

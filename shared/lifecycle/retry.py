@@ -99,7 +99,7 @@ class _Run:
         record_changes(session, [job], "job.queued")
         left = select(Output.job_id).join(Image, Image.id == Output.image_id).where(Output.job_id == job.id, Image.state != WorkState.DONE)
         if session.scalar(left.limit(1)) is None:
-            succeed(session, [job])
+            succeed(session, job)
         elif self._is_any_running:
             start(session, [job])
         return Retried(tuple(sorted({*images, *grids})))

@@ -157,7 +157,7 @@ def store_in(
         outputs.add(index)
     num_queued = record_events(session, [job], "job.queued")
     if outputs.are_all_done:
-        succeed(session, [job])
+        succeed(session, job)
     elif outputs.is_any_running:
         start(session, [job])
     elif limits.max_queued is not None and num_queued > limits.max_queued:
