@@ -14,8 +14,12 @@ import requests
 import sseclient
 from httpx_sse import connect_sse
 
-URL = f"{os.environ['BASE_URL']}/jobs/{os.environ['JOB_ID']}/events"
-HEADERS = {"Authorization": f"Bearer {os.environ['API_KEY']}", "Accept": "text/event-stream"}
+JOBS = f"{os.environ['BASE_URL']}/jobs"
+KEY = {"Authorization": f"Bearer {os.environ['API_KEY']}"}
+# Asked for here, so that it has not ended when the first client is there.
+job = requests.post(JOBS, json={"prompt": "Two clients", "size": "256x256", "steps": 60, "seed": 32}, headers=KEY, timeout=60).json()
+URL = f"{JOBS}/{job['id']}/events"
+HEADERS = {**KEY, "Accept": "text/event-stream"}
 
 kinds, ids = [], []
 with httpx.Client(headers=HEADERS, timeout=60) as client, connect_sse(client, "GET", URL) as source:
@@ -27,7 +31,7 @@ with httpx.Client(headers=HEADERS, timeout=60) as client, connect_sse(client, "G
         if event.event.startswith("job.") and event.event not in ("job.snapshot", "job.progress"):
             ids.append(event.id)
         json.loads(event.data)
-print(json.dumps({"name": "httpx_sse", "values": {"kinds": kinds, "ids": ids}}), flush=True)
+print(json.dumps({"name": "httpx_sse", "values": {"job": job["id"], "kinds": kinds, "ids": ids}}), flush=True)
 
 kinds, after = [], ids[0]
 answer = requests.get(URL, headers={**HEADERS, "Last-Event-ID": after}, stream=True, timeout=60)

@@ -241,14 +241,12 @@ def test_event_sources_stop_by_themselves(own: Stack, node_modules: Path) -> Non
 def test_python_event_clients(own: Stack, client_cache: Path) -> None:
     """httpx-sse and sseclient read the stream, heartbeats and all, and resume from the last id without a gap."""
     python = install_python(client_cache, *SSE_CLIENTS)
-    # Long enough that it has not ended when the first client is there.
-    job = own.submit(prompt="Two clients", size="256x256", steps=60, seed=32)
-    found = run_script([str(python), str(HERE / "sse_client.py")], own, JOB_ID=job["id"])
+    found = run_script([str(python), str(HERE / "sse_client.py")], own)
     first, second = found["httpx_sse"].get(), found["sseclient"].get()
     assert first["kinds"][0] == second["kinds"][0] == "job.snapshot"
     assert first["kinds"][-1] == second["kinds"][-1] == "job.succeeded"
     assert first["ids"] == sorted(first["ids"], key=int)
-    listed = own.client.get(f"/v1/jobs/{job['id']}/events?limit=100").json()["data"]
+    listed = own.client.get(f"/v1/jobs/{first['job']}/events?limit=100").json()["data"]
     seqs = [str(event["seq"]) for event in listed]
     # The second client begins after the first event that has a number.
     assert second["ids"] == seqs[seqs.index(second["after"]) + 1 :]

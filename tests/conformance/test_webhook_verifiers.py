@@ -32,6 +32,7 @@ from shared.webhooks import new_secret
 from tests.fakes import ScriptedServer
 from tests.integration.conftest import plain_job
 from tests.ledger import execute
+from tests.nursery import Nursery
 from tests.sender_process import KEY, SenderProcesses
 
 HERE = Path(__file__).parent / "verifiers"
@@ -114,7 +115,7 @@ def node_verifiers(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture
-def stage(postgres_server: PostgresServer, database_url: str, tmp_path: Path) -> Iterator[Stage]:
+def stage(nursery: Nursery, postgres_server: PostgresServer, database_url: str, tmp_path: Path) -> Iterator[Stage]:
     posts: list[Post] = []
 
     def receive(connection: socket.socket, line: str) -> None:
@@ -130,7 +131,7 @@ def stage(postgres_server: PostgresServer, database_url: str, tmp_path: Path) ->
     migrate_database(database_url)
     db = Database(database_url, pool_size=2)
     made = Stage(db, posts, server.url)
-    with SenderProcesses(database_url, tmp_path) as senders:
+    with SenderProcesses(nursery, database_url, tmp_path) as senders:
         senders.start(GLMQ_WEBHOOK_POLL_S="0.02")
         yield made
     db.close()
