@@ -108,8 +108,19 @@ def test_text_to_image_tokens_equal_the_reference(engine: ArEngine, reference: A
     assert write(engine, wanted) == write_by_reference(reference, wanted)
 
 
-@pytest.mark.parametrize("size", [SQUARE, WIDE, TALL])
-@pytest.mark.parametrize("source_sizes", [[(64, 64)], [(96, 256)], [(128, 96), (64, 160)], [(64, 64), (512, 128), (64, 96)]])
+@pytest.mark.parametrize(
+    ("source_sizes", "size"),
+    [
+        ([(64, 64)], SQUARE),
+        ([(64, 64)], TALL),
+        ([(96, 256)], WIDE),
+        ([(96, 256)], SQUARE),
+        ([(128, 96), (64, 160)], TALL),
+        ([(128, 96), (64, 160)], WIDE),
+        ([(64, 64), (512, 128), (64, 96)], SQUARE),
+        ([(64, 64), (512, 128), (64, 96)], WIDE),
+    ],
+)
 def test_image_to_image_tokens_equal_the_reference(
     engine: ArEngine, reference: Any, source_sizes: list[tuple[int, int]], size: tuple[int, int]
 ) -> None:
