@@ -90,6 +90,11 @@ def job_document(
     }
 
 
+def progress_document(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a job's document what its progress is told by, again and again: small, and without links."""
+    return {name: document[name] for name in ("id", "object", "status", "stage", "progress", "version")}
+
+
 def finish_document(document: dict[str, Any], base_url: str, presign: Callable[[str], str]) -> dict[str, Any]:
     """
     Make absolute links, and a presigned URL for every stored result and preview.

@@ -23,6 +23,8 @@ from shared.wakeup import Bell, Listener, Topic, channel
 Result = TypeVar("Result")
 
 _PROGRESS_S = 600
+_TURN_MS = 500
+"""Between two webhooks that tell how far a job is."""
 _STOP_S = 600
 _HOT_GRID_S = 900
 """A decoder normally reads a grid within seconds; after this it costs a read from S3."""
@@ -83,6 +85,42 @@ class LiveState:
         """What was last published; ids without anything are left out."""
         values: list[bytes | None] = self._try(lambda: self._redis.mget([f"glmq:progress:{work_id}" for work_id in work_ids]), [])
         return {work_id: tuple(json.loads(value)) for work_id, value in zip(work_ids, values, strict=False) if value}
+
+    def untold(self, words: Mapping[str, str]) -> set[str]:
+        """
+        Which of these jobs may be told of now, and have not been told of in these words last. Without Redis there are none.
+
+        Args:
+            words: how far it is, by job id; any text.
+        """
+
+        def work() -> set[str]:
+            jobs = list(words)
+            told, turns = ([f"glmq:progress-{kind}:{job_id}" for job_id in jobs] for kind in ("told", "turn"))
+            found = self._redis.mget(told + turns)
+            state = zip(jobs, found[: len(jobs)], found[len(jobs) :], strict=True)
+            return {job_id for job_id, last, turn in state if turn is None and last != words[job_id].encode()}
+
+        return self._try(work, set()) if words else set()
+
+    def take_turns(self, words: Mapping[str, str]) -> set[str]:
+        """Which of these jobs the caller may tell of now, in these words; for half a second nobody else may."""
+
+        def work() -> set[str]:
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in words:
+                pipe.set(f"glmq:progress-turn:{job_id}", "1", nx=True, px=_TURN_MS)
+            won = {job_id for job_id, is_won in zip(words, pipe.execute(), strict=True) if is_won}
+            for job_id in won:
+                pipe.set(f"glmq:progress-told:{job_id}", words[job_id], ex=_PROGRESS_S)
+            pipe.execute()
+            return won
+
+        return self._try(work, set()) if words else set()
+
+    def lengthen_turn(self, job_id: str) -> None:
+        """It was told of only now: nobody may tell of it for half a second from here."""
+        self._try(lambda: self._redis.set(f"glmq:progress-turn:{job_id}", "1", px=_TURN_MS), None)
 
     def flag_stop(self, work_ids: Collection[str]) -> None:
         """Tell workers to drop this work soon; without Redis they hear of it at their next heartbeat."""

@@ -65,7 +65,7 @@ def event_body(
     event_id: str,
     event_type: str,
     created_at: datetime,
-    seq: int,
+    seq: int | None,
     data: Mapping[str, Any],
     is_thin: bool = False,
     minify: Callable[[Mapping[str, Any]], bytes] | None = None,
@@ -76,6 +76,7 @@ def event_body(
     `created_at` stands there twice: in the form Standard Webhooks knows, and in the seconds OpenAI's clients read.
 
     Args:
+        seq: None: the event is not kept.
         data: the job. If it makes the body too large, as 8,000 Chinese characters do, it is sent without its least needed parts.
         is_thin: of the job, only its id and version are sent.
         minify: writes JSON; None: the standard library, which takes its time.
@@ -112,7 +113,7 @@ def _only(keys: Sequence[str], data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: data[key] for key in keys if key in data}
 
 
-def event_object(event_id: str, event_type: str, created_at: datetime, seq: int, data: Mapping[str, Any]) -> dict[str, Any]:
+def event_object(event_id: str, event_type: str, created_at: datetime, seq: int | None, data: Mapping[str, Any]) -> dict[str, Any]:
     """The event as webhooks, lists and streams have it."""
     return {
         "id": event_id,

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from services.webhook_sender.schedule import Answer
 from shared.errors import StartupError
 from shared.lifecycle.deliveries import Delivery, Kind, Outcome, Room
+from shared.lifecycle.letters import Letter
 from shared.trace import TraceContext
 
 
@@ -156,7 +157,7 @@ class FakeWriter:
     def __init__(self, is_broken: bool = False) -> None:
         self._is_broken = is_broken
 
-    def secrets(self, delivery: Delivery) -> tuple[str, ...]:
+    def secrets(self, letter: Letter) -> tuple[str, ...]:
         if self._is_broken:
             raise StartupError("sealed under another key")
         return ("whsec_AAAA",)

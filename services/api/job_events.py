@@ -10,8 +10,8 @@ from services.api.job_access import find_job
 from services.api.parts import Parts
 from services.api.sse import HEARTBEAT, Frames, event_bytes
 from services.api.waiting import Watch
-from shared.job_document import finish_document, timestamp
-from shared.lifecycle.events import JOB_ENDS
+from shared.job_document import finish_document, progress_document, timestamp
+from shared.lifecycle.events import JOB_ENDS, JOB_PROGRESS
 from shared.lifecycle.feed import StoredEvent, kept_events, last_event, read_events, work_ids
 from shared.lifecycle.tenants import Caller
 from shared.states import TERMINAL_JOB
@@ -132,8 +132,7 @@ class JobEvents:
         if document["progress"] == self._progress or document["status"] in TERMINAL_JOB:
             return None
         self._progress = document["progress"]
-        data = {name: document[name] for name in ("id", "object", "status", "stage", "progress", "version")}
-        return event_bytes("job.progress", _passing("job.progress", None, data))
+        return event_bytes(JOB_PROGRESS, _passing(JOB_PROGRESS, None, progress_document(document)))
 
 
 class TenantEvents:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJso
 
 from services.api.fields import MAX_METADATA, CustomId, FutureMoment, MetadataKey, MetadataValue, Sent, refuse
 from services.api.presets import Preset
-from shared.lifecycle.events import JOB_EVENTS
+from shared.lifecycle.events import JOB_EVENTS, JOB_PROGRESS
 from shared.lifecycle.new_job import NUM_SEEDS
 from shared.lifecycle.reuse import Cache
 from shared.lora import LORA_NAME
@@ -40,6 +40,7 @@ _CACHE = (
 )
 _PRIORITY = "Lane of the queue. Absent: `standard`, or what is left to a key that may ask for less."
 _EXPIRES = "Seconds after its end that the pictures are kept. Absent: until they are deleted."
+_EVENT_NAMES = ("job.*", *JOB_EVENTS, JOB_PROGRESS)
 _DEADLINE = "The job expires if it has not succeeded by then."
 
 
@@ -84,8 +85,8 @@ def _all_named_apart(renditions: list[RenditionRequest]) -> list[RenditionReques
 
 
 def _is_event(name: str) -> str:
-    if name != "job.*" and name not in JOB_EVENTS:
-        raise refuse("unknown_event", f"should be job.* or one of {', '.join(JOB_EVENTS)}")
+    if name not in _EVENT_NAMES:
+        raise refuse("unknown_event", f"should be one of {', '.join(_EVENT_NAMES)}")
     return name
 
 
@@ -101,7 +102,7 @@ def or_plain_url(schema: dict[str, Any]) -> None:
 Size = Annotated[str, AfterValidator(_is_size), WithJsonSchema({"type": "string", "pattern": f"^({_SIZE.pattern})$"})]
 Seed = Annotated[int, Field(ge=0, lt=NUM_SEEDS)]
 Quality = Literal["exact", "fast"]
-EventName = Annotated[str, AfterValidator(_is_event), WithJsonSchema({"type": "string", "enum": ["job.*", *JOB_EVENTS]})]
+EventName = Annotated[str, AfterValidator(_is_event), WithJsonSchema({"type": "string", "enum": list(_EVENT_NAMES)})]
 
 
 class SourceReference(Sent):
@@ -168,8 +169,8 @@ class Webhook(Sent):
     events: list[EventName] | None = Field(
         default=None,
         min_length=1,
-        max_length=len(JOB_EVENTS) + 1,
-        description="Events to tell of. Default: the end of the job, whichever it is.",
+        max_length=len(_EVENT_NAMES),
+        description="Events to tell of; `job.*` is all of them but `job.progress`. Default: the end of the job, whichever it is.",
     )
     secret_id: str | None = Field(
         default=None,

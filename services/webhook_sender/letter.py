@@ -1,4 +1,4 @@
-"""A claimed delivery -> what is posted: the body, made once, and the secrets that sign it now."""
+"""A letter -> what is posted: the body, made once, and the secrets that sign it now."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.webhook_sender.settings import WebhookSenderSettings
 from shared.dialects import Mailing, dialect_of
 from shared.errors import StartupError
 from shared.job_document import finish_document
-from shared.lifecycle.deliveries import Delivery
+from shared.lifecycle.letters import Letter
 from shared.sealing import Sealer
 from shared.storage import Storage
 from shared.webhooks import event_body
@@ -29,41 +29,41 @@ class LetterWriter:
         self._base_url = settings.public_url
         self._presign = functools.partial(storage.presign, expires_s=settings.webhook_url_expires_s)
 
-    def body(self, delivery: Delivery) -> bytes | None:
+    def body(self, letter: Letter) -> bytes | None:
         """The body of a first attempt, or None if something of ours is in the way: that must not hold up the others of a claim."""
         try:
-            data = finish_document(delivery.event_data, self._base_url, self._presign)
-            said = dialect_of(delivery.dialect).webhook_body
+            data = finish_document(letter.event_data, self._base_url, self._presign)
+            said = dialect_of(letter.dialect).webhook_body
             # Of an erased job there is only its id.
-            if said is not None and delivery.dialect is not None and "outputs" in data:
-                return said(Mailing(data, delivery.dialect, delivery.tenant_id, self._base_url, delivery.now, self._sealer.tag))
+            if said is not None and letter.dialect is not None and "outputs" in data:
+                return said(Mailing(data, letter.dialect, letter.tenant_id, self._base_url, letter.now, self._sealer.tag))
             return event_body(
-                delivery.event_id, _shown_type(delivery), delivery.event_created_at, delivery.event_seq, data, delivery.is_thin, to_json
+                letter.event_id, _shown_type(letter), letter.event_created_at, letter.event_seq, data, letter.is_thin, to_json
             )
         except Exception as error:
             # By name only: the text may quote a prompt.
-            log.error("letter_failed", delivery_id=delivery.id, event_id=delivery.event_id, error=type(error).__name__)
+            log.error("letter_failed", event_id=letter.event_id, error=type(error).__name__)
             return None
 
-    def secrets(self, delivery: Delivery) -> tuple[str, ...]:
+    def secrets(self, letter: Letter) -> tuple[str, ...]:
         """
         What signs it now, newest first.
 
         Raises:
             StartupError: sealed under another key.
         """
-        current, *older = delivery.sealed_secrets
+        current, *older = letter.sealed_secrets
         secrets = [self._unseal(current)]
         for sealed in older:
             try:
                 secrets.append(self._unseal(sealed))
             except StartupError:
-                log.warning("old_secret_unreadable", delivery_id=delivery.id)
+                log.warning("old_secret_unreadable", event_id=letter.event_id)
         return tuple(secrets)
 
 
-def _shown_type(delivery: Delivery) -> str:
+def _shown_type(letter: Letter) -> str:
     # A test shows the type that its sender asked for; in the ledger it is a test and nothing else.
-    if delivery.event_type == "endpoint.test":
-        return str(delivery.event_data.get("event_type", delivery.event_type))
-    return delivery.event_type
+    if letter.event_type == "endpoint.test":
+        return str(letter.event_data.get("event_type", letter.event_type))
+    return letter.event_type

@@ -21,6 +21,7 @@ from services.webhook_sender.queues import QUICK_MS, Bounds, Queues
 from services.webhook_sender.schedule import MAX_ATTEMPTS, OVERLOADED, Answer, outcome_of
 from services.webhook_sender.settings import WebhookSenderSettings
 from shared.lifecycle.deliveries import Delivery, Outcome
+from shared.lifecycle.letters import Letter
 from shared.trace import TraceContext
 
 _FINISH_WAITS_S = (0.1, 0.5, 2.0)
@@ -40,8 +41,8 @@ _RELEASE_S = 1.5
 class Writer(Protocol):
     """Knows the secrets; `LetterWriter`."""
 
-    def secrets(self, delivery: Delivery) -> tuple[str, ...]:
-        """What signs the delivery now."""
+    def secrets(self, letter: Letter) -> tuple[str, ...]:
+        """What signs the letter now."""
 
 
 class Poster(Protocol):

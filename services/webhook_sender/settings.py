@@ -25,6 +25,12 @@ class WebhookSenderSettings(CoreSettings):
         description="Deliveries in flight to one endpoint, or of one tenant to one host; one that hangs holds no more.",
     )
     webhook_per_host: int = Field(default=8, ge=1, le=256, description="Deliveries in flight to one host and port, whoever's they are.")
+    webhook_progress_concurrency: int = Field(
+        default=16,
+        ge=0,
+        le=256,
+        description="Webhooks with `job.progress` in flight, beside the deliveries; a quarter of them to one receiver. 0: none are sent.",
+    )
     webhook_poll_s: float = Field(default=0.25, gt=0, le=60, description="Seconds between two looks for due deliveries.")
     webhook_timeout_s: float = Field(default=15, gt=0, le=120, description="Seconds until a receiver must have answered.")
     webhook_connect_s: float = Field(default=5, gt=0, le=60, description="Seconds for name, connection and TLS, within that.")

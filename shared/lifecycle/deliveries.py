@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic_core import to_json
 from sqlalchemy import text
@@ -19,6 +18,7 @@ from shared.db import Database
 from shared.lifecycle.ending import database_now
 from shared.lifecycle.endpoint_health import Health, after_failure, is_given_up
 from shared.lifecycle.endpoints import give_up, health_of, lock_endpoints, set_health
+from shared.lifecycle.letters import Letter
 from shared.tables import WebhookAttempt, WebhookEndpoint
 from shared.trace import TraceContext
 
@@ -26,41 +26,20 @@ Kind = Literal["live", "replay", "test"]
 
 
 @dataclass(eq=False)
-class Delivery:
+class Delivery(Letter):
     """A delivery that this sender holds until its lease ends. Not frozen: a thousand a second are made."""
 
     id: str
-    tenant_id: str
     lane: str
     kind: Kind
     attempt: int
     """1 at the first try; goes on counting through replays."""
     tries: int
     """Attempts of the present schedule, this one included."""
-    endpoint_id: str | None
     is_probe: bool
     """Sent to find out whether an endpoint is well again."""
-    url: str
-    sealed_secrets: tuple[bytes, ...]
-    """All that sign it now: during a rotation there are two."""
-    is_thin: bool
-    event_id: str
-    event_type: str
-    event_seq: int
-    event_data: dict[str, Any]
-    event_created_at: datetime
-    now: datetime
-    """The database's clock, for the signature."""
-    dialect: dict[str, Any] | None
-    """Of a job's own webhook: what the interface that the job came by has noted, to speak its words."""
-    trace: TraceContext | None
-    """That of the job's request."""
     body: bytes | None
     """What is posted, at every attempt. None: it could not be made."""
-
-    @cached_property
-    def host(self) -> str:
-        return urlsplit(self.url).netloc.lower()
 
     @cached_property
     def queue(self) -> str:

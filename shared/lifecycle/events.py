@@ -49,10 +49,17 @@ QUOTA_WARNING = "quota.warning"
 """A tenant has used most of what it may use."""
 
 EVENT_TYPES = (*JOB_EVENTS, *BATCH_EVENTS, *DIALECT_EVENTS, *ENDPOINT_EVENTS, QUOTA_WARNING)
-"""Every type that an endpoint can ask for."""
+"""Every type of what is kept: an event has a row and a number, and can be read and delivered for as long as that is there."""
 
 EVENT_FILTERS = ("*", *dict.fromkeys(name.partition(".")[0] + ".*" for name in EVENT_TYPES), *EVENT_TYPES)
-"""How an endpoint asks for types: all, all of a kind, or by name."""
+"""How somebody asks for types: all, all of a kind, or by name."""
+
+JOB_PROGRESS = "job.progress"
+"""How far a job is, told as it moves and kept nowhere. Webhooks have it by its own name only: `*` and `job.*` must flood nobody."""
+
+WEBHOOK_TYPES = (*EVENT_TYPES, JOB_PROGRESS)
+WEBHOOK_FILTERS = (*EVENT_FILTERS, JOB_PROGRESS)
+"""The same for webhooks."""
 
 DEFAULT_WEBHOOK_EVENTS = tuple(f"job.{status}" for status in sorted(TERMINAL_JOB))
 """What a per-job webhook hears when it names no events: the end, whichever it is."""

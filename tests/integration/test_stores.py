@@ -76,6 +76,26 @@ def test_live_state_round_trip(redis_url: str) -> None:
     assert live.is_up()
 
 
+def test_progress_is_told_in_turns(redis_url: str) -> None:
+    """Of several senders one has the turn, for half a second; words that were told last are not told again."""
+    senders = [LiveState(redis_url), LiveState(redis_url)]
+    first, second = (uuid.uuid4().hex for _ in range(2))
+    words = {first: "1/9", second: "1/9"}
+    assert senders[0].untold(words) == {first, second}
+    assert senders[0].take_turns({first: "1/9"}) == {first}
+    assert senders[1].untold(words) == {second}
+    assert senders[1].take_turns(words) == {second}
+    assert senders[0].take_turns({first: "2/9"}) == set()
+    time.sleep(0.25)
+    senders[0].lengthen_turn(first)
+    time.sleep(0.3)
+    assert senders[1].untold({first: "2/9", second: "2/9"}) == {second}
+    time.sleep(0.25)
+    assert senders[1].untold({first: "2/9", second: "1/9"}) == {first}
+    away = LiveState(f"redis://127.0.0.1:{free_port()}/0")
+    assert (away.untold(words), away.take_turns(words), away.untold({}), away.take_turns({})) == (set(), set(), set(), set())
+
+
 def test_checkpoints_are_kept_and_dropped(redis_url: str) -> None:
     """A checkpoint is read back byte by byte, the newest one counts, and a dropped one is gone; it ends by itself."""
     live = LiveState(redis_url)

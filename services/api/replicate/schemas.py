@@ -58,8 +58,11 @@ class ModelPredictionRequest(Sent):
     input: PredictionInput
     webhook: WebhookUrl | None = Field(default=None, description="Where to post it.")
     webhook_completed: WebhookUrl | None = Field(default=None, description="The same, only at its end. Old clients send it.")
-    webhook_events_filter: Annotated[list[Event], AfterValidator(_all_different)] = Field(
-        default=["start", "output", "logs", "completed"], min_length=1, max_length=4, description="When to post it."
+    webhook_events_filter: Annotated[list[Event], AfterValidator(_all_different)] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4,
+        description="When to post it; by `logs` up to twice a second, too, while it is drawn. Absent: at all of these but that.",
     )
     stream: bool | None = Field(default=None, description="Every prediction has a stream: `urls.stream`.")
 

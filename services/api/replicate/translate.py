@@ -18,7 +18,7 @@ from services.api.request_body import RequestBody
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
 from shared.grid import TOKEN_PX
-from shared.lifecycle.events import JOB_ENDS, JOB_EVENTS
+from shared.lifecycle.events import JOB_ENDS, JOB_EVENTS, JOB_PROGRESS
 
 _DURATION = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,7})s)?", re.ASCII)
 _MAX_CANCEL_S = 30 * 86_400
@@ -28,7 +28,7 @@ _ECHOED = 200
 _EVENTS = {
     "start": ("job.started",),
     "output": ("job.tokens_ready", "job.succeeded"),
-    "logs": ("job.draft_ready", "job.preview"),
+    "logs": ("job.draft_ready", "job.preview", JOB_PROGRESS),
     "completed": JOB_ENDS,
 }
 """What of a job's life each word of `webhook_events_filter` stands for."""
@@ -62,10 +62,8 @@ def native_request(asked: ModelPredictionRequest, info: ModelInfo, base_url: str
         fields["size"] = _size(wanted.aspect_ratio, info)
     if deadline is not None:
         fields["deadline"] = deadline.isoformat()
-    webhook, events = (asked.webhook, asked.webhook_events_filter) if asked.webhook else (asked.webhook_completed, ["completed"])
-    if webhook:
-        chosen = {name for event in events for name in _EVENTS[event]}
-        fields["webhook"] = {"url": webhook, "events": [name for name in JOB_EVENTS if name in chosen]}
+    if asked.webhook or asked.webhook_completed:
+        fields["webhook"] = _webhook(asked)
     placed = place_images(_sent_images(wanted, base_url))
     return RequestBody({**fields, "images": placed.images}, placed.uploads, placed.order or None)
 
@@ -96,6 +94,15 @@ def deadline_of(header: str | None, now: datetime) -> datetime | None:
     if not 5 <= after_s <= _MAX_CANCEL_S:
         raise RequestError("invalid_request", "Cancel-After: should be 5 seconds to 30 days, such as 90s, 5m or 1h30m", "Cancel-After")
     return now + timedelta(seconds=after_s)
+
+
+def _webhook(asked: ModelPredictionRequest) -> dict[str, Any]:
+    if not asked.webhook:
+        return {"url": asked.webhook_completed, "events": list(JOB_ENDS)}
+    # Progress comes twice a second: only to those who ask for it by name.
+    words = asked.webhook_events_filter or _EVENTS
+    chosen = {name for word in words for name in _EVENTS[word]} - (set() if asked.webhook_events_filter else {JOB_PROGRESS})
+    return {"url": asked.webhook, "events": [name for name in (*JOB_EVENTS, JOB_PROGRESS) if name in chosen]}
 
 
 def _size(aspect_ratio: str, info: ModelInfo) -> str:

@@ -13,7 +13,7 @@ from shared.egress import EgressPolicy, ParsedUrl
 from shared.errors import RequestError
 from shared.ids import is_id
 from shared.lifecycle.endpoints import get_endpoint
-from shared.lifecycle.events import DEFAULT_WEBHOOK_EVENTS, JOB_EVENTS
+from shared.lifecycle.events import DEFAULT_WEBHOOK_EVENTS, JOB_EVENTS, JOB_PROGRESS
 
 _RESOLVE_S = 3.0
 """Guess: a name that takes longer is left to the sender, which checks it again at every attempt."""
@@ -75,4 +75,5 @@ def check_receiver(policy: EgressPolicy, waiting: Waiting, url: str, param: str)
 def _event_names(asked: list[str] | None) -> list[str]:
     if asked is None:
         return list(DEFAULT_WEBHOOK_EVENTS)
-    return [name for name in JOB_EVENTS if name in asked or "job.*" in asked]
+    named = [name for name in JOB_EVENTS if name in asked or "job.*" in asked]
+    return [*named, JOB_PROGRESS] if JOB_PROGRESS in asked else named

@@ -46,7 +46,7 @@ from shared.lifecycle.endpoints import (
     list_endpoints,
     rotate_endpoint_secret,
 )
-from shared.lifecycle.events import EVENT_TYPES
+from shared.lifecycle.events import WEBHOOK_TYPES
 from shared.lifecycle.tenants import Caller
 from shared.webhooks import new_secret, secret_hint
 
@@ -219,13 +219,13 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
         return response
 
     @endpoints.get("/v1/webhook_event_types")
-    @endpoints.output(EventTypesAnswer, description="The types.")
+    @endpoints.output(EventTypesAnswer, description="The types. `*` and `job.*` ask for all of them, or of theirs, but `job.progress`.")
     @endpoints.doc(
         summary="List the types of events", operation_id="list_webhook_event_types", security="ApiKey", responses=[401, 403, 503]
     )
     def list_event_types() -> Response:
         authenticate(parts.callers, request, "read")
-        return jsonify(list_body(list(EVENT_TYPES), id_of=str))
+        return jsonify(list_body(list(WEBHOOK_TYPES), id_of=str))
 
     return endpoints
 

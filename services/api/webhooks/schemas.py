@@ -8,18 +8,18 @@ from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, model_val
 
 from services.api.fields import MAX_METADATA, MetadataKey, MetadataValue, Moment, PageQuery, Sent, refuse
 from services.api.list_answer import ListAnswer
-from shared.lifecycle.events import EVENT_FILTERS, EVENT_TYPES
+from shared.lifecycle.events import EVENT_TYPES, WEBHOOK_FILTERS, WEBHOOK_TYPES
 
 MAX_OVERLAP_S = 7 * 86_400
 DEFAULT_OVERLAP_S = 86_400
 
-_EVENTS = "Types, kinds of types such as `job.*`, or `*` for all."
+_EVENTS = "Types, kinds of types such as `job.*`, or `*` for all; for all but `job.progress`, which is told to whoever names it."
 _OVERLAP = "How long the secret before signs beside the new one. 0: not at all."
 
 
 def _is_filter(name: str) -> str:
-    if name not in EVENT_FILTERS:
-        raise refuse("unknown_event", f"should be one of {', '.join(EVENT_FILTERS)}")
+    if name not in WEBHOOK_FILTERS:
+        raise refuse("unknown_event", f"should be one of {', '.join(WEBHOOK_FILTERS)}")
     return name
 
 
@@ -29,13 +29,20 @@ def _is_type(name: str) -> str:
     return name
 
 
+def _is_told(name: str) -> str:
+    if name not in WEBHOOK_TYPES:
+        raise refuse("unknown_event", f"should be one of {', '.join(WEBHOOK_TYPES)}")
+    return name
+
+
 def _once(names: list[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-EventFilter = Annotated[str, AfterValidator(_is_filter), WithJsonSchema({"type": "string", "enum": list(EVENT_FILTERS)})]
+EventFilter = Annotated[str, AfterValidator(_is_filter), WithJsonSchema({"type": "string", "enum": list(WEBHOOK_FILTERS)})]
 EventType = Annotated[str, AfterValidator(_is_type), WithJsonSchema({"type": "string", "enum": list(EVENT_TYPES)})]
-EventFilters = Annotated[list[EventFilter], Field(min_length=1, max_length=len(EVENT_FILTERS)), AfterValidator(_once)]
+ToldType = Annotated[str, AfterValidator(_is_told), WithJsonSchema({"type": "string", "enum": list(WEBHOOK_TYPES)})]
+EventFilters = Annotated[list[EventFilter], Field(min_length=1, max_length=len(WEBHOOK_FILTERS)), AfterValidator(_once)]
 EndpointUrl = Annotated[str, Field(min_length=1, max_length=4096, json_schema_extra={"format": "uri"})]
 EndpointName = Annotated[str, Field(max_length=256)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)]
@@ -95,7 +102,7 @@ class EndpointRotationRequest(RotationRequest):
 class EndpointTestRequest(Sent):
     """What the test says it is."""
 
-    event_type: EventType = Field(default="endpoint.test", description="The `type` of the body. Its `data` is the test's in any case.")
+    event_type: ToldType = Field(default="endpoint.test", description="The `type` of the body. Its `data` is the test's in any case.")
 
 
 class EndpointQuery(PageQuery):
@@ -194,7 +201,7 @@ class EndpointTestAnswer(BaseModel):
 
 
 class EventTypesAnswer(ListAnswer[str]):
-    """Every type of event, each its own id."""
+    """Every type of event that a webhook endpoint can ask for, each its own id."""
 
 
 class DeliveryAnswer(BaseModel):

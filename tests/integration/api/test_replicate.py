@@ -303,7 +303,8 @@ def test_streams_of_what_did_not_succeed(client: FlaskClient, db: Database) -> N
         ({"webhook_events_filter": ["completed"]}, ["job.succeeded", "job.failed", "job.canceled", "job.expired"]),
         ({"webhook_events_filter": ["start"]}, ["job.started"]),
         ({"webhook_events_filter": ["output"]}, ["job.tokens_ready", "job.succeeded"]),
-        ({"webhook_events_filter": ["logs"]}, ["job.draft_ready", "job.preview"]),
+        ({"webhook_events_filter": ["logs"]}, ["job.draft_ready", "job.preview", "job.progress"]),
+        ({"webhook_events_filter": ["logs", "start"]}, ["job.started", "job.draft_ready", "job.preview", "job.progress"]),
     ],
 )
 def test_webhook_filters(client: FlaskClient, db: Database, account: Account, asked: dict[str, Any], events: list[str]) -> None:

@@ -42,12 +42,13 @@ def deliver(db: Database, **outcome: Any) -> list[Delivery]:
 
 def test_create_read_change_delete(client: FlaskClient) -> None:
     """An endpoint lives as its owner says; the secret is shown once."""
-    made = create(client, name="studio", event_types=["job.*", "job.*", "batch.completed"], metadata={"team": "a"}, description="Ours")
+    asked = ["job.*", "job.*", "batch.completed", "job.progress"]
+    made = create(client, name="studio", event_types=asked, metadata={"team": "a"}, description="Ours")
     secret = made.pop("signing_secret")
     assert len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) == 32
     assert made["signing_secret_hint"] == f"whsec_…{secret[-5:]}"
     assert (made["object"], made["url"], made["name"], made["status"]) == ("webhook_endpoint", URL, "studio", "enabled")
-    assert (made["event_types"], made["metadata"], made["thin"]) == (["job.*", "batch.completed"], {"team": "a"}, False)
+    assert (made["event_types"], made["metadata"], made["thin"]) == (asked[1:], {"team": "a"}, False)
     assert isinstance(made["created_at"], int)
     path = f"/v1/webhook_endpoints/{made['id']}"
     assert client.get(path).get_json() == made
@@ -300,7 +301,10 @@ def test_a_test_tells_what_the_receiver_said(client: FlaskClient, db: Database) 
         assert [delivery.endpoint_id for delivery in seen] == [mine["id"]]
     client.patch(f"/v1/webhook_endpoints/{mine['id']}", json={"status": "disabled"})
     assert_problem(client.post(f"/v1/webhook_endpoints/{mine['id']}/test"), 422, "endpoint_disabled")
-    assert "endpoint.test" in client.get("/v1/webhook_event_types").get_json()["data"]
+    assert {"endpoint.test", "job.progress"} <= set(client.get("/v1/webhook_event_types").get_json()["data"])
+    # Nothing of it is kept: it is in neither the log nor the feed.
+    for path, param in (("/v1/webhook_deliveries?event_type", "event_type"), ("/v1/events?types", "types.0")):
+        assert_problem(client.get(f"{path}=job.progress"), 400, "invalid_request", param)
 
 
 def test_the_log_tells_every_attempt(client: FlaskClient, db: Database) -> None:

@@ -14,7 +14,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from shared.lifecycle.events import EVENT_TYPES
+from shared.lifecycle.events import WEBHOOK_TYPES
 
 
 def test_openapi_document_is_valid(app: APIFlask) -> None:
@@ -92,7 +92,7 @@ def test_everything_has_an_example_that_fits_its_schema(app: APIFlask) -> None:
 def test_every_event_type_is_a_webhook_of_the_document(app: APIFlask) -> None:
     """A receiver finds the body of each type that it can ask for."""
     webhooks = app.test_client().get("/openapi.json").get_json()["webhooks"]
-    assert set(webhooks) == set(EVENT_TYPES)
+    assert set(webhooks) == set(WEBHOOK_TYPES)
     for name, item in webhooks.items():
         content = item["post"]["requestBody"]["content"]["application/json"]
         assert content["example"]["type"] == name

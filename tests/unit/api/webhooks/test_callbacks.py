@@ -29,10 +29,12 @@ def waiting() -> Waiting:
         (None, ["job.canceled", "job.expired", "job.failed", "job.succeeded"]),
         (["job.succeeded", "job.queued", "job.queued"], ["job.queued", "job.succeeded"]),
         (["job.queued", "job.*"], list(JOB_EVENTS)),
+        (["job.progress"], ["job.progress"]),
+        (["job.progress", "job.*"], [*JOB_EVENTS, "job.progress"]),
     ],
 )
 def test_events_are_named_one_by_one(waiting: Waiting, asked: list[str] | None, expected: list[str]) -> None:
-    """The row lists concrete events, each once; without a choice, the ends of a job."""
+    """The row lists concrete events, each once; without a choice, the ends of a job. Progress is told to those who name it."""
     webhook = Webhook(url="https://hooks.example/x", events=asked)
     stored = check_webhook(EgressPolicy(resolver=FakeResolver(hooks_example=[["93.184.216.34"]])), waiting, webhook, "webhook")
     assert stored == {"url": "https://hooks.example/x", "events": expected}
