@@ -15,7 +15,7 @@ from shared.db import Database, DatabaseDownError
 from shared.errors import StaleAttemptError, TokenGridError, TransientWorkError
 from shared.grid import TokenGrid
 from shared.lease import HeldWork
-from shared.lifecycle import claims, finish
+from shared.lifecycle import claims, drafts, finish
 from shared.progress import LiveState
 from shared.source_store import load_source
 from shared.storage import Storage
@@ -82,7 +82,7 @@ class GridTasks:
         if claim.draft_only:
 
             def hold() -> None:
-                finish.hold_grid(self.db, claim.id, claim.attempt, draft)
+                drafts.hold_grid(self.db, claim.id, claim.attempt, draft)
                 self.live.ring(Topic.SPARE_WORK)
 
             return hold
@@ -144,7 +144,7 @@ class GridTasks:
         if not claim.wants_preview or claim.draft_only:
             return
         try:
-            finish.record_draft(self.db, claim.id, claim.attempt, draft)
+            drafts.record_draft(self.db, claim.id, claim.attempt, draft)
             self.live.ring(Topic.SPARE_WORK)
         except (DatabaseDownError, StaleAttemptError) as error:
             log.warning("draft_not_recorded", work_id=claim.id, error=str(error))

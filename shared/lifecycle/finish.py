@@ -5,24 +5,24 @@ from __future__ import annotations
 import functools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared.db import Database, read_rows
 from shared.errors import StaleAttemptError, WorkError
 from shared.lifecycle.claims import StoredArtifact, start
 from shared.lifecycle.ending import database_now, end_work, live_jobs, take_picture
-from shared.lifecycle.events import count_change, record_changes
+from shared.lifecycle.events import record_changes
 from shared.lifecycle.past_attempts import keep_attempt
 from shared.lifecycle.work import held_unit, requeue
 from shared.states import TERMINAL_JOB, JobStatus, Stage, WorkState
-from shared.tables import Grid, Image, Job, Output, Usage
+from shared.tables import Grid, Image, Job
 
 Unit = TypeVar("Unit", Grid, Image)
 
@@ -94,58 +94,6 @@ def untold_grids(db: Database, limit: int) -> list[str]:
     late = Grid.finished_at < func.clock_timestamp() - timedelta(seconds=_TELL_S)
     query = select(Grid.id).where(Grid.is_told.is_(False), Grid.state == WorkState.DONE, late).order_by(Grid.finished_at).limit(limit)
     return db.run(lambda session: list(session.scalars(query)))
-
-
-def record_draft(db: Database, grid_id: str, attempt: int, draft_token_ids: Sequence[int]) -> None:
-    """
-    The draft is written: whoever runs the grid next goes on from it, and a preview of it is drawn if a job wants one. May be repeated.
-
-    Raises:
-        StaleAttemptError: this attempt does not hold the grid any more.
-    """
-
-    def work(session: Session) -> None:
-        grid = held_unit(session, Stage.AR, grid_id, attempt)
-        if not isinstance(grid, Grid):
-            raise StaleAttemptError(f"{grid_id}: attempt {attempt} is over")
-        _keep_draft(session, grid, draft_token_ids)
-
-    db.run(work)
-
-
-def hold_grid(db: Database, grid_id: str, attempt: int, draft_token_ids: Sequence[int]) -> None:
-    """
-    The draft of a grid that needs approval is written: the grid waits, and with its last grid the job asks for approval.
-
-    Raises:
-        StaleAttemptError: this attempt does not hold the grid any more.
-    """
-
-    def work(session: Session) -> None:
-        grid = held_unit(session, Stage.AR, grid_id, attempt)
-        if not isinstance(grid, Grid):
-            held = session.get(Grid, grid_id)
-            is_same = held is not None and held.attempt == attempt and held.draft_token_ids == list(draft_token_ids)
-            if held is not None and held.state == WorkState.HELD and is_same:
-                return  # an unknown commit is being repeated
-            raise StaleAttemptError(f"{grid_id}: attempt {attempt} is over")
-        _keep_draft(session, grid, draft_token_ids)
-        grid.state = WorkState.HELD
-        grid.lease_until = grid.error = None
-        now = database_now(session)
-        _record_usage(session, grid, Stage.AR, len(draft_token_ids), now)
-        session.flush()
-        for job in session.scalars(live_jobs(grid)).all():
-            # Asked after the job is locked: of two grids that are held together, the second one sees the first.
-            grid_ids = select(Image.grid_id).join(Output, Output.image_id == Image.id).where(Output.job_id == job.id)
-            if session.scalar(select(exists().where(Grid.id.in_(grid_ids), Grid.state != WorkState.HELD))):
-                count_change(session, job)
-                continue
-            decide_by = now + timedelta(seconds=job.approval_s or 0)
-            job.approval_deadline = decide_by if job.deadline is None else min(decide_by, job.deadline)
-            record_changes(session, [job], "job.awaiting_approval")
-
-    db.run(work)
 
 
 def finish_image(
@@ -317,15 +265,3 @@ def _as_job(row: Any) -> Job:
     """What is to be seen of a job. Not one of SQLAlchemy's rows, which watch every attribute and cost twenty times as much."""
     columns = row._asdict()
     return cast(Job, SimpleNamespace(**columns, request_metadata=columns["metadata"]))
-
-
-def _keep_draft(session: Session, grid: Grid, draft_token_ids: Sequence[int]) -> None:
-    grid.draft_token_ids = list(draft_token_ids)
-    session.flush()
-    if grid.preview is None:
-        grid.wants_preview = any(job.wants_previews for job in session.scalars(live_jobs(grid)).all())
-
-
-def _record_usage(session: Session, unit: Grid | Image, stage: Stage, units: int, ended_at: datetime | None) -> None:
-    seconds = (ended_at - unit.started_at) / timedelta(seconds=1) if ended_at and unit.started_at else 0.0
-    session.add(Usage(tenant_id=unit.tenant_id, stage=stage, work_id=unit.id, units=units, seconds=seconds))

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from shared.db import ConstraintError, Database
 from shared.errors import RequestError, StaleAttemptError
-from shared.lifecycle import claims, finish, jobs, work
+from shared.lifecycle import claims, drafts, finish, jobs, work
 from shared.lifecycle.approval import MAX_REJECTIONS, approve, reject
 from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.submit import submit
@@ -30,7 +30,7 @@ def asking(new_job: NewJob) -> NewJob:
 def hold_one_grid(db: Database, draft: tuple[int, ...] = DRAFT) -> claims.ClaimedGrid:
     grid = claim_grid(db)
     assert grid.draft_only
-    finish.hold_grid(db, grid.id, grid.attempt, draft)
+    drafts.hold_grid(db, grid.id, grid.attempt, draft)
     return grid
 
 
@@ -124,7 +124,7 @@ def test_job_asks_when_its_last_draft_waits(db: Database, asking: NewJob) -> Non
     for seed in range(10, 16):
         job_id, _ = submit(db, replace(asking, num_images=2, layout_seed=seed))
         grids = [claim_grid(db) for _ in range(2)]
-        at_once([lambda grid=grid: finish.hold_grid(db, grid.id, grid.attempt, DRAFT) for grid in grids])
+        at_once([lambda grid=grid: drafts.hold_grid(db, grid.id, grid.attempt, DRAFT) for grid in grids])
         assert events(db, job_id) == ["job.queued", "job.awaiting_approval"]
         jobs.cancel(db, asking.tenant_id, job_id)
 
@@ -245,18 +245,18 @@ def test_worker_that_dies_before_the_hold_leaves_its_draft(db: Database, asking:
     """A draft that was recorded survives its worker: the successor is given it, and holds it without computing it again."""
     job_id, _ = submit(db, asking)
     dead = claim_grid(db)
-    finish.record_draft(db, dead.id, dead.attempt, DRAFT)
+    drafts.record_draft(db, dead.id, dead.attempt, DRAFT)
     execute(db, "UPDATE grid SET lease_until = clock_timestamp() - interval '1 s'")
     work.rescue(db, Stage.AR)
     execute(db, "UPDATE grid SET not_before = clock_timestamp()")
     assert document(db, asking, job_id)["status"] == "queued"
     successor = claim_grid(db)
     assert (successor.draft_token_ids, successor.draft_only) == (DRAFT, True)
-    for late in (finish.record_draft, finish.hold_grid):
+    for late in (drafts.record_draft, drafts.hold_grid):
         with pytest.raises(StaleAttemptError):
             late(db, dead.id, dead.attempt, DRAFT)
     for _ in range(2):  # an unknown commit is repeated
-        finish.hold_grid(db, successor.id, successor.attempt, DRAFT)
+        drafts.hold_grid(db, successor.id, successor.attempt, DRAFT)
     assert events(db, job_id).count("job.awaiting_approval") == 1
 
 
@@ -287,7 +287,7 @@ def test_draft_is_kept_for_whoever_goes_on(db: Database, new_job: NewJob) -> Non
     first = claim_grid(db)
     assert (first.draft_token_ids, first.draft_only) == ((), False)
     for _ in range(2):
-        finish.record_draft(db, first.id, first.attempt, DRAFT)
+        drafts.record_draft(db, first.id, first.attempt, DRAFT)
     work.hand_back(db, Stage.AR, first.id, first.attempt)
     assert query(db, "SELECT cardinality(draft_token_ids) FROM grid") == [(len(DRAFT),)]
     second = claim_grid(db)
@@ -299,7 +299,7 @@ def test_draft_is_kept_for_whoever_goes_on(db: Database, new_job: NewJob) -> Non
     finish.redraw_grid(db, image.id, image.attempt, ARTIFACT.sha256, "gone")
     assert claim_grid(db).draft_token_ids == DRAFT
     with pytest.raises(StaleAttemptError):
-        finish.record_draft(db, second.id, second.attempt, DRAFT)
+        drafts.record_draft(db, second.id, second.attempt, DRAFT)
 
 
 def test_redecode_of_an_approved_job(db: Database, asking: NewJob) -> None:

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from infra.embedded.s3 import S3Server
 from shared.db import Database
 from shared.errors import RequestError, StaleAttemptError
-from shared.lifecycle import claims, finish, jobs, previews
+from shared.lifecycle import claims, drafts, finish, jobs, previews
 from shared.lifecycle.erasing import LATE_S, erase
 from shared.lifecycle.feed import read_events
 from shared.lifecycle.new_job import NewJob, SourceFile
@@ -218,8 +218,8 @@ def test_workers_are_refused_and_do_not_break(db: Database, new_job: NewJob) -> 
     grid = claim_grid(db)
     erase(db, new_job.tenant_id, job_id)
     for late in (
-        lambda: finish.record_draft(db, grid.id, grid.attempt, [1]),
-        lambda: finish.hold_grid(db, grid.id, grid.attempt, [1]),
+        lambda: drafts.record_draft(db, grid.id, grid.attempt, [1]),
+        lambda: drafts.hold_grid(db, grid.id, grid.attempt, [1]),
         lambda: finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10),
     ):
         with pytest.raises(StaleAttemptError):

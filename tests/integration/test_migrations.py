@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, inspect
 
 from infra.migrate import alembic_config, migrate_database
 from shared.db import Database, engine_url
-from shared.lifecycle import finish, jobs
+from shared.lifecycle import drafts, finish, jobs
 from shared.lifecycle.submit import submit
 from shared.tables import Base
 from tests.integration.conftest import plain_job
@@ -126,5 +126,5 @@ def _make_shared_rows(db: Database) -> list[str]:
     claim_image(db)
     submit(db, replace(new, prompt="wait", approval_s=60))
     grid = claim_grid(db)
-    finish.hold_grid(db, grid.id, grid.attempt, [1, 2, 3])
+    drafts.hold_grid(db, grid.id, grid.attempt, [1, 2, 3])
     return [done, hit, canceled, running, other]

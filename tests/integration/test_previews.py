@@ -9,7 +9,7 @@ import pytest
 
 from shared.db import Database
 from shared.job_document import finish_document
-from shared.lifecycle import claims, finish, jobs, work
+from shared.lifecycle import claims, drafts, finish, jobs, work
 from shared.lifecycle.approval import approve, reject
 from shared.lifecycle.new_job import NewJob, SourceFile
 from shared.lifecycle.previews import MAX_PREVIEWS, add_preview, claim_preview, finish_draft_preview
@@ -25,7 +25,7 @@ PICTURE = claims.StoredArtifact("t/preview", "cd" * 32, 50)
 
 def record_one_draft(db: Database) -> claims.ClaimedGrid:
     grid = claim_grid(db)
-    finish.record_draft(db, grid.id, grid.attempt, DRAFT)
+    drafts.record_draft(db, grid.id, grid.attempt, DRAFT)
     return grid
 
 
@@ -64,7 +64,7 @@ def test_previews_can_be_turned_off(db: Database, new_job: NewJob) -> None:
     quiet, _ = submit(db, replace(new_job, wants_previews=False))
     grid = claim_grid(db)
     assert not grid.wants_preview
-    finish.record_draft(db, grid.id, grid.attempt, DRAFT)
+    drafts.record_draft(db, grid.id, grid.attempt, DRAFT)
     assert claim_preview(db, "w2", 30, "r1") is None
     curious, _ = submit(db, new_job)
     claim = claim_preview(db, "w2", 30, "r1")
@@ -139,7 +139,7 @@ def test_draft_that_waits_is_shown(db: Database, new_job: NewJob) -> None:
     """The picture of a draft that waits for approval reaches its job; that of a rejected draft does not, and the next one does."""
     job_id, _ = submit(db, replace(new_job, approval_s=60))
     grid = claim_grid(db)
-    finish.hold_grid(db, grid.id, grid.attempt, DRAFT)
+    drafts.hold_grid(db, grid.id, grid.attempt, DRAFT)
     stale = claim_preview(db, "w", 30, "r1")
     assert stale is not None
     assert finish_draft_preview(db, stale, PICTURE, 208, 304)
@@ -147,14 +147,14 @@ def test_draft_that_waits_is_shown(db: Database, new_job: NewJob) -> None:
     reject(db, new_job.tenant_id, job_id, 9)
     assert shown(db, new_job, job_id) == []
     grid = claim_grid(db)
-    finish.hold_grid(db, grid.id, grid.attempt, DRAFT)
+    drafts.hold_grid(db, grid.id, grid.attempt, DRAFT)
     assert not finish_draft_preview(db, stale, PICTURE, 208, 304)
     late = claim_preview(db, "w", 30, "r1")
     assert late is not None
     reject(db, new_job.tenant_id, job_id, 10)
     assert not finish_draft_preview(db, late, PICTURE, 208, 304)
     grid = claim_grid(db)
-    finish.hold_grid(db, grid.id, grid.attempt, DRAFT)
+    drafts.hold_grid(db, grid.id, grid.attempt, DRAFT)
     assert not finish_draft_preview(db, late, PICTURE, 208, 304)
     newest = claim_preview(db, "w", 30, "r1")
     assert newest is not None

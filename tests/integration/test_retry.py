@@ -9,7 +9,7 @@ import pytest
 
 from shared.db import Database
 from shared.errors import PermanentWorkError, RequestError, StaleAttemptError, TransientWorkError
-from shared.lifecycle import claims, finish, jobs, work
+from shared.lifecycle import claims, drafts, finish, jobs, work
 from shared.lifecycle.approval import approve
 from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.retry import retry
@@ -201,13 +201,13 @@ def test_a_draft_waits_for_approval_again(db: Database, new_job: NewJob) -> None
     """A job that expired while its draft waited keeps the draft and waits once more; an approved one does not."""
     job_id, _ = submit(db, replace(new_job, approval_s=60))
     grid = claim_grid(db)
-    finish.hold_grid(db, grid.id, grid.attempt, [1] * 4)
+    drafts.hold_grid(db, grid.id, grid.attempt, [1] * 4)
     execute(db, "UPDATE job SET approval_deadline = clock_timestamp() - interval '1 s', version = version + 1")
     jobs.expire(db)
     retry(db, new_job.tenant_id, job_id)
     grid = claim_grid(db)
     assert (grid.draft_only, grid.draft_token_ids) == (True, (1, 1, 1, 1))
-    finish.hold_grid(db, grid.id, grid.attempt, grid.draft_token_ids)
+    drafts.hold_grid(db, grid.id, grid.attempt, grid.draft_token_ids)
     assert approve(db, new_job.tenant_id, job_id)
     finish_one_grid(db)
     finish_one_image(db)

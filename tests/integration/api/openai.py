@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.db import Database
 from shared.errors import PermanentWorkError
-from shared.lifecycle import claims, finish, previews, work
+from shared.lifecycle import claims, drafts, finish, previews, work
 from shared.states import Stage
 from shared.storage import Storage
 
@@ -50,7 +50,7 @@ def draw(db: Database, storage: Storage, picture: bytes, num_previews: int = 0) 
             finish.fail(db, Stage.AR, grid.id, grid.attempt, PermanentWorkError(code, "too long"), retryable=False)
             continue
         if num_previews and grid.wants_preview:
-            finish.record_draft(db, grid.id, grid.attempt, [1, 2, 3])
+            drafts.record_draft(db, grid.id, grid.attempt, [1, 2, 3])
             if claim := previews.claim_preview(db, "w", 30, grid.model_revision):
                 storage.put("t/draft.webp", b"draft", "image/webp")
                 drafted = claims.StoredArtifact("t/draft.webp", "ab" * 32, 100)

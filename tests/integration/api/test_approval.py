@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from services.api.settings import ApiSettings
 from shared.db import Database
-from shared.lifecycle import claims, finish, work
+from shared.lifecycle import claims, drafts, finish, work
 from shared.lifecycle.previews import add_preview, claim_preview, finish_draft_preview
 from shared.states import Stage
 from shared.storage import Storage
@@ -24,7 +24,7 @@ DRAFT = tuple(range(256))
 def hold_drafts(db: Database) -> None:
     work.release(db, Stage.AR, 10)
     while grid := claims.claim_grid(db, "w", 30):
-        finish.hold_grid(db, grid.id, grid.attempt, DRAFT)
+        drafts.hold_grid(db, grid.id, grid.attempt, DRAFT)
 
 
 def store(settings: ApiSettings, key: str) -> claims.StoredArtifact:
