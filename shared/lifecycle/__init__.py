@@ -37,6 +37,7 @@ Every status write of glmq, and the reads that go with them. Each function that 
     letters.py     what is posted, and where to
     watchers.py    who wants to hear by webhook how far jobs are
     deliveries.py  claim and finish webhook deliveries
+    delivery_statements.py  its SQL
     delivery_log.py  what became of them, and replays
     feed.py        read events, those of a job and those of a tenant
     workers.py     which workers live, and what model they loaded
