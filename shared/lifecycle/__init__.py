@@ -12,6 +12,7 @@ Every status write of glmq, and the reads that go with them. Each function that 
     tries.py       tries that a client numbers by itself, one job
     reuse.py       grids and images that several jobs share: their keys, and how they are found
     claims.py      how a worker takes a unit, and what it learns of it
+    claim_statement.py  its SQL
     candidates.py  the first ready units of each tenant and lane, where not all fit
     work.py        release, heartbeat, hand back, rescue: the same for grids and images
     past_attempts.py  what is kept of an attempt that is over
