@@ -119,7 +119,7 @@ def run_script(command: list[str], stack: Stack, cwd: Path | None = None, **envi
     for text in done.stdout.splitlines():
         line = json.loads(text)
         found[line["name"]] = Outcome(line.get("values"), line.get("error"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-12_000:]
     return found
 
 

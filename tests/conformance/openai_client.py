@@ -8,6 +8,7 @@ Prints a line of JSON for each scenario: what it found, for the test to judge, o
 
 import asyncio
 import base64
+import faulthandler
 import io
 import json
 import os
@@ -282,7 +283,9 @@ def resume():
     tool = {"type": "image_generation", "size": "64x64", "quality": "low", "partial_images": 2}
     seen = []
     response_id = None
-    for event in client.responses.create(model="gpt-5", input="A goose", tools=[tool], background=True, stream=True):
+    # A client of its own, as in `walk_away`.
+    leaving = openai.OpenAI(base_url=BASE_URL, api_key=API_KEY, timeout=60)
+    for event in leaving.responses.create(model="gpt-5", input="A goose", tools=[tool], background=True, stream=True):
         seen.append(event.sequence_number)
         response_id = response_id or event.response.id
         if len(seen) == 3:
@@ -347,6 +350,8 @@ def run(scenario):
 
 
 def main():
+    # What hangs is told of, before the test gives up.
+    faulthandler.dump_traceback_later(200, exit=True)
     print(json.dumps({"name": "version", "values": {"version": openai.__version__}}), flush=True)
     # Together: what takes time is the drawing, and the engines draw several pictures in little more than the time of one.
     with ThreadPoolExecutor(4) as threads:
