@@ -190,11 +190,17 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageRequest, ImageResult, Interim
             latents = picture.latents[0].float().cpu().numpy()
             if not self.show(ticket, LatentsSoFar(picture.num_done, latents, drawing.digest)):
                 return
-        if picture.num_done in drawing.preview_at:
+        if picture.num_done in drawing.preview_at and (pixels := self._preview(picture, velocity)) is not None:
+            self.show(ticket, Preview(picture.num_done, pixels))
+
+    def _preview(self, picture: Denoising, velocity: Tensor) -> Tensor | None:
+        """A small picture of x0. None: it could not be made, as where memory is short; the picture and its neighbours go on without."""
+        # A lost device is met again by the next step.
+        with contextlib.suppress(Exception):
             clean = clean_latents(picture, velocity)
             max_side = min(self._preview_max_px // self._model.vae_scale_factor, max(clean.shape[-2:]) // 2)
-            pixels = vae.vae_decode(self._model.vae, vae.pool_latents(clean, max_side))[0]
-            self.show(ticket, Preview(picture.num_done, pixels))
+            return vae.vae_decode(self._model.vae, vae.pool_latents(clean, max_side))[0]
+        return None
 
     def _end(self, tickets: Sequence[DrawingTicket], pictures: Mapping[DrawingTicket, Denoising]) -> None:
         """Decode drawn pictures of one size and end them."""

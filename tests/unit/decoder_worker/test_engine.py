@@ -213,6 +213,31 @@ def test_previews_change_nothing(model: DecoderModel) -> None:
     assert len(shown) == 2
 
 
+def test_a_preview_that_cannot_be_made_is_left_out(model: DecoderModel) -> None:
+    """Where memory does not reach for a preview, the picture and its neighbours are drawn all the same, and only the preview is missing."""
+    num_calls = 0
+
+    def exhaust_once(*_: object) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 1:
+            _gpu_out_of_memory()
+
+    hook = model.vae.decoder.register_forward_pre_hook(exhaust_once)
+    try:
+        shown: list[Interim] = []
+        engine = DecoderEngine(model, checkpoint_steps=0)
+        futures = [
+            engine.submit(dataclasses.replace(_REQUEST, steps=9, show_previews=asked), _silent, _never, shown.append)
+            for asked in (True, False)
+        ]
+        _finish(engine)
+    finally:
+        hook.remove()
+    assert [interim.num_done for interim in shown] == [6]
+    assert (futures[0].result(0).pixels - futures[1].result(0).pixels).abs().max() < 1e-5
+
+
 def test_a_fault_of_who_is_shown_fails_alone(model: DecoderModel) -> None:
     """When what listens to a picture raises, that picture fails with the error, and its neighbour is drawn."""
     engine = DecoderEngine(model, checkpoint_steps=1)
