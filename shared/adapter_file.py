@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +203,9 @@ def _check_numbers(value: Any, pattern: Any, what: str, *, integer: bool) -> Non
     if not isinstance(pattern, dict) or not all(re.fullmatch(r"[\w.]+", name) for name in pattern):
         raise _AdapterError(f"{what}: its pattern may hold names of layers only")
     for number in (value, *pattern.values()):
-        if isinstance(number, bool) or not isinstance(number, int if integer else int | float) or not math.isfinite(number):
+        is_number = isinstance(number, int if integer else int | float) and not isinstance(number, bool)
+        # Compared, not asked whether it is finite: JSON's whole numbers may be larger than a float can be.
+        if not (is_number and abs(number) <= sys.float_info.max):
             raise _AdapterError(f"{what}: {number!r:.50} is not a {'whole ' if integer else ''}number")
 
 

@@ -9,6 +9,7 @@ tensors. Nothing outside the folder is ever opened, whatever its links say, and 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,7 +116,8 @@ def find_adapter(lora_dir: str, name: str, half: Half) -> AdapterFiles | None:
 
 def _inside(root: Path, file: Path, name: str) -> Path:
     shown = file.relative_to(root)
-    real = file.resolve()
+    # Not by resolve(), which raises where links lead round in a circle.
+    real = Path(os.path.realpath(file))
     if not real.is_file():
         hint = " (pickled weights are never loaded)" if any(file.parent.glob("*.bin")) else ""
         raise PermanentWorkError("lora_broken", f"LoRA adapter {name!r} has no file {shown}{hint}")

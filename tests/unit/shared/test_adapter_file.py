@@ -83,6 +83,7 @@ def test_diffusers_format(tmp_path: Path, prefix: str) -> None:
         (CONFIG | {"r": 2.0}, "not a whole number"),
         (CONFIG | {"lora_alpha": "many"}, "'many' is not a number"),
         (json.dumps(CONFIG | {"lora_alpha": math.inf}), "inf is not a number"),
+        (CONFIG | {"lora_alpha": 10**400}, "10000.* is not a number"),
         (CONFIG | {"rank_pattern": {"(a+)+$": 2}}, "names of layers only"),
         (CONFIG | {"alpha_pattern": []}, "names of layers only"),
         (CONFIG | {"use_rslora": "yes"}, "neither true nor false"),

@@ -110,6 +110,17 @@ def test_a_link_out_of_the_folder_is_not_followed(folder: Path, tmp_path: Path) 
     assert find_adapter(str(folder), "neon", "decoder") is not None
 
 
+def test_links_in_a_circle_break_one_adapter(folder: Path) -> None:
+    """Whoever asks for it hears why; the folder is read all the same."""
+    weights = folder / "neon" / "decoder" / "pytorch_lora_weights.safetensors"
+    weights.unlink()
+    weights.symlink_to(weights)
+
+    with pytest.raises(PermanentWorkError, match=r"'neon' has no file"):
+        find_adapter(str(folder), "neon", "decoder")
+    assert lora_digest(str(folder))
+
+
 def test_a_linked_half_is_not_followed_either(folder: Path, tmp_path: Path) -> None:
     """A link of a whole half leads out as well as one of a file."""
     elsewhere = shutil.copytree(folder / "ink" / "ar", tmp_path / "elsewhere")
