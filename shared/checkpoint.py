@@ -204,7 +204,11 @@ def _checkpoint_revision(path: Path, named: str) -> str:
         return named
     if _is_hub_snapshot(path):
         return path.name
-    if missing := [name for half in _HALF_FOLDERS.values() for name in half if not (path / name).is_dir()]:
+    folders = [name for half in _HALF_FOLDERS.values() for name in half]
+    missing = [name for name in folders if not (path / name).is_dir()]
+    if missing == folders:
+        raise StartupError(f"GLMQ_CHECKPOINT: {path} is no checkpoint: it has none of {', '.join(folders)}")
+    if missing:
         raise StartupError(
             f"the checkpoint {path} has no {', '.join(missing)}: set GLMQ_MODEL_REVISION to the same name for both kinds of worker"
         )

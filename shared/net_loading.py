@@ -84,10 +84,12 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        # The tensor finds out what the name alone does not tell.
-        return torch.empty(0, device=name).device
+        # The number finds out what the name alone does not tell: a device that is not there, or has no memory (`meta`).
+        number = torch.zeros(1, device=name)
+        number.item()
     except (RuntimeError, AssertionError) as error:
-        raise StartupError(f"device {name!r} cannot be used here: {error}") from error
+        raise StartupError(f"GLMQ_DEVICE={name!r} cannot be used here: {error}") from error
+    return number.device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

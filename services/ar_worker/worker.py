@@ -11,7 +11,7 @@ import torch
 
 from services.ar_worker.engine import ArEngine, GridRequest
 from services.ar_worker.room import choose_room
-from services.ar_worker.settings import ArWorkerSettings
+from services.ar_worker.settings import ArWorkerSettings, CompileMode
 from services.ar_worker.tasks import GridTasks
 from services.ar_worker.weights import load_ar_model
 from shared.checkpoint import ModelInfo, read_model_info, read_revision, resolve_checkpoint
@@ -20,7 +20,7 @@ from shared.errors import StartupError
 from shared.grid import TokenGrid
 from shared.logs import configure_logs
 from shared.lora_store import list_loras, lora_digest
-from shared.net_loading import NetOptions
+from shared.net_loading import NetOptions, choose_device
 from shared.progress import LiveState
 from shared.settings import read_settings
 from shared.states import Stage
@@ -52,9 +52,21 @@ def warm_up(engine: ArEngine, info: ModelInfo) -> None:
         raise StartupError(f"the AR engine cannot write: {error!r}") from error
 
 
+def check_decode(mode: CompileMode, device: torch.device) -> None:
+    """
+    Refuse a way to decode that this device has not, before minutes are spent on loading.
+
+    Raises:
+        StartupError: names the variable.
+    """
+    if mode == "cuda_graphs" and device.type != "cuda":
+        raise StartupError(f"GLMQ_AR_DECODE={mode} is for cuda devices; this worker runs on {device}")
+
+
 def serve(settings: ArWorkerSettings) -> NoReturn:
     """Load the AR half and work."""
     configure_logs(settings, "ar_worker")
+    check_decode(settings.ar_decode, choose_device(settings.device))
     torch.set_num_threads(settings.torch_threads)
     path = resolve_checkpoint(settings.checkpoint, "ar")
     revision = read_revision(path, settings.model_revision, lora_digest(settings.lora_dir))

@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from shared.lifecycle.previews import MAX_PREVIEWS
 from shared.settings import WorkerSettings
 
 
@@ -42,7 +43,7 @@ class DecoderWorkerSettings(WorkerSettings):
         "A source of 1024x1024 pixels takes 2 GB with the published model; whatever this says, it stays while pictures in hand want it.",
     )
     decoder_previews: int = Field(
-        default=2, ge=0, le=16, description="Previews of a picture on its way, where the customer asked for previews. 0: none."
+        default=2, ge=0, le=MAX_PREVIEWS, description="Previews of a picture on its way, where the customer asked for previews. 0: none."
     )
     fast_cache_threshold: float = Field(
         default=0.12,

@@ -96,7 +96,10 @@ def test_weights_that_do_not_belong_are_refused(ar_half: Path) -> None:
         load_ar_model(ar_half, "cpu", "float32")
 
 
-@pytest.mark.parametrize(("device", "dtype", "message"), [("gpu", "auto", "device 'gpu'"), ("cpu", "int8", "dtype 'int8'")])
+@pytest.mark.parametrize(
+    ("device", "dtype", "message"),
+    [("gpu", "auto", "GLMQ_DEVICE='gpu'"), ("meta", "auto", "GLMQ_DEVICE='meta'"), ("cpu", "int8", "dtype 'int8'")],
+)
 def test_impossible_settings_are_refused(ar_half: Path, device: str, dtype: str, message: str) -> None:
     """The value that offended is in the message."""
     with pytest.raises(StartupError, match=message):

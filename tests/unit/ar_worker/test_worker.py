@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from services.ar_worker.engine import ArEngine
 from services.ar_worker.weights import ArModel
-from services.ar_worker.worker import warm_up
+from services.ar_worker.worker import check_decode, warm_up
 from shared.checkpoint import ModelInfo
 from shared.errors import StartupError
 
@@ -32,3 +33,11 @@ def test_an_engine_that_cannot_write_ends_the_process(ar_model: ArModel) -> None
     engine.close()
     with pytest.raises(StartupError):
         warm_up(engine, INFO)
+
+
+def test_graphs_of_another_device_refuse_the_start() -> None:
+    """The line names the variable; every other way to decode is for any device."""
+    with pytest.raises(StartupError, match="GLMQ_AR_DECODE=cuda_graphs is for cuda devices; this worker runs on cpu"):
+        check_decode("cuda_graphs", torch.device("cpu"))
+    check_decode("cuda_graphs", torch.device("cuda"))
+    check_decode("static", torch.device("cpu"))

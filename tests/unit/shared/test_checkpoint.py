@@ -135,6 +135,12 @@ def test_a_hub_snapshot_is_named_by_its_commit(tmp_path: Path) -> None:
     assert read_model_info(snapshot, commit).name == "zai-org/GLM-Image"
 
 
+def test_a_folder_of_something_else_is_no_checkpoint(tmp_path: Path) -> None:
+    """The variable that names it is told, not one that would not help."""
+    with pytest.raises(StartupError, match=r"GLMQ_CHECKPOINT: .* is no checkpoint"):
+        read_revision(tmp_path)
+
+
 def test_half_a_folder_needs_a_named_revision(tmp_path: Path) -> None:
     """Two machines with one half each could never agree on a digest, so the name is asked for."""
     half = write_checkpoint(tmp_path / "half")
