@@ -69,6 +69,7 @@ class BatchEngine(ABC, Generic[Request, Work, Result, Interim]):
         self._waiting: deque[Ticket[Work, Result, Interim]] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._fault: EngineBrokenError | None = None
         self._meter = _Meter()
         # A daemon: a process that was told to exit must not wait for a picture of four minutes.
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
@@ -95,7 +96,7 @@ class BatchEngine(ABC, Generic[Request, Work, Result, Interim]):
 
     @abstractmethod
     def drop(self, ticket: Ticket[Work, Result, Interim]) -> None:
-        """Forget a live ticket that has just ended, and free what it held."""
+        """Forget a live ticket that has just ended, and free what it held. What this raises ends the engine."""
 
     def start(self) -> None:
         """Start the thread; once."""
@@ -123,6 +124,8 @@ class BatchEngine(ABC, Generic[Request, Work, Result, Interim]):
         with self._changed:
             if self._closing:
                 future.set_exception(WorkStoppedError(f"the {self._name} is closed"))
+            elif self._fault is not None:
+                future.set_exception(self._fault)
             else:
                 self._waiting.append(ticket)
                 self._changed.notify()
@@ -210,15 +213,33 @@ class BatchEngine(ABC, Generic[Request, Work, Result, Interim]):
 
     def finish(self, ticket: Ticket[Work, Result, Interim], result: Result) -> None:
         """End a ticket with its result."""
-        self.drop(ticket)
-        ticket.future.set_result(result)
+        if (fault := self._let_go(ticket)) is not None:
+            ticket.future.set_exception(fault)
+        else:
+            ticket.future.set_result(result)
 
     def fail(self, ticket: Ticket[Work, Result, Interim], error: Exception) -> None:
         """End a ticket, live or just taken, with an error."""
-        self.drop(ticket)
+        fault = self._let_go(ticket)
         # The frames hold caches and latents, and the future would keep them alive with the traceback.
         traceback.clear_frames(error.__traceback__)
-        ticket.future.set_exception(self._explain(error))
+        if not ticket.future.done():  # only where the engine is broken, and does not know any more who is there
+            ticket.future.set_exception(fault or self._explain(error))
+
+    def _let_go(self, ticket: Ticket[Work, Result, Interim]) -> EngineBrokenError | None:
+        """
+        Drop a ticket.
+
+        Returns:
+            why that failed, as on a device that is lost. What the others hold is then not known any more: they end with the same fault.
+        """
+        try:
+            self.drop(ticket)
+        except Exception as error:  # whatever it is, whoever waits for a future must hear of it
+            with self._changed:
+                self._fault = EngineBrokenError(f"the {self._name} cannot go on: {error!r}")
+            return self._fault
+        return None
 
     def _call(self, ticket: Ticket[Work, Result, Interim], call: Callable[[], None]) -> bool:
         try:
@@ -242,8 +263,13 @@ class BatchEngine(ABC, Generic[Request, Work, Result, Interim]):
                 for ticket in list(self.live()):
                     self.fail(ticket, error)
             self._meter.end_turn(time.monotonic() - started)
+            if self._fault is not None:
+                break
         for ticket in [*self.live(), *self.take_waiting(len(self._waiting))]:
-            self.stopped(ticket)
+            if self._fault is None:
+                self.stopped(ticket)
+            else:
+                self.fail(ticket, self._fault)
 
     def _explain(self, error: Exception) -> Exception:
         """The error as the tasks should hear of it."""

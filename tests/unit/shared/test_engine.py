@@ -9,7 +9,7 @@ from concurrent.futures import wait
 import pytest
 
 from shared.engine import BatchEngine, Ticket
-from shared.errors import WorkStoppedError
+from shared.errors import EngineBrokenError, WorkStoppedError
 
 _TIMEOUT_S = 20
 
@@ -18,7 +18,7 @@ class Counter(BatchEngine[int, int, str, int]):
     """
     Counts each request down, two at a time, one step a turn.
 
-    A negative one cannot be taken up, 13 breaks a whole turn, 99 cannot be prepared.
+    A negative one cannot be taken up, 13 breaks a whole turn, 7 cannot be let go of, 99 cannot be prepared.
     """
 
     def __init__(self) -> None:
@@ -38,6 +38,8 @@ class Counter(BatchEngine[int, int, str, int]):
 
     def drop(self, ticket: Ticket[int, str, int]) -> None:
         self.left.pop(ticket, None)
+        if ticket.work == 7:
+            raise RuntimeError("seven")
 
     def turn(self) -> None:
         for ticket in self.take_waiting(2 - len(self.left)):
@@ -158,6 +160,21 @@ def test_stopping_and_cancelling_reach_the_waiting_too(engine: Counter) -> None:
 
     assert isinstance(stopped.exception(_TIMEOUT_S), WorkStoppedError)
     assert [future.result(_TIMEOUT_S) for future in [*running, last]] == ["counted 1", "counted 1", "counted 5"]
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_what_cannot_be_let_go_of_ends_the_engine(is_stopped: bool) -> None:
+    """As on a lost device: whoever lives, waits or comes later hears at once that the engine is broken."""
+    engine = Counter()
+    futures = [
+        engine.submit(7, silent, lambda: is_stopped and len(engine.left) == 2),
+        *(engine.submit(1000, silent, never) for _ in range(3)),
+    ]
+    engine.start()
+    for future in futures:
+        assert isinstance(future.exception(_TIMEOUT_S), EngineBrokenError)
+    assert isinstance(engine.submit(1, silent, never).exception(_TIMEOUT_S), EngineBrokenError)
+    engine.close()
 
 
 def test_closing_ends_everything() -> None:
