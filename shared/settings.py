@@ -9,12 +9,21 @@ from __future__ import annotations
 
 from typing import Literal, Self, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import StartupError
 
 Settings = TypeVar("Settings", bound=BaseSettings)
+Url = TypeVar("Url", str, SecretStr)
+
+_SCHEMES = {
+    "database_url": ("postgresql://", "postgres://", "postgresql+"),
+    "redis_url": ("redis://", "rediss://", "unix://"),
+    "s3_endpoint": ("http://", "https://"),
+    "s3_public_endpoint": ("http://", "https://"),
+}
+"""What the libraries take. Each would end the process with a traceback of its own, and none names the variable."""
 
 
 class CoreSettings(BaseSettings):
@@ -44,6 +53,16 @@ class CoreSettings(BaseSettings):
     db_pool_size: int = Field(default=8, ge=1, le=200, description="Database connections kept open per process.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe line that is written.")
     log_format: Literal["json", "console"] = Field(default="json", description="`json` for machines, `console` for people.")
+
+    @field_validator(*_SCHEMES)
+    @classmethod
+    def _has_scheme(cls, url: Url, info: ValidationInfo) -> Url:
+        text = url.get_secret_value() if isinstance(url, SecretStr) else url
+        schemes = _SCHEMES[str(info.field_name)]
+        may_be_empty = info.field_name == "s3_public_endpoint"
+        if not (text.startswith(schemes) or (may_be_empty and not text)):
+            raise ValueError(f"it should begin with {schemes[0]}")
+        return url
 
 
 class QuotaSettings(CoreSettings):

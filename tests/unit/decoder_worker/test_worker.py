@@ -16,8 +16,10 @@ from shared.settings import read_settings
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """What a decoder worker must be told."""
-    for name in ("DATABASE_URL", "REDIS_URL", "S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY", "SECRET_KEY", "CHECKPOINT"):
-        monkeypatch.setenv(f"GLMQ_{name}", "unused")
+    urls = {"DATABASE_URL": "postgresql://unused", "REDIS_URL": "redis://unused", "S3_ENDPOINT": "http://unused"}
+    others = dict.fromkeys(("S3_ACCESS_KEY", "S3_SECRET_KEY", "SECRET_KEY", "CHECKPOINT"), "unused")
+    for name, value in (urls | others).items():
+        monkeypatch.setenv(f"GLMQ_{name}", value)
     return monkeypatch
 
 

@@ -10,13 +10,18 @@ from services.dispatcher.settings import DispatcherSettings
 from shared.errors import StartupError
 from shared.settings import read_settings
 
-REQUIRED = ("DATABASE_URL", "REDIS_URL", "S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY", "SECRET_KEY")
+REQUIRED = {
+    "DATABASE_URL": "postgresql://x",
+    "REDIS_URL": "redis://x",
+    "S3_ENDPOINT": "http://x",
+    **dict.fromkeys(("S3_ACCESS_KEY", "S3_SECRET_KEY", "SECRET_KEY"), "x"),
+}
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in REQUIRED:
-        monkeypatch.setenv(f"GLMQ_{name}", "x")
+    for name, value in REQUIRED.items():
+        monkeypatch.setenv(f"GLMQ_{name}", value)
 
 
 def test_every_rule_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,18 @@ def test_complete_settings_are_read(environment: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("GLMQ_LEASE_S", "soon"), ("GLMQ_TORCH_THREADS", "0"), ("GLMQ_DTYPE", "float16"), ("GLMQ_LOG_LEVEL", "loud")]
+    ("name", "value"),
+    [
+        ("GLMQ_LEASE_S", "soon"),
+        ("GLMQ_TORCH_THREADS", "0"),
+        ("GLMQ_DTYPE", "float16"),
+        ("GLMQ_LOG_LEVEL", "loud"),
+        ("GLMQ_DATABASE_URL", "localhost"),
+        ("GLMQ_DATABASE_URL", ""),
+        ("GLMQ_REDIS_URL", "localhost:6379"),
+        ("GLMQ_S3_ENDPOINT", "localhost:8333"),
+        ("GLMQ_S3_PUBLIC_ENDPOINT", "s3.example.com"),
+    ],
 )
 def test_wrong_setting_is_named(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
     """The variable is named, its value is not repeated."""
