@@ -196,6 +196,10 @@ class WorkerProcess(Generic[ClaimT]):
         is_more = False
         try:
             is_more = idle(self._id)
+        except EngineBrokenError as error:
+            # Before it costs a job an attempt: the next piece would fail on this device as well.
+            log.error("engine_broken", error=str(error))
+            self.begin_shutdown()
         except Exception:  # nobody waits for it, and the next piece may go well
             log.exception("idle_work_failed")
         finally:

@@ -20,7 +20,7 @@ from services.decoder_worker.preview import draft_request
 from services.decoder_worker.rendition import CONTENT_TYPES, ImageFormat, render
 from shared.artifacts import TokenGridArtifact
 from shared.db import Database, DatabaseDownError
-from shared.errors import GlmqError, TokenGridError, TransientWorkError
+from shared.errors import EngineBrokenError, GlmqError, TokenGridError, TransientWorkError
 from shared.grid import TokenGrid
 from shared.lease import HeldWork
 from shared.lifecycle import claims, finish, previews
@@ -145,6 +145,9 @@ class ImageTasks:
         Draw the draft of some grid that a customer wants to see early. False: none waits.
 
         It may be lost at any point: nothing else depends on it.
+
+        Raises:
+            EngineBrokenError: the device is lost, to whatever comes next as well.
         """
         try:
             claim = previews.claim_preview(self.db, worker_id, self.lease_s, self.model_revision)
@@ -157,6 +160,8 @@ class ImageTasks:
             key = f"t/{claim.tenant_id}/previews/{claim.grid_id}/draft-{claim.attempt}.{_PREVIEW_FORMAT}"
             artifact = self._store(key, render(image, image.height, image.width, _PREVIEW_FORMAT), _PREVIEW_FORMAT)
             return previews.finish_draft_preview(self.db, claim, artifact, image.height, image.width)
+        except EngineBrokenError:
+            raise
         except GlmqError as error:
             log.warning("preview_lost", error=str(error))
             return False
