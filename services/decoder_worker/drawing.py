@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -52,7 +51,7 @@ class Showing:
     What is shown of pictures before their end.
 
     Attributes:
-        checkpoint_steps: the latents every so many steps; 0 for never.
+        checkpoint_steps: so many steps may be computed twice, and so the latents are shown as often; 0 for never.
         num_previews: of a picture that asks for them, evenly spaced.
         refresh_steps: fast pictures show their latents only where so many steps divide the number done.
     """
@@ -65,9 +64,10 @@ class Showing:
         """After which steps the latents are shown. Never of a draft, which is drawn sooner than stored."""
         if self.checkpoint_steps == 0 or request.is_preview:
             return range(0)
-        steps = self.checkpoint_steps
+        # One less: while they are being stored, the next step is taken.
+        steps = max(1, self.checkpoint_steps - 1)
         if request.fast:
-            steps = self.refresh_steps * math.ceil(steps / self.refresh_steps)
+            steps = self.refresh_steps * max(1, steps // self.refresh_steps)
         return range(steps, request.steps, steps)
 
     def preview_at(self, request: ImageRequest) -> frozenset[int]:

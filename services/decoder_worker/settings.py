@@ -25,8 +25,8 @@ class DecoderWorkerSettings(WorkerSettings):
         default=10,
         ge=0,
         le=1000,
-        description="Denoising steps between two checkpoints of a picture, for `quality: fast` rounded up to a multiple of 5; when a worker"
-        " dies, at most so many are computed twice, and those that were taken while the last checkpoint was being stored. 0: none is kept.",
+        description="Denoising steps of a picture that are computed twice at most when its worker dies: its checkpoints are a step closer "
+        "together, which is taken while one is stored, and for `quality: fast` a multiple of 5. 0: none is kept.",
     )
     vae_tiling: int = Field(
         default=0,

@@ -175,16 +175,17 @@ def _shown(model: DecoderModel, request: ImageRequest, **options: int) -> list[I
     return shown
 
 
-def test_latents_are_shown_every_k_steps(model: DecoderModel) -> None:
-    """With a checkpoint every 3 of 9 steps, the latents after 3 and 6 are shown, none at the end, and none at all when it is off."""
+def test_latents_are_shown_so_often_that_k_steps_are_lost_at_most(model: DecoderModel) -> None:
+    """Of 9 steps, with a loss of 4 at most, the latents after 3 and 6 are shown: one is for storing. None at the end, and none when it is off."""
     request = dataclasses.replace(_REQUEST, steps=9)
-    shown = _shown(model, request, checkpoint_steps=3)
+    shown = _shown(model, request, checkpoint_steps=4)
     assert [interim.num_done for interim in shown] == [3, 6]
     for interim in shown:
         assert isinstance(interim, LatentsSoFar)
         assert interim.latents.shape == (16, 8, 12)
         assert interim.latents.dtype == np.float32
         assert interim.made_for == request.digest()
+    assert len(_shown(model, request, checkpoint_steps=1)) == 8
     assert _shown(model, request, checkpoint_steps=0) == []
 
 
