@@ -45,7 +45,7 @@ def batch_downloads_blueprint(parts: Parts) -> APIBlueprint:
         caller = authenticate(parts.callers, request, "read")
         batch = find_batch(parts, caller, batch_id)
         query = read_query(request.args, ResultQuery)
-        page = asked_page(query.limit, query.after, query.order, "itm", "item")
+        page = asked_page(query.limit, query.after, query.order, "itm", "batch item")
         found, has_more = list_outcomes(parts.db, batch.id, query.status or ENDED, page)
         base_url = parts.base_url()
         return page_response(parts, [result_document(batch.id, outcome, base_url, parts) for outcome in found], has_more)

@@ -80,7 +80,7 @@ def native_batches_blueprint(parts: Parts) -> APIBlueprint:
         caller = authenticate(parts.callers, request, "read")
         batch = find_batch(parts, caller, batch_id)
         query = read_query(request.args, ItemQuery)
-        page = asked_page(query.limit, query.after, query.order, "itm", "item")
+        page = asked_page(query.limit, query.after, query.order, "itm", "batch item")
         items, has_more = list_items(parts.db, batch.id, query.status, page)
         return page_response(parts, [item_document(batch.id, item) for item in items], has_more)
 

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from services.api.fields import QueryInt, Sent, refuse
 from services.api.list_answer import ListAnswer
-from shared.lifecycle.events import EVENT_FILTERS
+from shared.lifecycle.events import EVENT_FILTERS, JOB_PROGRESS
 
 
 def _number(value: object) -> object:
     return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value, re.ASCII) else value
 
 
-def _is_filter(name: str) -> str:
-    if name not in EVENT_FILTERS:
-        raise refuse("unknown_event", f"should be one of {', '.join(EVENT_FILTERS)}")
-    return name
+def _one_of(known: Sequence[str]) -> Callable[[str], str]:
+    def check(name: str) -> str:
+        if name not in known:
+            raise refuse("unknown_event", f"should be one of {', '.join(known)}")
+        return name
+
+    return check
 
 
-EventFilter = Annotated[str, AfterValidator(_is_filter), WithJsonSchema({"type": "string", "enum": list(EVENT_FILTERS)})]
+_OF_A_JOB = (*EVENT_FILTERS, JOB_PROGRESS)
+EventFilter = Annotated[str, AfterValidator(_one_of(EVENT_FILTERS)), WithJsonSchema({"type": "string", "enum": list(EVENT_FILTERS)})]
+JobEventFilter = Annotated[str, AfterValidator(_one_of(_OF_A_JOB)), WithJsonSchema({"type": "string", "enum": list(_OF_A_JOB)})]
 
 
 class EventsQuery(Sent):
@@ -35,6 +41,20 @@ class EventsQuery(Sent):
         default=[], max_length=len(EVENT_FILTERS), description="Any of these; repeat it, or separate by commas."
     )
     limit: QueryInt = Field(default=20, ge=1, le=100, description="How many on a page of a list.")
+
+
+class JobEventsQuery(EventsQuery):
+    """Which events of a job."""
+
+    types: list[JobEventFilter] = Field(
+        default=[],
+        max_length=len(_OF_A_JOB),
+        description="Any of these, repeated or separated by commas. Only streams have `job.progress`.",
+    )
+
+    def tells_progress(self) -> bool:
+        """Is the job's progress asked for? A stream has it among all, and among all of the job."""
+        return not self.types or not {"*", "job.*", JOB_PROGRESS}.isdisjoint(self.types)
 
 
 class EventAnswer(BaseModel):

@@ -11,7 +11,7 @@ from apiflask import APIBlueprint
 from flask import Request, Response, jsonify, request
 
 from services.api.auth import authenticate
-from services.api.event_schemas import EventListAnswer, EventsQuery
+from services.api.event_schemas import EventListAnswer, EventsQuery, JobEventsQuery
 from services.api.job_access import find_job
 from services.api.job_events import PROGRESS_S, JobEvents, TenantEvents, public_event
 from services.api.list_answer import list_body
@@ -20,7 +20,7 @@ from services.api.request_body import read_query
 from services.api.route_docs import describe
 from services.api.sse import MEDIA_TYPE, STREAM_SCHEMA, EventStream, Pace, stream_response
 from shared.errors import RequestError
-from shared.lifecycle.events import EVENT_TYPES
+from shared.lifecycle.events import EVENT_TYPES, JOB_ENDS, JOB_PROGRESS
 from shared.lifecycle.feed import EventPage, kept_events, last_event, read_events
 from shared.states import TERMINAL_JOB
 from shared.webhooks import is_wanted
@@ -47,17 +47,23 @@ def events_blueprint(parts: Parts) -> APIBlueprint:
         operation_id="list_job_events",
         security="ApiKey",
         responses=[200, 204, 400, 401, 403, 404, 410, 503],
-        extensions=describe(**_DOCS, descriptions={"200": "Events.", "204": "The job has ended, and the stream's client knows it."}),
+        extensions=describe(
+            **{**_DOCS, "query": JobEventsQuery},
+            descriptions={"200": "Events.", "204": "The job has ended, and the stream's client knows it."},
+        ),
     )
     def list_job_events(job_id: str) -> Response:
         caller = authenticate(parts.callers, request, "read")
-        query = read_query(request.args, EventsQuery)
+        query = read_query(request.args, JobEventsQuery)
+        types = _types(query)
         document = find_job(parts, caller, job_id)
         kept = kept_events(parts.db, caller.tenant_id)
         if not _wants_stream(request):
+            if query.types and not types:
+                raise RequestError("invalid_request", f"types: {JOB_PROGRESS} is not kept; only a stream tells it", "types")
             # Absent, from the first one: a job has few.
             after = _checked(query.after, kept.newest, kept.oldest) if query.after else kept.oldest - 1
-            return _list_response(parts, read_events(parts.db, caller.tenant_id, after, query.limit, _types(query), job_id))
+            return _list_response(parts, read_events(parts.db, caller.tenant_id, after, query.limit, types, job_id))
         cursor, is_number = _cursor(request, query)
         is_lost = not is_number or (cursor is not None and not kept.knows(cursor))
         known = None if is_lost else cursor
@@ -65,7 +71,8 @@ def events_blueprint(parts: Parts) -> APIBlueprint:
         if known is not None and is_over and known >= last_event(parts.db, caller.tenant_id, job_id, ends_only=True):
             # This is what stops an EventSource: it comes back after every end.
             return Response(status=204)
-        source = JobEvents(parts, caller, job_id, parts.base_url(), known, is_lost, _types(query))
+        chosen = types if types or not query.types else JOB_ENDS
+        source = JobEvents(parts, caller, job_id, parts.base_url(), known, is_lost, chosen, query.tells_progress())
         return _stream(parts, caller.tenant_id, job_id, source)
 
     @events.get("/v1/events")

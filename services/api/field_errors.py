@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -21,6 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 Path = tuple[str | int, ...]
 
+_UNKNOWN = "unknown_field"
 _MAX_ECHO = 40
 """Characters of a wrong value that an error repeats."""
 _MAX_ERRORS = 20
@@ -36,26 +38,43 @@ class FieldError:
         reason: a word for programs, such as `missing`.
         detail: a sentence for people; names the field and the value.
         problem: entry of the problem catalogue.
+        is_argument: it came behind the question mark, not in the body.
     """
 
     path: Path
     reason: str
     detail: str
     problem: str = "invalid_request"
+    is_argument: bool = False
 
     @property
     def param(self) -> str:
         return _dotted(self.path)
+
+    def within(self, *place: str | int) -> FieldError:
+        """The same error, named from further out: `size` within `body` is `body.size`."""
+        prefix = _dotted(place)
+        if self.reason == _UNKNOWN:
+            detail = re.sub("(unknown field |did you mean )", rf"\1{prefix}.", self.detail)
+        else:
+            detail = f"{prefix}.{self.detail}" if self.path else f"{prefix}: {self.detail}"
+        return replace(self, path=(*place, *self.path), detail=detail)
+
+    def at(self, path: Path) -> FieldError:
+        """The same error under the name that the client used."""
+        return replace(self, path=path, detail=self.detail.replace(self.param, _dotted(path), 1))
 
 
 class InvalidFieldsError(RequestError):
     """Some fields are wrong; the first one gives the answer its code, detail and param."""
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
+        # Two checks may say the same: both sides of "1x1" are too short, and are one field.
+        errors = tuple(dict.fromkeys(errors))
         first = errors[0]
         more = f" (and {len(errors) - 1} more, see errors)" if len(errors) > 1 else ""
         super().__init__(first.problem, first.detail + more, first.param or None)
-        self.errors = tuple(errors[:_MAX_ERRORS])
+        self.errors = errors[:_MAX_ERRORS]
 
 
 class ErrorCollector:
@@ -65,7 +84,7 @@ class ErrorCollector:
         self._errors: list[FieldError] = []
 
     def add(self, path: Path, reason: str, detail: str, problem: str = "invalid_request") -> None:
-        self._errors.append(FieldError(path, reason, f"{_dotted(path)}: {detail}", problem))
+        self._errors.append(FieldError(path, reason, _named(path, detail), problem))
 
     @contextmanager
     def collecting(self, path: Path) -> Iterator[None]:
@@ -73,7 +92,7 @@ class ErrorCollector:
         try:
             yield
         except RequestError as error:
-            named = error.detail if error.detail.startswith(_dotted(path)) else f"{_dotted(path)}: {error.detail}"
+            named = error.detail if error.detail.startswith(_dotted(path)) else _named(path, error.detail)
             self._errors.append(FieldError(path, error.code, named, error.code))
 
     def raise_any(self) -> None:
@@ -108,9 +127,9 @@ def _field_error(kind: str, message: str, value: object, loc: Path, model: type[
     path = _sent_path(loc, sent)
     name = _dotted(path)
     if kind == "extra_forbidden":
-        return FieldError(path, "unknown_field", f"unknown field {name}{_suggestion(path, model)}")
+        return FieldError(path, _UNKNOWN, f"unknown field {name}{_suggestion(path, model)}")
     echo = "" if kind == "missing" else _echo(value)
-    return FieldError(path, kind, f"{name}: {message[:1].lower()}{message[1:]}{echo}")
+    return FieldError(path, kind, _named(path, f"{message[:1].lower()}{message[1:]}{echo}"))
 
 
 def _sent_path(loc: Path, sent: object) -> Path:
@@ -128,6 +147,11 @@ def _sent_path(loc: Path, sent: object) -> Path:
         else:
             break
     return path
+
+
+def _named(path: Path, detail: str) -> str:
+    """What is said of a field; of the whole request, as of two fields that do not fit each other, without a name."""
+    return f"{_dotted(path)}: {detail}" if path else detail
 
 
 def _dotted(path: Path) -> str:

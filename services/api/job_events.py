@@ -63,13 +63,22 @@ class JobEvents:
     """
 
     def __init__(
-        self, parts: Parts, caller: Caller, job_id: str, base_url: str, cursor: int | None, is_lost: bool, types: tuple[str, ...]
+        self,
+        parts: Parts,
+        caller: Caller,
+        job_id: str,
+        base_url: str,
+        cursor: int | None,
+        is_lost: bool,
+        types: tuple[str, ...],
+        tells_progress: bool,
     ) -> None:
         """
         Args:
             cursor: number of the last event that the client knows; None: it begins with what happens from now on.
             is_lost: the client named a cursor that we do not know: it is told to forget what it has.
             types: of the events to tell; none for all. The end is always told.
+            tells_progress: between them, how far the job is.
         """
         self._parts = parts
         self._caller = caller
@@ -78,6 +87,7 @@ class JobEvents:
         self._cursor = cursor
         self._is_lost = is_lost
         self._types = types and tuple({*types, *JOB_ENDS})
+        self._tells_progress = tells_progress
         self._progress: dict[str, Any] | None = None
         self._watched = ProgressWatch(parts, caller, job_id)
 
@@ -96,7 +106,8 @@ class JobEvents:
         while True:
             if watch.take() or time.monotonic() - looked_at >= self._parts.waiting.look_s():
                 looked_at = time.monotonic()
-                self._watched.renew()
+                if self._tells_progress:
+                    self._watched.renew()
                 has_more = True
                 while has_more:
                     page = read_events(self._parts.db, self._caller.tenant_id, cursor, _PAGE, self._types, self._job_id)
@@ -106,7 +117,7 @@ class JobEvents:
                         if event.type in JOB_ENDS and event.seq >= end and self._is_over():
                             return
                     cursor, has_more = page.looked_to, page.has_more
-            if (moved := self._moved()) is not None:
+            if self._tells_progress and (moved := self._moved()) is not None:
                 yield moved
             yield None
 

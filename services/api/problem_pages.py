@@ -87,7 +87,8 @@ def problem_pages_blueprint(parts: Parts) -> APIBlueprint:
     @pages.output(ProblemEntry, description="The problem.")
     @pages.doc(summary="Describe a problem", operation_id="get_problem", responses=[404], extensions=describe(more_content=as_page))
     def get_problem(slug: str) -> Response:
-        found = [problem for problem in Problem if problem.path == f"/problems/{slug}"]
+        # By the last part of its type, or by its code, which is what programs have at hand.
+        found = [problem for problem in Problem if slug in (problem.code, problem.path.rpartition("/")[2])]
         if not found:
             raise RequestError("not_found", "there is no such problem")
         entry = _entry(found[0], parts.base_url())

@@ -34,6 +34,8 @@ _OPENAI_PATHS = ("/v1/images/", "/v1/files", "/v1/batches", "/v1/responses", "/v
 _OVERLOAD_TYPE = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 """What the same draft calls a request that was in nobody's quota's way: too many of all tenants wait here. `code` is as ever."""
 _RETRY_AFTER_S = 5
+_HEADERS = (("Idempotency-Key",), ("Cancel-After",))
+"""Headers that a request can be refused for, as the place of a wrong value."""
 _OVERLOADED = (BusyError, NoPlaceError)
 _AWAY = (DatabaseDownError, StorageDownError, NoModelError, *_OVERLOADED)
 
@@ -146,18 +148,18 @@ def _body(problem: Problem, detail: str, error: Exception, base_url: str) -> dic
 
 def _field_errors(error: Exception, param: str | None) -> list[dict[str, Any]]:
     if isinstance(error, InvalidFieldsError):
-        return [{**_place(field.path), "code": field.reason, "detail": field.detail} for field in error.errors]
+        return [{**_place(field.path, field.is_argument), "code": field.reason, "detail": field.detail} for field in error.errors]
     if isinstance(error, RequestError) and param is not None:
         path: Path = tuple(param.split("."))
         return [{**_place(path), "code": error.code, "detail": error.detail}]
     return []
 
 
-def _place(path: Path) -> dict[str, str]:
+def _place(path: Path, is_argument: bool = False) -> dict[str, str]:
     """Where the wrong value stood: a JSON pointer (RFC 6901) into the body, or the name of a header or query argument."""
-    if path == ("Idempotency-Key",):
-        return {"header": "Idempotency-Key"}
-    if request.method == "GET":
+    if path in _HEADERS:
+        return {"header": str(path[0])}
+    if is_argument or request.method == "GET":
         return {"parameter": ".".join(map(str, path))}
     steps = [re.sub("[~/]", lambda found: {"~": "~0", "/": "~1"}[found[0]], str(step)) for step in path]
     return {"pointer": "#" + "".join(f"/{quote(step, safe='~')}" for step in steps)}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from flask import Request
 from pydantic import BaseModel
 from werkzeug.datastructures import FileStorage, MultiDict
 
-from services.api.field_errors import validated
+from services.api.field_errors import FieldError, InvalidFieldsError, validated
 from services.api.strict_json import check_text, parse_object
 from shared.errors import RequestError
 
@@ -117,6 +117,15 @@ def read_query(arguments: MultiDict[str, str], model: type[Model]) -> Model:
     Raises:
         RequestError: an unknown, doubled or wrong argument.
     """
+    try:
+        return validated(model, _arguments(arguments))
+    except InvalidFieldsError as error:
+        raise InvalidFieldsError([replace(wrong, is_argument=True) for wrong in error.errors]) from None
+    except RequestError as error:
+        raise InvalidFieldsError([FieldError((error.param or "",), error.code, error.detail, error.code, is_argument=True)]) from None
+
+
+def _arguments(arguments: MultiDict[str, str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, values in arguments.lists():
         if name in _LISTS:
@@ -132,7 +141,7 @@ def read_query(arguments: MultiDict[str, str], model: type[Model]) -> Model:
         else:
             fields[name] = values[0]
     check_text(fields)
-    return validated(model, fields)
+    return fields
 
 
 def _parse(data: bytes, limit: int) -> dict[str, Any]:

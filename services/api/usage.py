@@ -34,8 +34,8 @@ def usage_blueprint(parts: Parts) -> APIBlueprint:
                 "today": {
                     "began_at": timestamp(used.day_began_at),
                     "ends_at": timestamp(used.day_ends_at),
-                    "gpu_seconds": used.gpu_seconds,
-                    "predicted_gpu_seconds": used.predicted_s,
+                    "gpu_seconds": round(used.gpu_seconds, 3),
+                    "predicted_gpu_seconds": round(used.predicted_s, 3),
                 },
                 "limits": asdict(parts.quotas.limits_of(caller)),
             }

@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_PAIRED = (("“„‟", "”“"), ("«", "»"), ("‹", "›"), ("「", "」"), ("『", "』"))
+_PAIRED = (("“„‟", "”“"), ("«", "»"), ("‹", "›"), ("「", "」"), ("『", "』"), ("〝", "〞〟"), ("﹁", "﹂"), ("﹃", "﹄"))
 """Marks that tell opening from closing: what opens, and what closes. „ is closed by “ or ”, whichever comes."""
 
 _ELISION = re.compile(r"'(?:\d|em\b|tis\b|twas\b|cause\b|til\b|bout\b|round\b)|‘\d", re.IGNORECASE)
 _OPENS_AFTER = frozenset("([{<-–—/:=,.;!?&+*_|~")
 _CLOSES_BEFORE = frozenset(")]}>-–—/:=,.;!?&+*_|~…")
-_MARKS = frozenset("'\"“”„‟«»‹›「」『』‘’‚")
+_MARKS = frozenset("'\"＂“”„‟«»‹›「」『』〝〞〟﹁﹂﹃﹄‘’‚")
 # Chinese, Japanese and Korean write no spaces around quotations.
 _UNSPACED = re.compile("[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
 
@@ -75,22 +75,25 @@ def find_marks(prompt: str) -> Marks:
         pairs += found
         strays += left
     double = _choose(prompt, '"', '"', _double_cost)
+    wide = _choose(prompt, "＂", "＂", _double_cost)
     single = _choose(prompt, "'", "'", _single_cost)
     curly = _choose(prompt, "‘‚", "’‘", _single_cost)
-    for choice in (double, single, curly):
+    for choice in (double, wide, single, curly):
         pairs += choice.pairs
     outer, nested, wrapper = _outermost(prompt, pairs)
     inches, lone = _part(double.plain, lambda position: prompt[position - 1 : position].isdigit())
+    # Of full-width ones, too; the reference takes none of those for a quotation mark.
+    _, wide_lone = _part(wide.plain, lambda position: prompt[position - 1 : position].isdigit())
     apostrophes, unclosed = _part(single.plain, lambda position: _is_apostrophe(prompt, position))
     curly_unclosed = [position for position in curly.plain if not _is_apostrophe(prompt, position)]
     return Marks(
         pairs=outer,
         apostrophes=tuple(apostrophes),
         inches=tuple(inches),
-        strays=tuple(sorted([*strays, *lone, *unclosed, *curly_unclosed])),
+        strays=tuple(sorted([*strays, *lone, *wide_lone, *unclosed, *curly_unclosed])),
         nested=nested,
         wrapper=wrapper,
-        is_ambiguous=any(choice.is_tied for choice in (double, single, curly)),
+        is_ambiguous=any(choice.is_tied for choice in (double, wide, single, curly)),
     )
 
 

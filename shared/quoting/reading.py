@@ -29,7 +29,7 @@ Quotes = tuple[str, str]
 _ENGLISH, _CURLY, _CORNER, _SINGLE = ('"', '"'), ("“", "”"), ("「", "」"), ("'", "'")
 _KNOWN: tuple[Quotes, ...] = (_ENGLISH, _CURLY, _CORNER, _SINGLE)
 """The quotation marks of the reference, the least mistakable first."""
-_NEAREST = dict.fromkeys("“„‟«»‹›‘‚", _CURLY) | dict.fromkeys("「『", _CORNER)
+_NEAREST = dict.fromkeys("“„‟«»‹›‘‚＂", _CURLY) | dict.fromkeys("「『〝﹁﹃", _CORNER)
 _MAX_EXCERPT = 80
 
 # Zero-width and joining characters, the soft hyphen, direction marks, variation selectors of text, tags, private use.

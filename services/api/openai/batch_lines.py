@@ -7,7 +7,7 @@ A line is `{"custom_id", "method", "url", "body"}`; the body is that of the rout
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -146,4 +146,4 @@ def _read_line(text: bytes) -> Line:
 
 def _within_body(error: InvalidFieldsError) -> InvalidFieldsError:
     """The same errors, with their way from the line instead of from the body."""
-    return InvalidFieldsError([replace(wrong, path=("body", *wrong.path), detail=f"body.{wrong.detail}") for wrong in error.errors])
+    return InvalidFieldsError([wrong.within("body") for wrong in error.errors])

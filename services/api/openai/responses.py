@@ -48,6 +48,15 @@ from shared.lifecycle.tries import note_answer
 from shared.states import Priority
 
 _ROUTE = "POST /v1/responses"
+_TOOL = ("tools", 0)
+_NAMES: dict[str, Path] = {
+    "prompt": ("input",),
+    "steps": (*_TOOL, "num_inference_steps"),
+    "format": (*_TOOL, "output_format"),
+    "format_options": (*_TOOL, "output_compression"),
+    **{name: (*_TOOL, name) for name in ("size", "seed", "guidance_scale", "temperature", "top_p", "lora", "cache")},
+}
+"""Where a request has what the native one calls so."""
 _WINDOWS_S = {"2h": 7200, "8h": 28_800}
 _STREAM = (
     'event: response.created\ndata: {"type":"response.created","sequence_number":0,"response":{…}}\n\n'
@@ -86,13 +95,13 @@ def responses_blueprint(parts: Parts) -> APIBlueprint:
         places = _image_places(asked)
         dialect = {"name": OPENAI_RESPONSES.name, "request": _echo(asked)}
         if asked.background and not asked.stream:
-            submitted = submit_translated(parts, caller, _ROUTE, RequestBody(sent), native, dialect, places)
+            submitted = submit_translated(parts, caller, _ROUTE, RequestBody(sent), native, dialect, places, _NAMES)
             note_answer(parts.db, submitted.job_id)
             accepted = find_job(parts, caller, submitted.job_id)
             answer = tell_poll(parts, jsonify(response_document(parts, accepted, dialect)), accepted)
         else:
             with waiting_place(parts, caller) as place:
-                submitted = submit_translated(parts, caller, _ROUTE, RequestBody(sent), native, dialect, places)
+                submitted = submit_translated(parts, caller, _ROUTE, RequestBody(sent), native, dialect, places, _NAMES)
                 if asked.stream:
                     answer = _stream(parts, caller, submitted.job_id, dialect, place, -1)
                 else:
@@ -193,7 +202,7 @@ def _read(sent: Mapping[str, Any]) -> ResponseRequest:
             detail = f"tools.{index}: the only tool is image_generation"
             errors.append(FieldError(("tools", index), "unsupported", detail, "unsupported_parameter"))
         else:
-            errors += [_moved(error, "tools", index) for error in find_unsupported(without_nulls(tool))]
+            errors += [error.within("tools", index) for error in find_unsupported(without_nulls(tool))]
     if errors:
         raise InvalidFieldsError(errors)
     if isinstance(tools, list):
@@ -207,12 +216,7 @@ def _within(*path: str | int) -> Iterator[None]:
     try:
         yield
     except InvalidFieldsError as error:
-        raise InvalidFieldsError([_moved(wrong, *path) for wrong in error.errors]) from None
-
-
-def _moved(error: FieldError, *path: str | int) -> FieldError:
-    prefix = ".".join(map(str, path))
-    return FieldError((*path, *error.path), error.reason, f"{prefix}.{error.detail}", error.problem)
+        raise InvalidFieldsError([wrong.within(*path) for wrong in error.errors]) from None
 
 
 def _read_input(asked: ResponseRequest, errors: ErrorCollector) -> tuple[str, list[ImageReference]]:

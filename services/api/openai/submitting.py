@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flask import g, request
 
 from services.api.field_errors import InvalidFieldsError, Path
 from services.api.idempotency import TRY_HEADER, parse_key, parse_try
-from services.api.openai.translate import in_sent_words
+from services.api.openai.translate import NO_NAMES, in_sent_words
 from services.api.parts import Parts
 from services.api.request_body import RequestBody
 from services.api.submitting import Origin, Submitted, submit_job
@@ -29,6 +29,7 @@ def submit_translated(
     native: RequestBody,
     dialect: dict[str, Any] | None = None,
     places: Sequence[Path] | None = None,
+    names: Mapping[str, Path] = NO_NAMES,
 ) -> Submitted:
     """
     Submit what a request of this interface was translated to.
@@ -40,4 +41,4 @@ def submit_translated(
     try:
         return submit_job(parts, caller, native, key, origin)
     except InvalidFieldsError as error:
-        raise in_sent_words(error, native, places) from None
+        raise in_sent_words(error, native, places, names) from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -26,6 +25,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _STEP_SHARES = {"low": 0.4, "medium": 0.7, "high": 1.0, "hd": 1.0, "auto": 1.0, "standard": 1.0}
 """Of the model's default steps: with GLM-Image's 50 that is 20, 35 and 50."""
+NO_NAMES: Mapping[str, Path] = {}
 _LANES = {"priority": Priority.INTERACTIVE, "default": Priority.STANDARD, "flex": Priority.BULK}
 
 
@@ -137,20 +137,23 @@ def sent_images(references: Sequence[ImageReference], paths: Sequence[Path]) -> 
     return [SentImage((*path, "image_url"), reference.image_url or "", reference.file_id) for reference, path in pairs]
 
 
-def in_sent_words(error: InvalidFieldsError, native: RequestBody, places: Sequence[Path] | None = None) -> InvalidFieldsError:
+def in_sent_words(
+    error: InvalidFieldsError, native: RequestBody, places: Sequence[Path] | None = None, names: Mapping[str, Path] = NO_NAMES
+) -> InvalidFieldsError:
     """
     The native request's errors; reference images under the names and numbers that they were sent with.
 
     Args:
         places: where each reference image stood in the request.
+        names: where other fields stood, by their native names, unless it is the same place.
     """
     paths = image_places(len(native.order or ())) if places is None else places
 
     def as_sent(field: FieldError) -> FieldError:
         if len(field.path) < 2 or field.path[0] != "images" or not isinstance(field.path[1], int) or native.order is None:
-            return field
-        path = (*paths[native.order.index(field.path[1])], "image_url" if field.path[-1] == "url" else "file_id")
-        return replace(field, path=path, detail=field.detail.replace(field.param, ".".join(map(str, path)), 1))
+            renamed = names.get(str(field.path[0])) if field.path else None
+            return field.at((*renamed, *field.path[1:])) if renamed else field
+        return field.at((*paths[native.order.index(field.path[1])], "image_url" if field.path[-1] == "url" else "file_id"))
 
     return InvalidFieldsError([as_sent(field) for field in error.errors])
 

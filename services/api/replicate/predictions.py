@@ -228,7 +228,7 @@ def _create(parts: Parts, caller: Caller, route: str, sent: dict[str, Any], aske
     try:
         submitted = submit_job(parts, caller, native, key, origin)
     except InvalidFieldsError as error:
-        raise as_sent(error, asked.input) from None
+        raise as_sent(error, asked) from None
     applied = prefer.applied
     try:
         document = wait_for_job(parts, caller, submitted.job_id, prefer.wait_s)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,6 +20,7 @@ from shared.grid import TOKEN_PX
 from shared.lifecycle.events import JOB_ENDS, JOB_EVENTS, JOB_PROGRESS
 
 _DURATION = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,7})s)?", re.ASCII)
+CANCEL_AFTER = "Cancel-After"
 _MAX_CANCEL_S = 30 * 86_400
 _ECHOED = 200
 """Characters that the prediction's input repeats of a picture that was sent as text."""
@@ -73,9 +73,9 @@ def echoed_input(sent: Mapping[str, Any]) -> dict[str, Any]:
     return {name: [_cut(item) for item in value] if isinstance(value, list) else _cut(value) for name, value in sent.items()}
 
 
-def as_sent(error: InvalidFieldsError, wanted: PredictionInput) -> InvalidFieldsError:
+def as_sent(error: InvalidFieldsError, asked: ModelPredictionRequest) -> InvalidFieldsError:
     """The same errors under the names that the client used."""
-    return InvalidFieldsError([_renamed(field, wanted) for field in error.errors])
+    return InvalidFieldsError([_renamed(field, asked) for field in error.errors])
 
 
 def deadline_of(header: str | None, now: datetime) -> datetime | None:
@@ -92,7 +92,7 @@ def deadline_of(header: str | None, now: datetime) -> datetime | None:
     hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found and text else (0, 0, 0)
     after_s = hours * 3600 + minutes * 60 + seconds
     if not 5 <= after_s <= _MAX_CANCEL_S:
-        raise RequestError("invalid_request", "Cancel-After: should be 5 seconds to 30 days, such as 90s, 5m or 1h30m", "Cancel-After")
+        raise RequestError("invalid_request", f"{CANCEL_AFTER}: should be 5 seconds to 30 days, such as 90s, 5m or 1h30m", CANCEL_AFTER)
     return now + timedelta(seconds=after_s)
 
 
@@ -137,15 +137,21 @@ def _uris(wanted: PredictionInput) -> list[tuple[Path, str]]:
     return first + [(("input", "images", index), uri) for index, uri in enumerate(wanted.images)]
 
 
-def _renamed(field: FieldError, wanted: PredictionInput) -> FieldError:
+def _renamed(field: FieldError, asked: ModelPredictionRequest) -> FieldError:
     head, *rest = field.path or ("",)
-    if head in ("webhook", "deadline", "input"):
+    path: Path
+    if head == "webhook":
+        # A URL here, whatever the native request makes of it.
+        return field.at(("webhook" if asked.webhook else "webhook_completed",))
+    if head == "deadline":
+        return field.at((CANCEL_AFTER,))
+    if head == "input":
         return field
     if head == "images" and rest and isinstance(rest[0], int):
-        path = [place for place, uri in _uris(wanted) if not is_data_url(uri)][rest[0]]
+        path = [place for place, uri in _uris(asked.input) if not is_data_url(uri)][rest[0]]
     else:
         path = ("input", _NAMES.get(str(head), head), *rest)
-    return replace(field, path=path, detail=field.detail.replace(field.param, ".".join(map(str, path)), 1))
+    return field.at(path)
 
 
 def _cut(value: Any) -> Any:

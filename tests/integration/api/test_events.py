@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -267,20 +268,26 @@ def test_an_unknown_cursor_resets_the_stream(client: FlaskClient, cursor: str) -
 
 
 def test_progress_and_previews_are_told_live(client: FlaskClient, telling_db: Database, settings: ApiSettings, account: Account) -> None:
-    """Progress comes without an id, as workers report it; equal progress is told once."""
+    """Progress comes without an id, as workers report it, to those who want it; equal progress is told once."""
     job_id = new_job(client)
     work.release(telling_db, Stage.AR, 10)
     grid = claims.claim_grid(telling_db, "w", 30)
     assert grid is not None
     live = LiveState(settings.redis_url.get_secret_value())
-    stream = Stream(client, f"/v1/jobs/{job_id}/events")
+    stream = Stream(client, f"/v1/jobs/{job_id}/events?types=job.progress")
     assert stream.event()[0] == "job.snapshot"
-    for done in (3, 9):
-        live.write_progress({grid.id: ("grid", done, 16)})
-        kind, event_id, data = stream.event()
-        assert (kind, event_id, data["data"]["progress"]) == ("job.progress", None, {"phase": "grid", "done": done, "total": 16})
-        assert (data["data"]["id"], data["data"]["status"], data["data"]["version"]) == (job_id, "running", 2)
-    stream.close()
+    with ThreadPoolExecutor(1) as pool:
+        ends = pool.submit(Stream(client, f"/v1/jobs/{job_id}/events?types=job.failed").rest)
+        for done in (3, 9):
+            live.write_progress({grid.id: ("grid", done, 16)})
+            kind, event_id, data = stream.event()
+            assert (kind, event_id, data["data"]["progress"]) == ("job.progress", None, {"phase": "grid", "done": done, "total": 16})
+            assert (data["data"]["id"], data["data"]["status"], data["data"]["version"]) == (job_id, "running", 2)
+        client.post(f"/v1/jobs/{job_id}/cancel")
+        assert [kind for kind, _, _ in ends.result(30)] == ["job.snapshot", "job.canceled"]
+    assert [kind for kind, _, _ in stream.rest()] == ["job.canceled"]
+    # It is not kept, so a list of it would be all or nothing.
+    assert_problem(client.get(f"/v1/jobs/{job_id}/events?types=job.progress"), 400, "invalid_request", "types")
 
 
 def test_silence_is_broken_by_comments(settings: ApiSettings, account: Account, model: Any) -> None:

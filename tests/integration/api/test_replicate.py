@@ -156,12 +156,15 @@ def test_wrong_requests(client: FlaskClient) -> None:
     red = "data:image/png;base64," + base64.b64encode(png()).decode()
     refused("forbidden_address", "input.images.1", input={"prompt": "a", "image": red, "images": [red, "http://10.0.0.7/a.png"]})
     refused("unprocessable_prompt", "input.prompt", 422, input={"prompt": "a <|image|> b"})
-    refused("forbidden_address", "webhook.url", webhook="http://10.0.0.7/")
+    refused("forbidden_address", "webhook", webhook="http://10.0.0.7/")
+    refused("invalid_request", "webhook_completed", webhook_completed="x")
     refused("invalid_request", "webhook_events_filter.0", webhook_events_filter=["end"])
     refused("model_not_found", "version", 404, version="other/model")
     refused("model_not_found", "version", 404, version=f"{REF}:0000")
     refused("invalid_request", "Cancel-After", headers={"Cancel-After": "soon"})
     refused("invalid_request", "Cancel-After", headers={"Cancel-After": "1s"})
+    told = client.post("/v1/predictions", json={"version": REF, "input": {"prompt": "a"}}, headers={"Cancel-After": "1s"}).get_json()
+    assert told["errors"][0]["header"] == "Cancel-After"
     assert_problem(client.post("/v1/models/other/model/predictions", json={"input": {"prompt": "a"}}), 404, "model_not_found", "model")
     assert_problem(client.get("/v1/predictions?cursor=x"), 400, "invalid_request", "cursor")
 

@@ -390,6 +390,7 @@ def test_replay_of_a_range(client: FlaskClient, db: Database) -> None:
     assert sent() == [jobs[1]]
     assert replay(times[1], times[3])["replayed"] == 0
     assert replay(times[0])["replayed"] == 4
+    assert client.post(f"{path}/replay?since=x").get_json()["errors"][0]["parameter"] == "since"
     assert sorted(sent()) == sorted(jobs)
     assert replay(times[0], status="exhausted")["replayed"] == 0
     assert_problem(client.post(f"{path}/replay"), 400, "invalid_request", "since")

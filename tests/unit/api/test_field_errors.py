@@ -56,6 +56,30 @@ def test_suggestions_at_every_depth(sent: dict[str, object], meant: str) -> None
     assert any(detail.endswith(f"did you mean {meant}?") for detail in details), details
 
 
+def test_errors_are_named_from_further_out() -> None:
+    """Within a line of a batch, all names of an error begin with `body`: those of fields, of unknown ones and of suggestions."""
+    unknown = refuse(prompt="x", promt="y").errors[0].within("body")
+    assert (unknown.param, unknown.detail) == ("body.promt", "unknown field body.promt; did you mean body.prompt?")
+    wrong = refuse(prompt="x", steps=500).errors[0].within("tools", 0)
+    assert (wrong.param, wrong.detail) == ("tools.0.steps", "tools.0.steps: input should be less than or equal to 200 (got 500)")
+    assert wrong.at(("input",)).detail == "input: input should be less than or equal to 200 (got 500)"
+
+
+def test_errors_of_two_fields_together_have_no_name() -> None:
+    """What is wrong between two fields is told without the empty name of the whole request before it."""
+    errors = ErrorCollector()
+    errors.add((), "range_empty", "should have until after since")
+    with pytest.raises(InvalidFieldsError) as caught:
+        errors.raise_any()
+    assert (caught.value.detail, caught.value.param) == ("should have until after since", None)
+
+
+def test_equal_errors_are_one() -> None:
+    """Two checks that say the same of a field, such as of both sides of a size, make one error."""
+    error = FieldError(("size",), "out_of_range", "size: each side should have 32 to 2048 pixels (got 1)")
+    assert InvalidFieldsError([error, error]).detail == error.detail
+
+
 def test_suggestions_are_only_close_ones() -> None:
     """A typing error gets a suggestion; a word of another API does not."""
     assert refuse(prompt="x", promt="x").detail.endswith("did you mean prompt?")

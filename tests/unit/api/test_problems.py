@@ -75,7 +75,7 @@ def test_every_problem_is_described_where_its_type_leads(app: APIFlask) -> None:
     assert client.get("/problems", headers=BROWSER).mimetype == "text/html"
     for entry in listed:
         path = entry["type"].removeprefix("https://glmq.example")
-        assert client.get(path).get_json() == entry
+        assert client.get(path).get_json() == client.get(f"/problems/{entry['code']}").get_json() == entry
         assert entry["status"] is None or 400 <= entry["status"] < 600
         page = client.get(path, headers=BROWSER)
         assert page.mimetype == "text/html"

@@ -176,7 +176,7 @@ def _shown(model: DecoderModel, request: ImageRequest, **options: int) -> list[I
 
 
 def test_latents_are_shown_so_often_that_k_steps_are_lost_at_most(model: DecoderModel) -> None:
-    """Of 9 steps, with a loss of 4 at most, the latents after 3 and 6 are shown: one is for storing. None at the end, and none when it is off."""
+    """Of 9 steps, of which 4 may be lost, the latents after 3 and 6 are shown: one is for storing. None at the end; none when off."""
     request = dataclasses.replace(_REQUEST, steps=9)
     shown = _shown(model, request, checkpoint_steps=4)
     assert [interim.num_done for interim in shown] == [3, 6]

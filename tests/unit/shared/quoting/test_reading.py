@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shared.quoting.reading import MAX_TEXT_BYTES, UnquotableTextError, read_prompt
 from shared.quoting.reference import glyph_texts
 
-_MARKS = st.text(alphabet=st.sampled_from("'\"“”‘’„«»『』「」 an5s字.,"), max_size=60)
+_MARKS = st.text(alphabet=st.sampled_from("'\"＂“”‘’„«»『』「」〝〟 an5s字.,"), max_size=60)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,9 @@ _MARKS = st.text(alphabet=st.sampled_from("'\"“”‘’„«»『』「」 an
         ("a ‘hello’ sign", ["hello"]),
         ("a ‘don’t’ sign", ["don’t"]),
         ("一张『你好』海报", ["你好"]),
+        ("一张写着＂你好＂和＂再见＂的海报", ["你好", "再见"]),
+        ("a ＂full＂ sign and a 5＂ pipe", ["full"]),
+        ("〝春〟と﹁夏﹂と﹃秋﹄", ["春", "夏", "秋"]),
         ("a “hello” sign", ["hello"]),
         ('a "hello" sign', ["hello"]),
         ("a 'hello' sign", ["hello"]),
@@ -74,6 +77,8 @@ def test_a_prompt_without_traps_stays(prompt: str) -> None:
     [
         ("a „Hallo“ sign", "a “Hallo” sign"),
         ("一张『你好』海报", "一张「你好」海报"),
+        ("一张＂你好＂海报", "一张“你好”海报"),
+        ("〝春〟と﹁夏﹂", "「春」と「夏」"),
         ("it's a dog's \"B\"", 'it’s a dog’s "B"'),
         ('a 5" x 7" print', "a 5″ x 7″ print"),
         ("a sign that says 'Don't stop'", 'a sign that says "Don\'t stop"'),
@@ -92,6 +97,8 @@ def test_rewrites_only_marks(prompt: str, rewritten: str) -> None:
         ("rock 'n' roll", "apostrophe", False),
         ('a 5" x 7" print', "inch_mark", True),
         ("a «bonjour» sign", "unsupported_quotes", True),
+        ("a ＂full＂ sign", "unsupported_quotes", True),
+        ("a ＂full sign", "unclosed_quote", False),
         ("a sign saying \"He said 'hi' twice\"", "nested_quotes", True),
         ("'a poster that says \"SALE\"'", "nested_quotes", True),
         ('a sign that says "hello', "unclosed_quote", False),
