@@ -1,5 +1,5 @@
 """
-What requests cost: tokens of the AR stage, floating-point operations of the decoder's, and seconds of a worker. Pure.
+What requests cost: tokens of the AR stage, floating-point operations of the decoder's, and seconds of a worker, which a meter tells. Pure.
 
 Knows the architecture's formula and two numbers of a checkpoint; no tensors. Good enough to order pictures by: prompts, the VAE and
 the encoding of references are left out, for they are a few steps' worth at most.
@@ -7,6 +7,7 @@ the encoding of references are left out, for they are a few steps' worth at most
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from shared.grid import TOKEN_PX, TokenGrid
 
 MAX_GLYPH_TOKENS = 2048
 """Of one text, its end mark included; the rest is cut. Source: diffusers, `max_sequence_length`."""
+
+_REMEMBERED_S = 60.0
+"""Work that is so old counts for a third in an engine's speed."""
 
 _PATCHES_PER_TOKEN = 4
 """A token stands for 32x32 pixels, a patch of the DiT for 16x16."""
@@ -57,6 +61,31 @@ class Speed:
 
     seconds_per_unit: float
     seconds_per_turn: float
+
+
+class SpeedMeter:
+    """Sums of seconds, turns and work that fade with the seconds worked. Written by one thread, read by any."""
+
+    def __init__(self) -> None:
+        self._turn_units = 0.0
+        self._sums = (0.0, 0.0, 0.0)
+
+    def count(self, units: float) -> None:
+        """Work that this turn did."""
+        self._turn_units += units
+
+    def end_turn(self, seconds: float) -> None:
+        """The turn is over, and took so long."""
+        # Turns that did nothing countable, such as one that reads a prompt, cost their time all the same.
+        kept = math.exp(-seconds / _REMEMBERED_S)
+        all_seconds, turns, units = self._sums
+        self._sums = kept * all_seconds + seconds, kept * turns + bool(self._turn_units), kept * units + self._turn_units
+        self._turn_units = 0.0
+
+    def speed(self) -> Speed | None:
+        """None: nothing was done yet."""
+        seconds, turns, units = self._sums
+        return Speed(seconds / units, seconds / turns) if units else None
 
 
 def num_ar_tokens(grid: TokenGrid, num_sources: int) -> int:

@@ -7,7 +7,6 @@ touch memory alone.
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 import time
@@ -21,16 +20,13 @@ from typing import Generic, TypeVar
 
 import torch
 
-from shared.cost import Speed
+from shared.cost import Speed, SpeedMeter
 from shared.errors import EngineBrokenError, TransientWorkError, WorkStoppedError
 
 Request = TypeVar("Request")
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 Interim = TypeVar("Interim")
-
-_REMEMBERED_S = 60.0
-"""Work that is so old counts for a third in an engine's speed."""
 
 Progress = Callable[[str, int, int], None]
 """Called with phase, done and total on the engine's thread: it must be quick."""
@@ -70,7 +66,7 @@ class BatchEngine(ABC, Generic[Request, Work, Result, Interim]):
         self._changed = threading.Condition()
         self._closing = False
         self._fault: EngineBrokenError | None = None
-        self._meter = _Meter()
+        self._meter = SpeedMeter()
         # A daemon: a process that was told to exit must not wait for a picture of four minutes.
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
@@ -282,28 +278,6 @@ class BatchEngine(ABC, Generic[Request, Work, Result, Interim]):
         if isinstance(error, torch.AcceleratorError):
             return EngineBrokenError(f"the {self._name} lost its device: {error}")
         return error
-
-
-class _Meter:
-    """Sums of seconds, turns and work that fade with the seconds worked. Written by one thread, read by any."""
-
-    def __init__(self) -> None:
-        self._turn_units = 0.0
-        self._sums = (0.0, 0.0, 0.0)
-
-    def count(self, units: float) -> None:
-        self._turn_units += units
-
-    def end_turn(self, seconds: float) -> None:
-        # Turns that did nothing countable, such as one that reads a prompt, cost their time all the same.
-        kept = math.exp(-seconds / _REMEMBERED_S)
-        all_seconds, turns, units = self._sums
-        self._sums = kept * all_seconds + seconds, kept * turns + bool(self._turn_units), kept * units + self._turn_units
-        self._turn_units = 0.0
-
-    def speed(self) -> Speed | None:
-        seconds, turns, units = self._sums
-        return Speed(seconds / units, seconds / turns) if units else None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -51,7 +51,7 @@ def succeed(session: Session, job: Job) -> None:
     record_changes(session, [job], "job.succeeded")
 
 
-def take_picture(session: Session, jobs: Sequence[Job]) -> None:
+def succeed_if_complete(session: Session, jobs: Sequence[Job]) -> None:
     """
     Another image of these jobs is stored: those have succeeded that wait for no more.
 

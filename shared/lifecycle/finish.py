@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from shared.db import Database, read_rows
 from shared.errors import StaleAttemptError, WorkError
 from shared.lifecycle.claims import StoredArtifact, start
-from shared.lifecycle.ending import database_now, end_work, live_jobs, take_picture
+from shared.lifecycle.ending import database_now, end_work, live_jobs, succeed_if_complete
 from shared.lifecycle.events import record_changes
 from shared.lifecycle.past_attempts import keep_attempt
 from shared.lifecycle.work import held_unit, requeue
@@ -130,7 +130,7 @@ def finish_image(
             start(session, jobs, finished[0].started_at)
             session.expunge_all()
         if jobs:
-            take_picture(session, jobs)
+            succeed_if_complete(session, jobs)
 
     db.run(work)
 
