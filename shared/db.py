@@ -30,6 +30,13 @@ _MAX_TRIES = 5
 _AWAY = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
 
 
+NOT_SYNCED = "set_config('synchronous_commit', 'off', true)"
+"""
+SQL: the commit does not wait for the disk. If the server dies within a moment this transaction is lost, and all that came after it. For
+what is found undone and done again, and where nobody outside is told before a commit that does wait.
+"""
+
+
 class DatabaseDownError(GlmqError):
     """Postgres is away, too slow, or has no connection left. Nothing was written, or it is not known; every function may be repeated."""
 

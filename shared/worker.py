@@ -6,7 +6,6 @@ Knows leases and rows; what the work is, it is told as a `Handler`.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import socket
@@ -25,6 +24,7 @@ from shared.cost import Speed
 from shared.db import Database, DatabaseDownError
 from shared.errors import EngineBrokenError, PermanentWorkError, StaleAttemptError, TransientWorkError, WorkError, WorkStoppedError
 from shared.ids import new_id
+from shared.interpreter import begin_to_serve
 from shared.lease import HeldWork, LeaseKeeper, StopReason
 from shared.lifecycle import finish, work, workers
 from shared.progress import LiveState
@@ -117,8 +117,7 @@ class WorkerProcess(Generic[ClaimT]):
 
     def serve(self) -> NoReturn:
         """Work until SIGTERM or SIGINT, then hand back what is held and end the process."""
-        # The nets and the libraries stay until the end: the collector need not look through a million of their objects again and again.
-        gc.freeze()
+        begin_to_serve()
         self._keeper.start()
         self._register()
         threads = [threading.Thread(target=target, daemon=True) for target in (self._beat, self.poll, self._leave, self._end_in_time)]

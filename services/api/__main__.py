@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import socket
@@ -17,6 +16,7 @@ from services.api.app import create_app
 from services.api.openapi import MAX_REQUEST_LINE
 from services.api.settings import ApiSettings
 from shared.errors import StartupError
+from shared.interpreter import begin_to_serve
 from shared.logs import configure_logs
 from shared.settings import read_settings
 
@@ -65,7 +65,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn publishes no t
             # It would lie in the home folder, where two stacks of one user would share it.
             "control_socket_disable": True,
             "when_ready": lambda arbiter: _limit_silence(arbiter.LISTENERS, self._settings.api_read_timeout_s),
-            "post_worker_init": _begin_to_serve,
+            "post_worker_init": _after_load,
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -87,11 +87,9 @@ def _limit_silence(listeners: list[Any], seconds: int) -> None:
             listener.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
 
 
-def _begin_to_serve(worker: Any) -> None:
+def _after_load(worker: Any) -> None:
     _end_waits_at_stop(worker.wsgi)
-    # Routes, schemas and libraries stay until the end: a tenth of a busy process's time went into looking through them again and again.
-    gc.collect()
-    gc.freeze()
+    begin_to_serve()
 
 
 def _end_waits_at_stop(app: Any) -> None:

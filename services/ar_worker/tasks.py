@@ -111,8 +111,9 @@ class GridTasks:
             finish.finish_grid(self.db, claim.id, claim.attempt, artifact, num_tokens - len(written), read, tell_later=True)
             # The decoder's work begins while its customer is told that it may.
             self.live.ring(Topic.IMAGES_READY)
-            self.live.drop_checkpoint(claim.id)
             finish.tell_tokens(self.db, claim.id)
+            # Not before the finish is on disk, which it is with what was told after it.
+            self.live.drop_checkpoint(claim.id)
 
         return end
 

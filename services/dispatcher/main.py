@@ -24,6 +24,7 @@ from services.dispatcher.settings import DispatcherSettings
 from services.dispatcher.sweeper import Sweeper
 from shared.db import Database, DatabaseDownError, LeaderLock
 from shared.errors import StartupError
+from shared.interpreter import begin_to_serve
 from shared.logs import configure_logs
 from shared.progress import LiveState
 from shared.queue import make_celery
@@ -68,6 +69,7 @@ def run(settings: DispatcherSettings, stopping: threading.Event) -> None:
     Retention(db, live, settings, leading, stopping).start()
     rescued_at = ticked_at = float("-inf")
     is_leader = was_leader = False
+    begin_to_serve()
     while not stopping.is_set():
         pause_s = settings.slow_tick_s if listener.is_hearing else settings.tick_s
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -22,14 +21,13 @@ from services.webhook_sender.words import LiveWords
 from shared.db import Database
 from shared.egress import EgressPolicy
 from shared.errors import StartupError
+from shared.interpreter import begin_to_serve
 from shared.logs import configure_logs
 from shared.progress import LiveState
 from shared.sealing import Sealer
 from shared.settings import read_settings
 from shared.storage import Storage
 from shared.wakeup import Topic
-
-_SWITCH_S = 0.0005
 
 
 def main() -> None:
@@ -41,9 +39,6 @@ def main() -> None:
         sealer = Sealer(settings.secret_key.get_secret_value())
     except StartupError as error:
         sys.exit(f"webhook sender: {error}")
-    # The ledger's threads work in Python, too. At the 5 ms of the default the loop would wait so long for its turn after each of the
-    # calls for which it gives it up, three for every post.
-    sys.setswitchinterval(_SWITCH_S)
     asyncio.run(_run(settings, policy, sealer))
 
 
@@ -62,9 +57,7 @@ async def _run(settings: WebhookSenderSettings, policy: EgressPolicy, sealer: Se
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _stop, sender, telling, settings.shutdown_s)
         listener = live.listen({Topic.DELIVERIES_DUE: lambda: loop.call_soon_threadsafe(sender.wake)})
-        # What was loaded stays until the end, and need not be looked through by the collector.
-        gc.collect()
-        gc.freeze()
+        begin_to_serve()
         structlog.get_logger().info("started")
         await sender.run()
         telling.cancel()

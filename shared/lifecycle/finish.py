@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from shared.db import Database, read_rows
+from shared.db import NOT_SYNCED, Database, read_rows
 from shared.errors import StaleAttemptError, WorkError
 from shared.lifecycle.claims import StoredArtifact, start
 from shared.lifecycle.ending import database_now, end_work, live_jobs, succeed_if_complete
@@ -57,7 +57,8 @@ def finish_grid(
     Args:
         num_tokens: that were sampled since the grid was last held: without the draft if it was given to the attempt.
         read: the prompt as the model counted it.
-        tell_later: the caller calls `tell_tokens` once the images are on their way: the finish alone is one trip to Postgres.
+        tell_later: the caller calls `tell_tokens` once the images are on their way: the finish alone is one trip to Postgres, and its
+            commit waits for no disk. If it is lost with the server, so that `tell_tokens` fails, both are to be repeated.
     Raises:
         StaleAttemptError: this attempt does not hold the grid any more.
     """
@@ -232,9 +233,10 @@ def _finish_statement(table: str) -> str:
             UPDATE image SET state = 'ready', not_before = clock_timestamp()
             WHERE grid_id IN (SELECT id FROM done) AND state = 'waiting'
         )"""
+        told = f"started_at, {NOT_SYNCED} AS not_synced"
     else:
         own = "rendition_files = %(renditions)s::jsonb"
-        stage, all_units, ready = Stage.DECODER, "steps", ""
+        stage, all_units, ready, told = Stage.DECODER, "steps", "", "started_at"
     # Locked before the time is read: a cancel that holds the row for a moment may have ended a job which this unit came too late for.
     return f"""
         WITH held AS (
@@ -250,7 +252,7 @@ def _finish_statement(table: str) -> str:
             SELECT tenant_id, '{stage}', id, coalesce(%(units)s, {all_units}), coalesce(extract(epoch FROM finished_at - started_at), 0)
             FROM done
         ){ready}
-        SELECT started_at FROM done
+        SELECT {told} FROM done
     """  # noqa: S608 - our own names
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from shared.db import Database
+from shared.db import NOT_SYNCED, Database
 from shared.lifecycle.candidates import NUM_IN_HAND, START, TABLES, Order, look
 from shared.lifecycle.ending import database_now, end_work, live_jobs
 from shared.lifecycle.events import record_changes
@@ -105,13 +105,6 @@ def _release_chosen(db: Database, stage: Stage, ids: Sequence[str]) -> dict[str,
     return {unit_id: traces[unit_id] for unit_id in ids if unit_id in traces}
 
 
-_NOT_SYNCED = "set_config('synchronous_commit', 'off', true)"
-"""
-A release's commit does not wait for the disk: one that is lost with the server is found ready again, and what was claimed by then is
-written behind it.
-"""
-
-
 _IS_READY = "state || '' = 'ready'"
 """
 Of a unit that is known by its id. Said plainly, Postgres would take the index of those that are ready for the shorter way, while its
@@ -147,8 +140,9 @@ def _release_all_statement(table: str, is_limited: bool) -> str:
             FOR UPDATE SKIP LOCKED
         ), released AS (
             -- One time for all: among them the claim goes by age, and not by the order in which rows were touched.
+            -- A release that is lost with the server is found ready again; what was claimed by then is written behind it.
             UPDATE {table} SET state = 'released', released_at = statement_timestamp() WHERE id IN (SELECT id FROM picked)
-            RETURNING lane, created_at, id, trace, {_NOT_SYNCED} AS not_synced
+            RETURNING lane, created_at, id, trace, {NOT_SYNCED} AS not_synced
         )
         SELECT looked.room, looked.is_crowded, released.* FROM looked LEFT JOIN released ON true
     """  # noqa: S608 - our own names
@@ -173,7 +167,7 @@ def _release_chosen_statement(table: str) -> str:
         SET state = 'released', released_at = statement_timestamp() + chosen.place * interval '1 microsecond'
         FROM unnest(%(ids)s::text[]) WITH ORDINALITY AS chosen (id, place)
         WHERE {table}.id = chosen.id AND {table}.id IN (SELECT id FROM picked)
-        RETURNING {table}.id, {table}.trace, {_NOT_SYNCED} AS not_synced
+        RETURNING {table}.id, {table}.trace, {NOT_SYNCED} AS not_synced
     """  # noqa: S608 - our own names
 
 
