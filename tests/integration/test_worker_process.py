@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from shared.attempts import Handler, timeout_error
 from shared.db import Database
 from shared.errors import EngineBrokenError, PermanentWorkError, TransientWorkError, WorkStoppedError
 from shared.lease import HeldWork, LeaseKeeper, StopReason
@@ -24,7 +25,7 @@ from shared.settings import WorkerSettings
 from shared.states import Stage
 from shared.storage import StorageDownError
 from shared.trace import TraceContext
-from shared.worker import Handler, WorkerProcess, timeout_error
+from shared.worker import WorkerProcess
 from tests.stack import free_port, wait_until
 
 Run = Callable[[ClaimedGrid, HeldWork], Callable[[], None]]
