@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
@@ -90,17 +90,18 @@ class Attempts(Generic[ClaimT]):
         held = self._keeper.hold(claim.id, claim.attempt)
         if self._stopping.is_set():
             held.stop(StopReason.SHUTDOWN)
-        bound = log.bind(work_id=claim.id, stage=self._handler.stage, attempt=claim.attempt, job_ids=claim.job_ids)
-        if claim.trace is not None:
-            bound = bound.bind(trace_id=claim.trace.trace_id)
-        started = time.monotonic()
-        try:
-            self._end(claim, held, bound)
-        finally:
-            self._keeper.drop(held)
-        bound.info("attempt_ended", seconds=round(time.monotonic() - started, 3), stop_reason=held.stop_reason)
+        about = {"work_id": claim.id, "stage": self._handler.stage, "attempt": claim.attempt, "job_ids": claim.job_ids}
+        trace = {} if claim.trace is None else {"trace_id": claim.trace.trace_id}
+        # Of the thread: what the task and the stores log on the way names the attempt, too.
+        with structlog.contextvars.bound_contextvars(**about, **trace):
+            started = time.monotonic()
+            try:
+                self._end(claim, held)
+            finally:
+                self._keeper.drop(held)
+            log.info("attempt_ended", seconds=round(time.monotonic() - started, 3), stop_reason=held.stop_reason)
 
-    def _end(self, claim: ClaimT, held: HeldWork, bound: Any) -> None:
+    def _end(self, claim: ClaimT, held: HeldWork) -> None:
         """Run a claimed unit and write down how it went."""
         try:
             self._write(self._handler.run(claim, held))
@@ -108,16 +109,16 @@ class Attempts(Generic[ClaimT]):
             if held.stop_reason == StopReason.SHUTDOWN:
                 self._write(lambda: work.hand_back(self._db, self._handler.stage, claim.id, claim.attempt))
             elif held.stop_reason == StopReason.TIMEOUT:
-                self._fail(claim, timeout_error(self._handler.stage, self._attempt_s), bound)
+                self._fail(claim, timeout_error(self._handler.stage, self._attempt_s))
         except StaleAttemptError as error:
-            bound.warning("stale_attempt", error=str(error))
+            log.warning("stale_attempt", error=str(error))
         except DatabaseDownError as error:
             # The lease will end and the rescue will return the unit.
-            bound.error("result_not_written", error=str(error))
+            log.error("result_not_written", error=str(error))
         except Exception as error:  # whatever went wrong with one unit, the worker lives on
-            self._fail(claim, error, bound)
+            self._fail(claim, error)
 
-    def _fail(self, claim: ClaimT, error: Exception, bound: Any) -> None:
+    def _fail(self, claim: ClaimT, error: Exception) -> None:
         if isinstance(error, StorageDownError):
             reason: WorkError = TransientWorkError("upload_failed", "the object store did not answer")
         elif isinstance(error, EngineBrokenError):
@@ -127,16 +128,16 @@ class Attempts(Generic[ClaimT]):
         elif isinstance(error, WorkError):
             reason = error
         else:
-            bound.exception("attempt_crashed")
+            log.exception("attempt_crashed")
             reason = TransientWorkError("internal", f"unexpected {type(error).__name__}")
-        bound.warning("attempt_failed", code=reason.code, error=reason.detail)
+        log.warning("attempt_failed", code=reason.code, error=reason.detail)
         stage, retryable = self._handler.stage, not isinstance(reason, PermanentWorkError)
         try:
             self._write(lambda: self._live.flag_stop(finish.fail(self._db, stage, claim.id, claim.attempt, reason, retryable)))
         except (StaleAttemptError, DatabaseDownError) as again:
-            bound.warning("failure_not_written", error=str(again))
+            log.warning("failure_not_written", error=str(again))
         except Exception:  # the lease will end and the rescue will return the unit
-            bound.exception("failure_not_written")
+            log.exception("failure_not_written")
 
     def _write(self, write: Callable[[], object]) -> None:
         """Do a lifecycle write, again and again while Postgres is away."""
