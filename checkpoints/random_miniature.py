@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, GlmImagePipeline, GlmImageTransformer2DModel
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from diffusers import AutoencoderKL, GlmImagePipeline, GlmImageTransformer2DModel
 from transformers import (
     ByT5Tokenizer,
     GlmImageConfig,
@@ -33,41 +32,12 @@ from transformers import (
 from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
-_NUM_SPARE = 128
-"""Vision ids that are no codes: start, end and 126 spare ones, as in the published 16384 + 128."""
+from checkpoints.published import NUM_SPARE, byte_tokenizer, chat_template, scheduler
 
 MAX_PX = 512
 """Largest side of a picture and of a source."""
 
 MIN_SOURCE_PX = 64
-
-_END_OF_TEXT = "<|endoftext|>"
-
-# GLM-4's special tokens in GLM-4's order; the published ids are these, shifted by the vision vocabulary.
-_SPECIAL_TOKENS = [
-    _END_OF_TEXT,
-    "[MASK]",
-    "[gMASK]",
-    "[sMASK]",
-    "<sop>",
-    "<eop>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|observation|>",
-    "<|begin_of_image|>",
-    "<|end_of_image|>",
-    "<|begin_of_video|>",
-    "<|end_of_video|>",
-    "<|image|>",
-    "<|video|>",
-]
-
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}IMAGE_START<|image|>IMAGE_END{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endfor %}"
-)
 
 _GLMQ_JSON = {
     "name": "random-miniature",
@@ -95,7 +65,7 @@ class Widths:
 
     @property
     def vision_vocabulary(self) -> int:
-        return self.codebook + _NUM_SPARE
+        return self.codebook + NUM_SPARE
 
 
 TINY = Widths()
@@ -136,9 +106,7 @@ def _write(folder: Path, widths: Widths) -> None:
             vision_language_encoder=_vision_language_encoder(widths),
             vae=_vae(),
             transformer=_transformer(widths),
-            scheduler=FlowMatchEulerDiscreteScheduler(
-                base_image_seq_len=256, base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"
-            ),
+            scheduler=scheduler(),
         )
     pipeline.save_pretrained(folder, safe_serialization=True)
     (folder / "glmq.json").write_text(json.dumps(_GLMQ_JSON, indent=2) + "\n")
@@ -154,38 +122,16 @@ def _quiet_global_rng() -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def _image_ends(widths: Widths) -> tuple[str, str]:
-    """The tokens around a source image."""
-    return f"<|dit_token_{widths.codebook}|>", f"<|dit_token_{widths.codebook + 1}|>"
-
-
 def _tokenizer(widths: Widths) -> PreTrainedTokenizerFast:
-    """Bytes as text ids, so every Unicode prompt tokenises; vision ids first, special ids last, as published."""
-    vision_tokens = [f"<|dit_token_{i}|>" for i in range(widths.vision_vocabulary)]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*vision_tokens, *alphabet, *_SPECIAL_TOKENS])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in [*vision_tokens, *_SPECIAL_TOKENS]])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=_image_ends(widths)[0],
-        eos_token=_END_OF_TEXT,
-        pad_token=_END_OF_TEXT,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        extra_special_tokens={"image_token": "<|image|>", "grid_bos_token": "<sop>", "grid_eos_token": "<eop>"},
-    )
+    """Bytes as text ids."""
+    return byte_tokenizer(widths.codebook, is_vision_added=True)
 
 
 def _processor(widths: Widths) -> GlmImageProcessor:
-    start, end = _image_ends(widths)
-    template = _CHAT_TEMPLATE.replace("IMAGE_START", start).replace("IMAGE_END", end)
     images = GlmImageImageProcessorPil(
         patch_size=16, merge_size=1, temporal_patch_size=1, size={"shortest_edge": MIN_SOURCE_PX**2, "longest_edge": MAX_PX**2}
     )
-    return GlmImageProcessor(image_processor=images, tokenizer=_tokenizer(widths), chat_template=template)
+    return GlmImageProcessor(image_processor=images, tokenizer=_tokenizer(widths), chat_template=chat_template(widths.codebook))
 
 
 def _vision_language_encoder(widths: Widths) -> GlmImageForConditionalGeneration:

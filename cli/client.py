@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 Job = dict[str, Any]
-"""A job as API.md section d1 describes it."""
+"""A job as `/openapi.json` of the service describes it."""
 
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 

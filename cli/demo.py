@@ -47,7 +47,7 @@ def run_demo(state: StackState, folder: Path, console: Console) -> None:
         request = {**request, "prompt": EDIT_PROMPT, "images": [{"job_id": first["id"], "index": 0}]}
         _draw(client, receiver, console, "image to image", request, folder / "image-to-image.png")
     if model["id"] == _RANDOM_WEIGHTS:
-        console.print("\nThis checkpoint's weights are random, so its pictures are coloured noise: the README says what they prove.")
+        console.print("\nThis checkpoint's weights are random, so its pictures are coloured noise. The default one writes words.")
 
 
 def _draw(client: Client, receiver: WebhookReceiver, console: Console, title: str, request: dict[str, Any], file: Path) -> Job:

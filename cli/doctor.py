@@ -23,7 +23,7 @@ _ROOM_BYTES = 2 << 30
 _API_PORT = 8080
 
 _EXACT = {"transformers": "5.17.0", "diffusers": "0.42.1"}
-"""The pair that works for image-to-image. Source: MODEL.md section 0 and pyproject.toml."""
+"""The pair that works for image-to-image. Source: pyproject.toml."""
 
 _NEEDED = ("torch", "safetensors", "sqlalchemy", "psycopg", "celery", "redis", "boto3", "apiflask", "gunicorn", "aiohttp")
 

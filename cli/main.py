@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from cli.data_folder import DataFolder, StackState, default_data_folder
 from cli.demo import RECEIVER_NETWORK, run_demo
 from cli.environment import without_own
 from cli.generate import Wish, connect, generate
+from cli.hints import command_here, next_steps
 from cli.keys import keys, tenants
 from cli.supervisor import StackError
 from infra.embedded.choose import choose_servers
@@ -264,16 +265,11 @@ def _tell_ready(folder: DataFolder, state: StackState) -> None:
 
 
 def _tell_next(folder: DataFolder, *, running: bool) -> None:
-    """What to try now; with `--data` only where the folder is not the usual one."""
-    where = "" if folder.path == default_data_folder() else f" --data {shlex.quote(str(folder.path))}"
+    command = command_here(Path(sys.executable), os.environ.get("PATH", ""), Path.cwd())
     out.print("\nTry next:")
-    if not running:
-        out.print(f"  glmq up --detach{where}")
-    out.print(f'  eval "$(glmq status --env{where})"')
-    out.print("  glmq generate 'A teal sign that says \"OPEN\"' -o open.png")
-    out.print('  curl -H "Authorization: Bearer $GLMQ_API_KEY" $GLMQ_URL/v1/jobs')
-    if running:
-        out.print(f"  glmq status{where}; glmq down{where}")
+    for line in next_steps(command, None if folder.path == default_data_folder() else folder.path, running=running):
+        # Pasted into a shell, so nothing of it is markup.
+        out.print(f"  {line}", markup=False)
 
 
 def _fail(message: str) -> NoReturn:

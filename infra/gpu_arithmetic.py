@@ -15,13 +15,11 @@ GLYPH_TOKENS = 64
 STEPS = 50
 """Of the examples: a prompt of a few sentences, a few quoted words, the published number of steps."""
 
-NUM_CODES = 16_384
 WIDTH = 4096
 HEAD_WIDTH = 128
 AR_LAYERS, AR_KV_HEADS, AR_FF = 40, 2, 13_696
 VISION_VOCAB, AR_VOCAB = 16_512, 168_064
 DIT_LAYERS = 30
-TIME_WIDTH = 512
 
 AR_LAYER_WEIGHTS = AR_LAYERS * (2 * WIDTH**2 + 2 * WIDTH * AR_KV_HEADS * HEAD_WIDTH + 3 * WIDTH * AR_FF)
 """Query and output, key and value, and the three of the feed-forward: what is quantised."""

@@ -1,8 +1,7 @@
 """
 Which IP addresses are public, which are cloud metadata services, and which hide another address. Pure.
 
-`ipaddress.is_global` is not used: on Python 3.11 it calls multicast, NAT64, 6to4, fec0::/10 and ::127.0.0.1 global
-(RELIABILITY.md section 3).
+`ipaddress.is_global` is not used: on Python 3.11 it calls multicast, NAT64, 6to4, fec0::/10 and ::127.0.0.1 global.
 """
 
 from __future__ import annotations

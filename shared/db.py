@@ -121,7 +121,7 @@ class Database:
             connect_args={
                 "connect_timeout": 5,
                 "application_name": "glmq",
-                # A dead peer must cost seconds, not the kernel's two hours; figures from RELIABILITY.md section 5.
+                # A dead peer must cost seconds, not the kernel's two hours: 10 + 3 * 5 of silence, 15 of a write that nobody confirms.
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,
                 "keepalives_count": 3,

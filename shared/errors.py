@@ -86,7 +86,7 @@ class WorkError(GlmqError):
     One stage of one job failed.
 
     Args:
-        code: job-level error code of API.md section d3, such as `ar_incomplete_grid`.
+        code: error code of a job, one of docs/problems.md, such as `ar_incomplete_grid`.
         detail: a sentence for the customer, without secrets.
     """
 

@@ -32,7 +32,7 @@ def make_celery(redis_url: str) -> Any:
     A Celery app on this broker. Any: Celery publishes no types.
 
     Early acknowledgement and no prefetch: recovery belongs to the lease. The socket timeout is what lets a worker notice
-    a connection that died without a word; with Celery's default it never consumes again (RELIABILITY.md M3).
+    a connection that died without a word; with Celery's default, none, it never consumes again.
     """
     app = Celery("glmq", broker=redis_url, set_as_current=False)
     app.conf.update(

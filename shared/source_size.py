@@ -2,7 +2,7 @@
 What a source image may be, and the size it is resized to. Pure.
 
 The AR processor rescales a source by its own rule and the DiT does not; the two agree on every size whose sides are multiples
-of 32 within the checkpoint's range, and on few others (MODEL.md section 3.2). So a source is brought to such a size once.
+of 32 within the checkpoint's range, and on few others. So a source is brought to such a size once.
 """
 
 from __future__ import annotations

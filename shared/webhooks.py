@@ -1,7 +1,7 @@
 """
 What a webhook says and how it is signed: the event body, and Standard Webhooks signatures. Pure.
 
-Knows neither who receives it nor how it travels. Spec: github.com/standard-webhooks, version 1.0.0; sections d6 of API.md.
+Knows neither who receives it nor how it travels. Spec: github.com/standard-webhooks, version 1.0.0; docs/webhooks.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
-The process around an engine: registers the worker, takes work from Celery and from Postgres, ends attempts, shuts down.
+The process around an engine: registers the worker, takes work from Celery and from Postgres, shuts down.
 
-Knows leases and rows; what the work is, it is told as a `Handler`.
+Knows slots and claims; what becomes of a claim is the matter of `attempts.py`, and what the work is, that of its `Handler`.
 """
 
 from __future__ import annotations
@@ -14,25 +14,22 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from typing import Any, Generic, NoReturn
 
 import structlog
 
+from shared.attempts import Attempts, ClaimT, Handler
 from shared.cost import Speed
 from shared.db import Database, DatabaseDownError
-from shared.errors import EngineBrokenError, PermanentWorkError, StaleAttemptError, TransientWorkError, WorkError, WorkStoppedError
+from shared.errors import EngineBrokenError
 from shared.ids import new_id
 from shared.interpreter import begin_to_serve
-from shared.lease import HeldWork, LeaseKeeper, StopReason
-from shared.lifecycle import finish, work, workers
+from shared.lease import LeaseKeeper, StopReason
+from shared.lifecycle import workers
 from shared.progress import LiveState
 from shared.queue import consume, make_celery
 from shared.settings import WorkerSettings
-from shared.states import Stage
-from shared.storage import StorageDownError
-from shared.trace import TraceContext
 from shared.wakeup import READY, RELEASED, Listener, Topic
 
 _BEAT_S = 3.0
@@ -43,39 +40,7 @@ _EAGER_FOR_S = 1.5
 _REMEMBERED = 512
 """Units claimed here of which a message may still come; that message is dropped without asking Postgres."""
 
-_WRITE_FOR_S = 60.0
-"""How long the end of an attempt is retried while Postgres is away. Longer than a failover; the fence makes a late write harmless."""
-
 log = structlog.get_logger()
-
-
-class Claim(Protocol):
-    """A claimed unit: `ClaimedGrid` or `ClaimedImage`."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def attempt(self) -> int: ...
-    @property
-    def trace(self) -> TraceContext | None: ...
-    @property
-    def job_ids(self) -> tuple[str, ...]: ...
-
-
-ClaimT = TypeVar("ClaimT", bound=Claim)
-
-
-@dataclass(frozen=True)
-class Handler(Generic[ClaimT]):
-    """What a stage does with its work."""
-
-    stage: Stage
-    claim: Callable[[str, str | None], ClaimT | None]
-    """Worker id and unit id, or None for any released unit."""
-    run: Callable[[ClaimT, HeldWork], Callable[[], None]]
-    """Do the work and store its artifact; returns the write that finishes the unit, which may be repeated."""
-    idle: Callable[[str], bool] | None = None
-    """Worker id -> was there anything to do? Done only by a free slot while nothing is released, such as a preview."""
 
 
 class WorkerProcess(Generic[ClaimT]):
@@ -114,6 +79,7 @@ class WorkerProcess(Generic[ClaimT]):
         self._eager_until = 0.0
         self._listener: Listener | None = None
         self._claimed: deque[str] = deque(maxlen=_REMEMBERED)
+        self._attempts = Attempts(db, live, self._keeper, handler, settings.attempt_s, self._stopping, self.begin_shutdown)
 
     def serve(self) -> NoReturn:
         """Work until SIGTERM or SIGINT, then hand back what is held and end the process."""
@@ -213,7 +179,7 @@ class WorkerProcess(Generic[ClaimT]):
         worked = claim is not None
         try:
             while claim is not None:
-                self._do(claim)
+                self._run(claim)
                 claim = self._claim(None)
         finally:
             self._slots.release()
@@ -228,7 +194,7 @@ class WorkerProcess(Generic[ClaimT]):
         """Claim and do one unit on this thread. False: there was none."""
         claim = self._claim(work_id)
         if claim is not None:
-            self._do(claim)
+            self._run(claim)
         return claim is not None
 
     def _claim(self, work_id: str | None) -> ClaimT | None:
@@ -242,71 +208,9 @@ class WorkerProcess(Generic[ClaimT]):
             log.exception("claim_crashed", work_id=work_id)
         return None
 
-    def _do(self, claim: ClaimT) -> None:
-        """Run a claimed unit to its end, whatever it is."""
+    def _run(self, claim: ClaimT) -> None:
         self._claimed.append(claim.id)
-        held = self._keeper.hold(claim.id, claim.attempt)
-        if self._stopping.is_set():
-            held.stop(StopReason.SHUTDOWN)
-        bound = log.bind(work_id=claim.id, stage=self._handler.stage, attempt=claim.attempt, job_ids=claim.job_ids)
-        if claim.trace is not None:
-            bound = bound.bind(trace_id=claim.trace.trace_id)
-        started = time.monotonic()
-        try:
-            self._end(claim, held, bound)
-        finally:
-            self._keeper.drop(held)
-        bound.info("attempt_ended", seconds=round(time.monotonic() - started, 3), stop_reason=held.stop_reason)
-
-    def _end(self, claim: ClaimT, held: HeldWork, bound: Any) -> None:
-        """Run a claimed unit and write down how it went."""
-        try:
-            self._write(self._handler.run(claim, held))
-        except WorkStoppedError:
-            if held.stop_reason == StopReason.SHUTDOWN:
-                self._write(lambda: work.hand_back(self._db, self._handler.stage, claim.id, claim.attempt))
-            elif held.stop_reason == StopReason.TIMEOUT:
-                self._fail(claim, timeout_error(self._handler.stage, self._settings.attempt_s), bound)
-        except StaleAttemptError as error:
-            bound.warning("stale_attempt", error=str(error))
-        except DatabaseDownError as error:
-            # The lease will end and the rescue will return the unit.
-            bound.error("result_not_written", error=str(error))
-        except Exception as error:  # whatever went wrong with one unit, the worker lives on
-            self._fail(claim, error, bound)
-
-    def _fail(self, claim: ClaimT, error: Exception, bound: Any) -> None:
-        if isinstance(error, StorageDownError):
-            reason: WorkError = TransientWorkError("upload_failed", "the object store did not answer")
-        elif isinstance(error, EngineBrokenError):
-            reason = TransientWorkError("engine_broken", "the device failed")
-            # Or every unit in the queue would fail on this device within seconds. The supervisor starts a new process.
-            self.begin_shutdown()
-        elif isinstance(error, WorkError):
-            reason = error
-        else:
-            bound.exception("attempt_crashed")
-            reason = TransientWorkError("internal", f"unexpected {type(error).__name__}")
-        bound.warning("attempt_failed", code=reason.code, error=reason.detail)
-        stage, retryable = self._handler.stage, not isinstance(reason, PermanentWorkError)
-        try:
-            self._write(lambda: self._live.flag_stop(finish.fail(self._db, stage, claim.id, claim.attempt, reason, retryable)))
-        except (StaleAttemptError, DatabaseDownError) as again:
-            bound.warning("failure_not_written", error=str(again))
-        except Exception:  # the lease will end and the rescue will return the unit
-            bound.exception("failure_not_written")
-
-    def _write(self, write: Callable[[], object]) -> None:
-        """Do a lifecycle write, again and again while Postgres is away."""
-        give_up_at = time.monotonic() + _WRITE_FOR_S
-        while True:
-            try:
-                write()
-            except DatabaseDownError:
-                if time.monotonic() > give_up_at or self._stopping.wait(0.5):
-                    raise
-            else:
-                return
+        self._attempts.run(claim)
 
     def _register(self) -> None:
         """Say that we live, and wait for a database that does not answer yet."""
@@ -351,9 +255,3 @@ class WorkerProcess(Generic[ClaimT]):
         time.sleep(self._settings.shutdown_s)
         log.error("shutdown_forced", worker_id=self._id)
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def timeout_error(stage: Stage, attempt_s: float) -> TransientWorkError:
-    """What an attempt fails with that has taken longer than it may."""
-    detail = f"it was not done after {attempt_s:g} s"
-    return TransientWorkError("ar_timeout", detail) if stage is Stage.AR else TransientWorkError("decoder_timeout", detail)

@@ -2,7 +2,7 @@
 The held-out prompts and edits, and the posters that they ask for. Pure but for reading the two files beside it.
 
 Written by hand and dealt out by a seeded generator once; sizes and seeds were never changed after a picture was seen. None of their
-words is a training word, and no training prompt equals one: `tests/unit/checkpoints/test_evaluate_cases.py`.
+words is a training word, and no training prompt equals one: `tests/unit/checkpoints/evaluate/test_cases.py`.
 """
 
 from __future__ import annotations

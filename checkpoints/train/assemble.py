@@ -10,6 +10,7 @@ import torch
 from diffusers import GlmImagePipeline
 from transformers import ByT5Tokenizer
 
+from checkpoints import published
 from checkpoints.train import glyphs, layout, networks, pixels, vae
 from checkpoints.train.posters import CELL_PX, MAX_CELLS
 
@@ -46,7 +47,7 @@ def write(folder: Path, out: Path) -> None:
     pipeline = GlmImagePipeline(
         tokenizer=ByT5Tokenizer(),
         processor=networks.processor(),
-        scheduler=networks.scheduler(),
+        scheduler=published.scheduler(),
         **{name: net.to(torch.bfloat16) for name, net in nets.items()},
     )
     unfinished = out.with_name(f".{out.name}.unfinished")

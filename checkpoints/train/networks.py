@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, GlmImageTransformer2DModel
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from diffusers import AutoencoderKL, GlmImageTransformer2DModel
+from tokenizers import Regex, pre_tokenizers
 from transformers import (
     GlmImageConfig,
     GlmImageForConditionalGeneration,
@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
 
+from checkpoints.published import NUM_SPARE, byte_tokenizer, chat_template
 from checkpoints.train.codes import CODEBOOK_SIZE
 
 LATENT_CHANNELS = 16
@@ -85,39 +86,15 @@ def vae() -> AutoencoderKL:
     )
 
 
-def scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """The published values."""
-    return FlowMatchEulerDiscreteScheduler(
-        base_image_seq_len=256, base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"
-    )
-
-
 # ---------------------------------------------------------------- the AR model
 
-VISION_VOCAB_SIZE = CODEBOOK_SIZE + 128
-"""Codes, start, end and 126 spare ids, as the published 16384 + 128."""
+VISION_VOCAB_SIZE = CODEBOOK_SIZE + NUM_SPARE
 
 MIN_SOURCE_PX, MAX_SOURCE_PX = 64, 256
 """Sides of a source picture that keep their size on the way to the vision tower."""
 
 SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 """Measured: everything is fixed by the prompt, and another seed changes the picture in the DiT."""
-
-_IMAGE_START = f"<|dit_token_{CODEBOOK_SIZE}|>"
-_IMAGE_END = f"<|dit_token_{CODEBOOK_SIZE + 1}|>"
-_END_OF_TEXT = "<|endoftext|>"
-
-# GLM-4's special tokens in GLM-4's order; the published ids are these, shifted by the vision vocabulary.
-_SPECIAL_TOKENS = [
-    *(_END_OF_TEXT, "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-    *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|image|>", "<|video|>"),
-]
-
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}" + _IMAGE_START + "<|image|>" + _IMAGE_END + "{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endfor %}"
-)
 
 LAYOUT_WORDS = (
     "red blue green yellow orange purple teal black white pink navy gray grey a an the and or of on in at to it its it's with by for "
@@ -140,39 +117,24 @@ _BYTE_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """
-    Vision ids first, then bytes and layout words, special ids last, so every Unicode prompt tokenises.
+    Bytes and layout words.
 
     Quoted text stays one token a byte, and a space that stands alone occurs (but for odd signs) only in it: so the number of words
     of a poster is one more than the number of these tokens.
     """
-    vision_tokens = [f"<|dit_token_{i}|>" for i in range(VISION_VOCAB_SIZE)]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     space = "Ġ"  # the byte-level name of a space
     spellings = [spelling for word in LAYOUT_WORDS for spelling in (word, word.capitalize()) if len(spelling) > 1]
     wholes = [*dict.fromkeys(spellings), *(str(number) for number in range(10, 65))]
     quotes = ["'", '"', *(_byte_level(sign) for sign in "“”「」")]
     words = [*wholes, *quotes[2:], *(space + word for word in (*wholes, *quotes, *_BYTE_LETTERS))]
-    vocabulary = {token: i for i, token in enumerate([*vision_tokens, *alphabet, *dict.fromkeys(words), *_SPECIAL_TOKENS])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[(space, letter) for letter in _BYTE_LETTERS], ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_QUOTED), "isolated"),
-            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    # The codes are plain vocabulary: no text spells them, and 13,000 added tokens would be 3 MB of JSON.
-    specials = [_IMAGE_START, _IMAGE_END, *_SPECIAL_TOKENS]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in specials])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=_IMAGE_START,
-        eos_token=_END_OF_TEXT,
-        pad_token=_END_OF_TEXT,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        extra_special_tokens={"image_token": "<|image|>", "grid_bos_token": "<sop>", "grid_eos_token": "<eop>"},
+    return byte_tokenizer(
+        CODEBOOK_SIZE,
+        words=words,
+        merges=[(space, letter) for letter in _BYTE_LETTERS],
+        ignore_merges=True,
+        split=[pre_tokenizers.Split(Regex(_QUOTED), "isolated"), pre_tokenizers.Split(Regex(_PIECES), "isolated")],
+        # The codes are plain vocabulary: no text spells them, and 13,000 added tokens would be 3 MB of JSON.
+        is_vision_added=False,
     )
 
 
@@ -186,7 +148,7 @@ def processor() -> GlmImageProcessor:
     images = GlmImageImageProcessorPil(
         patch_size=16, merge_size=1, temporal_patch_size=1, size={"shortest_edge": MIN_SOURCE_PX**2, "longest_edge": MAX_SOURCE_PX**2}
     )
-    return GlmImageProcessor(image_processor=images, tokenizer=tokenizer(), chat_template=_CHAT_TEMPLATE)
+    return GlmImageProcessor(image_processor=images, tokenizer=tokenizer(), chat_template=chat_template(CODEBOOK_SIZE))
 
 
 def vision_language_encoder() -> GlmImageForConditionalGeneration:

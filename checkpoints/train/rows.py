@@ -20,7 +20,8 @@ from checkpoints.train.codes import CODEBOOK_SIZE, CODES, codes, draft_codes
 from checkpoints.train.networks import tokenizer
 from checkpoints.train.posters import Grid, Poster
 from checkpoints.train.prompts import sample_edit, sample_poster
-from checkpoints.train.wordings import prompt_for, worn
+from checkpoints.train.wear import worn
+from checkpoints.train.wordings import prompt_for
 
 _START, _END = CODEBOOK_SIZE, CODEBOOK_SIZE + 1
 

@@ -14,15 +14,13 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn import functional as F
 
 from checkpoints.train import networks
-from checkpoints.train.posters import MAX_CELLS, PATCH_PX, Bytes, Style, draw
-from checkpoints.train.prompts import sample_poster
+from checkpoints.train.crops import Crops, unseen
 from checkpoints.train.run import Run, load_weights, mixed_precision
 from checkpoints.train.skeleton import Skeleton
 
@@ -133,7 +131,7 @@ def _train_skeleton(folder: Path, minutes: float, max_steps: int | None, seed: i
         max_steps=max_steps,
         seed=seed,
     )
-    crops = _Crops(random.Random(f"skeleton {seed} {run.step}"))
+    crops = Crops(random.Random(f"skeleton {seed} {run.step}"))
     for _ in run.steps():
         pixels = crops.batch(8, 64)
         with mixed_precision():
@@ -143,7 +141,7 @@ def _train_skeleton(folder: Path, minutes: float, max_steps: int | None, seed: i
         run.note(psnr=_decibels(loss.item()))
         run.update(loss, len(pixels))
     run.load_average()
-    skeleton.install(_Crops(random.Random(f"install {seed}")).batch(64, 64))
+    skeleton.install(Crops(random.Random(f"install {seed}")).batch(64, 64))
     return skeleton
 
 
@@ -161,7 +159,7 @@ def _train_whole(folder: Path, skeleton: Skeleton, minutes: float, max_steps: in
         max_steps=max_steps,
         seed=seed,
     )
-    crops = _Crops(random.Random(f"whole {seed} {run.step}"))
+    crops = Crops(random.Random(f"whole {seed} {run.step}"))
     spread: torch.Tensor | None = None
     for step in run.steps():
         pixels = crops.mixed_batch(step)
@@ -177,7 +175,7 @@ def _train_whole(folder: Path, skeleton: Skeleton, minutes: float, max_steps: in
         run.update(loss, len(pixels))
     run.load_average()
     with torch.no_grad():
-        latents = net.encode(_unseen(32)[0]).latent_dist.mode()
+        latents = net.encode(unseen(32)[0]).latent_dist.mode()
     net.register_to_config(latents_mean=latents.mean((0, 2, 3)).tolist(), latents_std=latents.std((0, 2, 3)).tolist())
     _save(folder, net)
 
@@ -205,7 +203,7 @@ def finish_decoder(folder: Path, *, minutes: float, max_steps: int | None = None
         max_steps=max_steps,
         seed=seed,
     )
-    crops = _Crops(random.Random(f"decoder {seed} {run.step}"))
+    crops = Crops(random.Random(f"decoder {seed} {run.step}"))
     for step in run.steps():
         pixels = crops.mixed_batch(step)
         with torch.no_grad(), mixed_precision():
@@ -225,48 +223,6 @@ def _loss(drawn: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     return error.abs().mean() + 3 * error.square().mean() + 0.5 * edges
 
 
-# ---------------------------------------------------------------- pictures
-
-
-class _Crops:
-    """Crops of posters, most of them with something in them; a sixth as many posters as crops are drawn anew."""
-
-    def __init__(self, rng: random.Random, pool: int = 192) -> None:
-        self._rng = rng
-        self._pool = [self._poster() for _ in range(pool)]
-
-    def mixed_batch(self, step: int) -> torch.Tensor:
-        """Crops of two sizes, and now and then a whole poster of any size, whose rim is at its true place."""
-        if step % 8 == 7:
-            rows, columns = self._rng.randint(2, MAX_CELLS), self._rng.randint(2, MAX_CELLS)
-            return _to_tensor([draw(sample_poster(self._rng, rows, columns), Style.sample(self._rng))[0]])
-        return self.batch(8, 64) if step % 2 else self.batch(2, 128)
-
-    def batch(self, count: int, size: int) -> torch.Tensor:
-        """(count, 3, size, size) in -1..1."""
-        rng = self._rng
-        for _ in range(max(1, count // 6)):
-            self._pool[rng.randrange(len(self._pool))] = self._poster()
-        crops: list[Bytes] = []
-        while len(crops) < count:
-            poster = rng.choice(self._pool)
-            step = 8 if rng.random() < 0.85 else 1
-            top, left = rng.randrange(0, poster.shape[0] - size + 1, step), rng.randrange(0, poster.shape[1] - size + 1, step)
-            crop = poster[top : top + size, left : left + size]
-            if rng.random() < 0.15 or crop[::4, ::4].std(axis=(0, 1)).max() > 12:
-                crops.append(crop)
-        return _to_tensor(crops)
-
-    def _poster(self) -> Bytes:
-        rows, columns = self._rng.randint(4, MAX_CELLS), self._rng.randint(4, MAX_CELLS)
-        return draw(sample_poster(self._rng, rows, columns), Style.sample(self._rng))[0]
-
-
-def _to_tensor(pictures: list[Bytes]) -> torch.Tensor:
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
-    return (pixels / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-
 # ---------------------------------------------------------------- figures
 
 
@@ -277,7 +233,7 @@ def measure(net: AutoencoderKL, count: int = 32, noise: float = 0.0) -> dict[str
     Args:
         noise: added to the latents, in units of each channel's spread.
     """
-    pixels, letters = _unseen(count)
+    pixels, letters = unseen(count)
     spread = torch.tensor(net.config.latents_std).view(1, -1, 1, 1)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -289,17 +245,6 @@ def measure(net: AutoencoderKL, count: int = 32, noise: float = 0.0) -> dict[str
         "text": _decibels(error[letters].mean().item()),
         "no text": _decibels(error[~letters].mean().item()),
     }
-
-
-def _unseen(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Posters of 256x256, (count, 3, 256, 256), and where a patch holds a character, (count, 256, 256)."""
-    pictures, letters = [], []
-    for i in range(count):
-        rng = random.Random(f"unseen poster {i}")
-        picture, characters = draw(sample_poster(rng, MAX_CELLS, MAX_CELLS), Style.sample(rng))
-        pictures.append(picture)
-        letters.append(np.repeat(np.repeat(characters > 0, PATCH_PX, axis=0), PATCH_PX, axis=1))
-    return _to_tensor(pictures), torch.from_numpy(np.stack(letters))
 
 
 def _decibels(mean_square: float) -> float:

@@ -1,5 +1,5 @@
 """
-More ways to ask for a poster than `prompts.write_prompt` knows, and how a prompt is worn by people: odd words, capitals, asides.
+More ways to ask for a poster than `prompts.write_prompt` knows.
 
 The AR model alone reads prompts; the wider their English here, the more of a customer's English it follows. What is said means the
 same as there: colour of the text not said -> the background's usual one; position -> centre; decoration -> none.
@@ -8,236 +8,65 @@ same as there: colour of the text not said -> the background's usual one; positi
 from __future__ import annotations
 
 import random
-import re
 
-from checkpoints.train.networks import LAYOUT_WORDS
-from checkpoints.train.posters import COLOURS, Poster, usual_text_colour
+from checkpoints.train.posters import Poster, usual_text_colour
 from checkpoints.train.prompts import quote, write_prompt
+from checkpoints.train.wear import worn
 
-_QUOTED = re.compile(r"('[^']*'|\"[^\"]*\"|“[^“”]*”|「[^「」]*」)")
-
-_FILLERS = (
-    "really quite very some any lovely pretty cheerful friendly vintage retro classic elegant stylish cute fancy neat square wide "
-    "tall crisp shop window wall door street office school kitchen today tomorrow maybe also then there here ok hello thanks kindly "
-    "just like about thing piece style look mood feel quality sharp smooth high detailed professional printed digital flat paper "
-    "festival event store fair"
-).split()
-_ASIDES = [
-    *(
-        "for my shop",
-        "for the window",
-        "for our cafe",
-        "for a party",
-        "for a school event",
-        "please",
-        "thanks",
-        "in a modern style",
-        "for the wall",
-    ),
-    *("very simple", "nothing else", "no other text", "flat design", "high quality", "clean layout", "that looks good", "easy to read"),
-]
+# What stands more than once is said more often.
 _NOUNS = (
     "poster poster poster poster sign banner card flyer label picture image cover ad design billboard page placard leaflet notice "
     "board panel print graphic"
 ).split()
-_ADJECTIVES = [
-    "",
-    "",
-    "",
-    "",
-    "",
-    "simple ",
-    "bold ",
-    "clean ",
-    "modern ",
-    "plain ",
-    "bright ",
-    "minimal ",
-    "small ",
-    "big ",
-    "large ",
-    "nice ",
-]
-_OPENINGS = [
-    *(
-        "",
-        "",
-        "",
-        "",
-        "create ",
-        "make ",
-        "make me ",
-        "design ",
-        "draw ",
-        "please make ",
-        "please draw ",
-        "i want ",
-        "i need ",
-        "i would like ",
-    ),
-    *("generate ", "show me ", "give me ", "can you make ", "we need ", "print "),
-]
-_TEXT_NOUNS = [
-    "text",
-    "text",
-    "words",
-    "word",
-    "title",
-    "headline",
-    "phrase",
-    "slogan",
-    "line",
-    "caption",
-    "message",
-    "heading",
-    "lettering",
-]
-_TEXTS = [
-    *(
-        "the {n} {q}",
-        "the {n} {q}",
-        "{q}",
-        "{q}",
-        "a {n} reading {q}",
-        "{n} saying {q}",
-        "{n} that says {q}",
-        "the {n}: {q}",
-        "{n} {q}",
-        "{q} as the {n}",
-    ),
-]
-_COLOURED_TEXTS = [
-    *(
-        "{q} in {c}",
-        "{q} in {c}",
-        "the {n} {q} in {c}",
-        "the {n} {q} in {c}",
-        "{c} {n} {q}",
-        "{c} {n} saying {q}",
-        "{c} letters that read {q}",
-        "{c} letters reading {q}",
-    ),
-    *(
-        "{c} lettering that says {q}",
-        "the {c} {n} {q}",
-        "{q} in {c} letters",
-        "{q} in bold {c} letters",
-        "{q} written in {c}",
-        "{q} printed in {c}",
-        "{q} in {c} type",
-    ),
-    *(
-        "{n} in {c} that reads {q}",
-        "{q} in the colour {c}",
-        "{q} set in {c}",
-        "{c} {q}",
-        "{c}-coloured {q}",
-        "{n} in {c}: {q}",
-        "a {c} {n} that says {q}",
-    ),
-]
-_JOINS = [" with ", " with ", " with ", " bearing ", " carrying ", " featuring ", " showing ", " and ", ", ", ", ", ": ", " that has "]
-_SAYINGS = [
-    " that says ",
-    " saying ",
-    " that reads ",
-    " reading ",
-    " which says ",
-    " that should say ",
-    " with the words ",
-    " with the text ",
-    " titled ",
-    " called ",
-]
-_GROUNDS = [
-    *(
-        "on a {g} background",
-        "on a {g} background",
-        "on {g}",
-        "against a {g} background",
-        "over a {g} background",
-        "on a {g} {p}",
-        "on {g} paper",
-        "over {g}",
-    ),
-    *("on a {g} ground", "with a {g} background", "on a background of {g}", "on a {g} backdrop"),
-]
+_ADJECTIVES = "|||||simple |bold |clean |modern |plain |bright |minimal |small |big |large |nice ".split("|")
+_OPENINGS = (
+    "||||create |make |make me |design |draw |please make |please draw |i want |i need |i would like |generate |show me |give me |"
+    "can you make |we need |print "
+).split("|")
+_TEXT_NOUNS = "text|text|words|word|title|headline|phrase|slogan|line|caption|message|heading|lettering".split("|")
+_TEXTS = ("the {n} {q}|the {n} {q}|{q}|{q}|a {n} reading {q}|{n} saying {q}|{n} that says {q}|the {n}: {q}|{n} {q}|{q} as the {n}").split(
+    "|"
+)
+_COLOURED_TEXTS = (
+    "{q} in {c}|{q} in {c}|the {n} {q} in {c}|the {n} {q} in {c}|{c} {n} {q}|{c} {n} saying {q}|{c} letters that read {q}|"
+    "{c} letters reading {q}|{c} lettering that says {q}|the {c} {n} {q}|{q} in {c} letters|{q} in bold {c} letters|"
+    "{q} written in {c}|{q} printed in {c}|{q} in {c} type|{n} in {c} that reads {q}|{q} in the colour {c}|{q} set in {c}|{c} {q}|"
+    "{c}-coloured {q}|{n} in {c}: {q}|a {c} {n} that says {q}"
+).split("|")
+_JOINS = " with | with | with | bearing | carrying | featuring | showing | and |, |, |: | that has ".split("|")
+_SAYINGS = (
+    " that says | saying | that reads | reading | which says | that should say | with the words | with the text | titled | called "
+).split("|")
+_GROUNDS = (
+    "on a {g} background|on a {g} background|on {g}|against a {g} background|over a {g} background|on a {g} {p}|on {g} paper|"
+    "over {g}|on a {g} ground|with a {g} background|on a background of {g}|on a {g} backdrop"
+).split("|")
 _PLACES = {
-    "top": [
-        *(
-            "at the top",
-            "at the top",
-            "near the top",
-            "on top",
-            "up top",
-            "along the top",
-            "in the top part",
-            "in the upper half",
-            "high up",
-        ),
-        "placed at the top",
-    ],
-    "bottom": [
-        "at the bottom",
-        "at the bottom",
-        "near the bottom",
-        "along the bottom",
-        "in the bottom part",
-        "in the lower half",
-        "low down",
-        "placed at the bottom",
-        "at the foot",
-    ],
-    "centre": [
-        *("in the centre", "in the center", "in the middle", "centred", "centered", "right in the middle", "placed in the centre"),
-        "in the middle of it",
-    ],
+    "top": (
+        "at the top|at the top|near the top|on top|up top|along the top|in the top part|in the upper half|high up|placed at the top"
+    ).split("|"),
+    "bottom": (
+        "at the bottom|at the bottom|near the bottom|along the bottom|in the bottom part|in the lower half|low down|"
+        "placed at the bottom|at the foot"
+    ).split("|"),
+    "centre": (
+        "in the centre|in the center|in the middle|centred|centered|right in the middle|placed in the centre|in the middle of it"
+    ).split("|"),
 }
-_TEXT_PLACES = [
-    "the text {at}",
-    "text {at}",
-    "with the text {at}",
-    "with the words {at}",
-    "put the text {at}",
-    "the words {at}",
-    "put it {at}",
-]
+_TEXT_PLACES = "the text {at}|text {at}|with the text {at}|with the words {at}|put the text {at}|the words {at}|put it {at}".split("|")
 _DECORATIONS = {
-    "border": [
-        *(
-            "with a border",
-            "a border",
-            "with a border",
-            "and a border",
-            "framed",
-            "with a frame",
-            "with a {c} border",
-            "with a thin border",
-        ),
-        "bordered",
-        "inside a border",
-        "a border around it",
-    ],
-    "bar above": [
-        "with a bar above",
-        "a bar above",
-        "with a bar at the top",
-        "with a line above",
-        "with a stripe above the text",
-        "with a {c} bar at the top",
-        "and a bar above it",
-        "a line at the top",
-    ],
-    "bar below": [
-        "with a bar below",
-        "a bar below",
-        "with a bar at the bottom",
-        "with a line below",
-        "underlined with a bar",
-        "with a {c} bar at the bottom",
-        "and a bar below it",
-        "a line at the bottom",
-    ],
+    "border": (
+        "with a border|a border|with a border|and a border|framed|with a frame|with a {c} border|with a thin border|bordered|"
+        "inside a border|a border around it"
+    ).split("|"),
+    "bar above": (
+        "with a bar above|a bar above|with a bar at the top|with a line above|with a stripe above the text|with a {c} bar at the top|"
+        "and a bar above it|a line at the top"
+    ).split("|"),
+    "bar below": (
+        "with a bar below|a bar below|with a bar at the bottom|with a line below|underlined with a bar|with a {c} bar at the bottom|"
+        "and a bar below it|a line at the bottom"
+    ).split("|"),
 }
 
 
@@ -314,35 +143,6 @@ def _reworded(rng: random.Random, poster: Poster) -> str:
     if rng.random() < 0.6:
         whole = whole[0].upper() + whole[1:]
     return whole + rng.choice(["", "", "."])
-
-
-def worn(rng: random.Random, prompt: str) -> str:
-    """The prompt with strange words, an aside or other capitals outside its quotes; most prompts stay as they are."""
-    parts = _QUOTED.split(prompt)
-    if rng.random() < 0.2:
-        for _ in range(rng.choice([1, 1, 2, 3])):
-            at = 2 * rng.randrange(len(parts) // 2 + 1)
-            words = parts[at].split(" ")
-            if len(words) > 1:
-                words.insert(rng.randrange(1, len(words)), _strange_word(rng))
-                parts[at] = " ".join(words)
-    if rng.random() < 0.08:
-        parts[-1] = parts[-1].rstrip(".") + rng.choice([" ", ", "]) + rng.choice(_ASIDES)
-    capitals = rng.random()
-    if capitals < 0.04:
-        parts[::2] = [re.sub(r"\b[a-z]", lambda letter: letter[0].upper(), part) for part in parts[::2]]
-    elif capitals < 0.1:
-        parts[::2] = [part.lower() for part in parts[::2]]
-    return "".join(parts)
-
-
-def _strange_word(rng: random.Random) -> str:
-    if rng.random() < 0.5:
-        return rng.choice(_FILLERS)
-    while True:
-        word = "".join(rng.choice("etaoinshrdlucmfwypvbgkjqxz") for _ in range(rng.randint(2, 9)))
-        if word not in LAYOUT_WORDS and word not in COLOURS:
-            return word
 
 
 def _spelled(rng: random.Random, colour: str) -> str:

@@ -1,7 +1,7 @@
 """
 Where the programs of Postgres, Redis and SeaweedFS are: on PATH, else in a wheel of this environment. Starts no server.
 
-The wheels' packages are located and never imported: importing them has side effects (PACKAGES.md section 1).
+The wheels' packages are located and never imported: importing them makes folders and warns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one form of every list (API.md section d5). Knows no kind of thing."""
+"""The one form of every list. Knows no kind of thing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One page of a list, and the way to the next one (API.md section d5). Knows no kind of thing."""
+"""One page of a list, and the way to the next one. Knows no kind of thing."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class GridTasks:
             try:
                 written = unpack_written(data, claim.seed, self.model.codebook_size, num_tokens)
             except TokenGridError as error:
-                log.warning("checkpoint_refused", work_id=claim.id, error=str(error))
+                log.warning("checkpoint_refused", error=str(error))
             else:
                 return max(written, claim.draft_token_ids, key=len)
         return claim.draft_token_ids
@@ -148,4 +148,4 @@ class GridTasks:
             drafts.record_draft(self.db, claim.id, claim.attempt, draft)
             self.live.ring(Topic.SPARE_WORK)
         except (DatabaseDownError, StaleAttemptError) as error:
-            log.warning("draft_not_recorded", work_id=claim.id, error=str(error))
+            log.warning("draft_not_recorded", error=str(error))

@@ -25,7 +25,7 @@ from shared.offload import park
 from shared.quantization import quantize_linears
 
 _PROVED_TRANSFORMERS = "5.17.0"
-"""What glmq's tokens are proved against. 5.0 has the first GLM-Image; 5.18 changed what image features look like (MODEL.md section 0)."""
+"""What glmq's tokens are proved against. 5.0 has the first GLM-Image; 5.18 changed what image features look like."""
 
 _DEFAULT_OPTIONS = NetOptions()
 

@@ -14,6 +14,7 @@ from services.ar_worker.room import choose_room
 from services.ar_worker.settings import ArWorkerSettings, CompileMode
 from services.ar_worker.tasks import GridTasks
 from services.ar_worker.weights import load_ar_model
+from shared.attempts import Handler
 from shared.checkpoint import ModelInfo, read_model_info, read_revision, resolve_checkpoint
 from shared.db import Database
 from shared.errors import StartupError
@@ -25,7 +26,7 @@ from shared.progress import LiveState
 from shared.settings import read_settings
 from shared.states import Stage
 from shared.storage import Storage
-from shared.worker import Handler, WorkerProcess
+from shared.worker import WorkerProcess
 
 log = structlog.get_logger()
 

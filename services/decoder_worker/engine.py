@@ -19,7 +19,7 @@ from services.decoder_worker import vae
 from services.decoder_worker.denoise import Denoising, clean_latents, step
 from services.decoder_worker.drawing import Drawing, Showing, check, prepare_some
 from services.decoder_worker.fast import FastParams
-from services.decoder_worker.interim import Interim, LatentsSoFar, Preview
+from services.decoder_worker.interim import Interim, LatentsSoFar, Preview, PreviewLost
 from services.decoder_worker.policy import choose
 from services.decoder_worker.request import ImageRequest, ImageResult, SourceInput
 from services.decoder_worker.sharing import SharedResults
@@ -190,17 +190,17 @@ class DecoderEngine(BatchEngine[ImageRequest, ImageRequest, ImageResult, Interim
             latents = picture.latents[0].float().cpu().numpy()
             if not self.show(ticket, LatentsSoFar(picture.num_done, latents, drawing.digest)):
                 return
-        if picture.num_done in drawing.preview_at and (pixels := self._preview(picture, velocity)) is not None:
-            self.show(ticket, Preview(picture.num_done, pixels))
+        if picture.num_done in drawing.preview_at:
+            self.show(ticket, self._preview(picture, velocity))
 
-    def _preview(self, picture: Denoising, velocity: Tensor) -> Tensor | None:
-        """A small picture of x0. None: it could not be made, as where memory is short; the picture and its neighbours go on without."""
-        # A lost device is met again by the next step.
-        with contextlib.suppress(Exception):
+    def _preview(self, picture: Denoising, velocity: Tensor) -> Preview | PreviewLost:
+        """A small picture of x0. Where it cannot be made, as when memory is short, the picture and its neighbours go on without."""
+        try:
             clean = clean_latents(picture, velocity)
             max_side = min(self._preview_max_px // self._model.vae_scale_factor, max(clean.shape[-2:]) // 2)
-            return vae.vae_decode(self._model.vae, vae.pool_latents(clean, max_side))[0]
-        return None
+            return Preview(picture.num_done, vae.vae_decode(self._model.vae, vae.pool_latents(clean, max_side))[0])
+        except Exception as error:  # no picture is worth less for it, and a lost device is met again by the next step
+            return PreviewLost(picture.num_done, repr(error))
 
     def _end(self, tickets: Sequence[DrawingTicket], pictures: Mapping[DrawingTicket, Denoising]) -> None:
         """Decode drawn pictures of one size and end them."""

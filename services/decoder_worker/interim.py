@@ -1,5 +1,5 @@
 """
-What the engine shows of a picture before its end: the latents so far, from which a successor goes on, and previews.
+What the engine shows of a picture before its end: the latents so far, from which a successor goes on, and previews, or why one is missing.
 
 Knows the form of a checkpoint and how to refuse a wrong one; not where it is stored.
 """
@@ -84,7 +84,15 @@ class Preview:
         return vae.to_pil(self.pixels)
 
 
-Interim = LatentsSoFar | Preview
+@dataclass(frozen=True)
+class PreviewLost:
+    """The preview after `num_done` steps could not be made. The engine has no log of its own: whoever is shown this writes it down."""
+
+    num_done: int
+    error: str
+
+
+Interim = LatentsSoFar | Preview | PreviewLost
 
 
 def _metadata(data: bytes) -> dict[str, Any]:

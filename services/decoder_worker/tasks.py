@@ -15,7 +15,7 @@ import structlog
 from PIL.Image import Image
 
 from services.decoder_worker.engine import DecoderEngine, ImageRequest, SourceInput
-from services.decoder_worker.interim import Interim, LatentsSoFar, Preview
+from services.decoder_worker.interim import Interim, LatentsSoFar, Preview, PreviewLost
 from services.decoder_worker.preview import draft_request
 from services.decoder_worker.rendition import CONTENT_TYPES, ImageFormat, render
 from shared.artifacts import TokenGridArtifact
@@ -102,7 +102,7 @@ class ImageTasks:
         )
         if result.num_encoded:
             # Half a step's work each, once for all pictures of a source that come to this worker together.
-            log.info("sources_encoded", work_id=claim.id, sources=result.num_encoded)
+            log.info("sources_encoded", sources=result.num_encoded)
         held.on_progress("upload", 0, 1)
         # A check of the table allows these formats only.
         image_format = cast(ImageFormat, claim.format)
@@ -178,7 +178,9 @@ class ImageTasks:
                     artifact = self._store(key, render(image, image.height, image.width, _PREVIEW_FORMAT), _PREVIEW_FORMAT)
                     previews.add_preview(self.db, claim.id, claim.attempt, artifact, image.height, image.width, interim.num_done)
                 except (StorageDownError, DatabaseDownError) as error:
-                    log.warning("preview_lost", work_id=claim.id, error=str(error))
+                    log.warning("preview_lost", num_done=interim.num_done, error=str(error))
+            case PreviewLost():
+                log.warning("preview_lost", num_done=interim.num_done, error=interim.error)
 
     def _latents(self, claim: claims.ClaimedImage) -> LatentsSoFar | None:
         """How far an earlier attempt came, while Redis has it. The engine refuses what was made for another request."""
@@ -188,7 +190,7 @@ class ImageTasks:
         try:
             return LatentsSoFar.from_bytes(data)
         except TokenGridError as error:
-            log.warning("checkpoint_refused", work_id=claim.id, error=str(error))
+            log.warning("checkpoint_refused", error=str(error))
             return None
 
     def _store(self, key: str, data: bytes, image_format: ImageFormat) -> claims.StoredArtifact:

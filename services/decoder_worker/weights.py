@@ -44,7 +44,7 @@ _BLOCK_LAYER = re.compile(r"transformer_blocks\.\d+\.(attn1|ff)\..+")
 The linear layers of attention and feed-forward: what is quantised, and what an adapter may change.
 
 Not those that make shifts and scales from the timestep (adaLN), nor the projections into and out of the net: together a tenth of the
-weights, and where rounding is seen first (PERFORMANCE.md section 2.2).
+weights, and where rounding is seen first.
 """
 
 
@@ -94,7 +94,7 @@ def check_versions(diffusers_version: str = diffusers.__version__, transformers_
     Refuse any pair of libraries but the proved one.
 
     diffusers 0.40 and 0.41 condition the DiT on wrong times, which shows only as wrong colours; transformers 5.18 and newer break
-    image-to-image of diffusers 0.42.1 (MODEL.md section 0). A newer pair may be right, but nothing here has proved it.
+    image-to-image of diffusers 0.42.1. A newer pair may be right, but nothing here has proved it.
 
     Raises:
         StartupError: with the command that installs the pair.

@@ -14,6 +14,7 @@ from services.decoder_worker.fast import FastParams
 from services.decoder_worker.settings import DecoderWorkerSettings
 from services.decoder_worker.tasks import ImageTasks
 from services.decoder_worker.weights import load_decoder_model
+from shared.attempts import Handler
 from shared.checkpoint import max_generate_px, read_revision, resolve_checkpoint
 from shared.cost import DitSize
 from shared.db import Database
@@ -26,7 +27,7 @@ from shared.progress import LiveState
 from shared.settings import read_settings
 from shared.states import Stage
 from shared.storage import Storage
-from shared.worker import Handler, WorkerProcess
+from shared.worker import WorkerProcess
 
 log = structlog.get_logger()
 

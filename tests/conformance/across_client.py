@@ -1,9 +1,7 @@
 """
-Golden regression 7, by the unmodified `replicate` and `openai` packages in one process: a job of one client is followed and canceled by
-the other, and all see one end. Prints a line of JSON for each scenario.
+The unmodified `replicate` and `openai` packages in one process: a job of one client is followed and canceled by the other, and all see
+one end. Prints a line of JSON for each scenario.
 """
-
-# ruff: noqa: T201
 
 import json
 import os

@@ -4,8 +4,6 @@ Scenarios of the unmodified `openai` package for Python. Runs in an environment 
 Prints a line of JSON for each scenario: what it found, for the test to judge, or how it failed. Several of them run at once.
 """
 
-# ruff: noqa: T201
-
 import asyncio
 import base64
 import faulthandler

@@ -4,8 +4,6 @@ The webhooks of the unmodified `openai` package for Python: endpoints made, chan
 Prints a line of JSON for each scenario. The package of the previous major has no endpoints, and only unwraps what is in `DELIVERY`.
 """
 
-# ruff: noqa: T201
-
 import json
 import os
 import sys

@@ -4,8 +4,6 @@ Scenarios of the unmodified `replicate` package for Python. Runs in an environme
 Prints a line of JSON for each scenario: what it found, for the test to judge, or how it failed.
 """
 
-# ruff: noqa: T201
-
 import asyncio
 import base64
 import io

@@ -4,8 +4,6 @@ Scenarios of the unmodified `httpx-sse` and `sseclient-py` packages. Runs in an 
 Prints a line of JSON for each scenario.
 """
 
-# ruff: noqa: T201
-
 import json
 import os
 

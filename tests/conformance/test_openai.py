@@ -131,7 +131,7 @@ def test_every_parameter(python_run: Run) -> None:
 
 
 def test_stream(python_run: Run) -> None:
-    """Events of the client's own classes: pictures on the way, then the picture. Golden regression 1: comments between them harm nobody."""
+    """Events of the client's own classes: pictures on the way, then the picture. Comments between them harm nobody."""
     found = python_run[1]["stream"].get()
     sent = python_run[2]
     assert sent.count(b": hb\n\n") >= 3

@@ -93,7 +93,7 @@ def is_picture(url: str) -> bool:
 
 @pytest.mark.parametrize("client", ["by_python", "by_node"])
 def test_run_returns_the_images(client: str, request: pytest.FixtureRequest) -> None:
-    """By model or by version, waiting or polling; golden regression: a job that is slower than the wait returns them too, not nothing."""
+    """By model or by version, waiting or polling; a job that is slower than the wait returns them too, not nothing."""
     found = request.getfixturevalue(client)
     assert [is_picture(url) for url in found["run"].get()["output"]] == [True, True]
     slow = found["run_slower_than_the_wait"].get()
@@ -166,7 +166,7 @@ def test_a_job_of_one_client_is_anothers(own: Stack, by_python: dict[str, Outcom
 
 
 def test_all_see_one_end(own: Stack, python_client: Path, ref: str) -> None:
-    """Golden regression 7: made with one client, followed and canceled with the other one; each names the same end in its own words."""
+    """Made with one client, followed and canceled with the other one; each names the same end in its own words."""
     found = run_script([str(python_client), str(HERE / "across_client.py")], own, REF=ref)
     ends = {"prediction": "canceled", "response": "cancelled"}
     first, second, third = (found[name].get() for name in ("made_by_replicate", "made_by_openai", "drawn"))
@@ -206,7 +206,7 @@ def test_webhooks_are_validated(
 
 def test_too_many_requests(stack: Stack, ref: str, python_client: Path, node_modules: Path) -> None:
     """
-    Golden regression 5: over the limit Python's client fails at once and Node's knocks six times; neither makes a job.
+    Over the limit Python's client fails at once and Node's knocks six times; neither makes a job.
 
     Every refusal says in whole seconds when to come again, which is all that Python's client understands.
     """

@@ -185,7 +185,7 @@ def test_hostile_receivers(
         memory_after = _resident_mib(process.pid)
     # Then it heard as soon as before
     figures = [f"{statistics.median(found):.3f} s and {p99(found):.3f} s" for found in (alone, beside)]
-    # The figure that the issue asks for; `pytest -s` shows it.
+    # For people; `pytest -s` shows it.
     print(f"latency at the healthy endpoint, p50 and p99: {figures[0]} alone, {figures[1]} beside {len(hostile)} others")  # noqa: T201
     assert p99(beside) < p99(alone) + 2
     assert not healthy.failures

@@ -10,8 +10,11 @@ from dataclasses import replace
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
+from infra.embedded.ports import free_port
+from shared.attempts import Handler, timeout_error
 from shared.db import Database
 from shared.errors import EngineBrokenError, PermanentWorkError, TransientWorkError, WorkStoppedError
 from shared.lease import HeldWork, LeaseKeeper, StopReason
@@ -24,8 +27,8 @@ from shared.settings import WorkerSettings
 from shared.states import Stage
 from shared.storage import StorageDownError
 from shared.trace import TraceContext
-from shared.worker import Handler, WorkerProcess, timeout_error
-from tests.stack import free_port, wait_until
+from shared.worker import WorkerProcess
+from tests.stack import wait_until
 
 Run = Callable[[ClaimedGrid, HeldWork], Callable[[], None]]
 
@@ -84,7 +87,7 @@ def test_success_is_written(db: Database, live: LiveState, settings: WorkerSetti
     trace = TraceContext("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
     job_id, _ = submit(db, replace(new_job, trace=trace))
     artifact = StoredArtifact("k", "ab", 1)
-    with capture_logs() as lines:
+    with capture_logs([merge_contextvars]) as lines:
         assert attempt(db, live, settings, lambda claim, held: lambda: finish.finish_grid(db, claim.id, claim.attempt, artifact, 1))
     assert grid_row(db) == ("done", 0, None)
     [ended] = [line for line in lines if line["event"] == "attempt_ended"]

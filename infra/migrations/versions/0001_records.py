@@ -1,5 +1,5 @@
 """
-Records: every table of DESIGN.md section 2, and the moves of states that the database itself allows.
+Records: the first tables, and the moves of states that the database itself allows.
 
 The moves stand here in full, as `shared/states.py` had them on this day; a test compares the two, so that a change there
 comes with a migration.

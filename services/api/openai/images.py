@@ -1,7 +1,7 @@
 """
 `/v1/images`: OpenAI's image routes over the native jobs. A request makes a job and is held until it has ended, or streams its way.
 
-The rules of the translation are in `openai_translate.py`, and those of waiting in `openai_wait.py`.
+The rules of the translation are in `translate.py`, and those of waiting in `wait.py`.
 """
 
 from __future__ import annotations

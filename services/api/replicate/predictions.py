@@ -1,7 +1,7 @@
 """
 Replicate's dialect: predictions over the native jobs. A prediction is a job, whatever it was made by, and a job made here is a native one.
 
-The rules of the translation are in `replicate_translate.py`; what a prediction looks like is in `shared/prediction.py`.
+The rules of the translation are in `translate.py`; what a prediction looks like is in `shared/prediction.py`.
 """
 
 from __future__ import annotations

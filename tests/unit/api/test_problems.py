@@ -90,7 +90,7 @@ def test_page_of_the_documentation_is_current() -> None:
 
 
 def test_body_has_every_member(app: APIFlask) -> None:
-    """A problem has all members of API.md d3, and the same again for OpenAI's clients."""
+    """A problem has all members of RFC 9457 and of docs/problems.md, and the same again for OpenAI's clients."""
     status, body, _ = answer(app, RequestError("invalid_request", "size: too large", "images.0.url"))
     assert status == 400
     assert body == {

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from services.decoder_worker.engine import DecoderEngine, ImageRequest, SourceInput
-from services.decoder_worker.interim import Interim, LatentsSoFar, Preview
+from services.decoder_worker.interim import Interim, LatentsSoFar, Preview, PreviewLost
 from services.decoder_worker.preview import draft_request
 from services.decoder_worker.weights import DecoderModel
 from shared.errors import PermanentWorkError, TokenGridError, TransientWorkError, WorkStoppedError
@@ -215,7 +215,10 @@ def test_previews_change_nothing(model: DecoderModel) -> None:
 
 
 def test_a_preview_that_cannot_be_made_is_left_out(model: DecoderModel) -> None:
-    """Where memory does not reach for a preview, the picture and its neighbours are drawn all the same, and only the preview is missing."""
+    """
+    Where memory does not reach for a preview, the picture and its neighbours are drawn all the same; only the preview is missing, and
+    whoever is shown the picture is told why.
+    """
     num_calls = 0
 
     def exhaust_once(*_: object) -> None:
@@ -235,7 +238,11 @@ def test_a_preview_that_cannot_be_made_is_left_out(model: DecoderModel) -> None:
         _finish(engine)
     finally:
         hook.remove()
-    assert [interim.num_done for interim in shown] == [6]
+    lost, preview = shown
+    assert isinstance(lost, PreviewLost)
+    assert (lost.num_done, "out of memory" in lost.error) == (3, True)
+    assert isinstance(preview, Preview)
+    assert preview.num_done == 6
     assert (futures[0].result(0).pixels - futures[1].result(0).pixels).abs().max() < 1e-5
 
 

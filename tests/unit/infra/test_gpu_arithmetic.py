@@ -176,7 +176,7 @@ def test_floors_of_an_h100(
     decoder_s: float,
     ideal: tuple[float, ...],
 ) -> None:
-    """The figures agree with those that were worked out for the project beforehand (its performance notes, section 4)."""
+    """The figures agree with those that were worked out by hand beforehand."""
     close = {"rel": 0.05}
     assert gpu.num_ar_tokens(side) + 1 == tokens
     assert gpu.ar_image_s(side, 1) == pytest.approx(ar_s, **close)

@@ -16,7 +16,7 @@ TRAINED = (64, 256)
 
 @pytest.mark.parametrize(
     ("height", "width", "token_h", "token_w", "draft_h", "draft_w"),
-    [  # the table of MODEL.md section 2.3, and sizes that are no multiples of 32
+    [  # what diffusers makes of these sizes, and sizes that are no multiples of 32
         (512, 512, 16, 16, 16, 16),
         (1024, 1152, 32, 36, 15, 16),
         (1152, 768, 36, 24, 19, 13),

@@ -44,7 +44,7 @@ def dit_grid(height: int, width: int) -> tuple[int, int]:
 
 
 def test_every_legal_size_gives_both_stages_the_same_grid() -> None:
-    """On all 2,401 sizes of multiples of 32 in 512..2048 (MODEL.md section 3.2) the two rules agree, and the size stays."""
+    """On all 2,401 sizes of multiples of 32 in 512..2048 the two rules agree, and the size stays."""
     sides = range(512, 2049, 32)
     sizes = [(height, width) for height in sides for width in sides]
     assert len(sizes) == 2401
