@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from diffusers import GlmImagePipeline
 from torch.nn.functional import linear
 
 from checkpoints import random_miniature
-from infra.bench.figures import Figure, show
+from infra.bench.figures import Figure, each_alone, show
 from services.ar_worker.decode_step import HEAD_ROWS
 from services.ar_worker.engine import ArEngine, GridRequest, GridResult
 from services.ar_worker.weights import ArModel, load_ar_model
@@ -53,17 +53,24 @@ _WIDE = random_miniature.Widths(codebook=16384, ar_hidden=512, ar_layers=8, ar_h
 _REPEATS = 3
 
 
-def measure() -> list[Figure]:
+def measure() -> Iterator[Figure]:
     """All of them, with one torch thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        figures = measure_against_reference(load_ar_model(MINIATURE, "cpu", "float32"))
-        with tempfile.TemporaryDirectory() as folder:
-            wide = load_ar_model(random_miniature.build(Path(folder) / "wide", _WIDE), "cpu", "float32")
-        return [*figures, measure_against_products(wide)]
+        yield from each_alone((_of_the_miniature, _of_a_wide_net))
     finally:
         torch.set_num_threads(before)
+
+
+def _of_the_miniature() -> list[Figure]:
+    return measure_against_reference(load_ar_model(MINIATURE, "cpu", "float32"))
+
+
+def _of_a_wide_net() -> list[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        wide = load_ar_model(random_miniature.build(Path(folder) / "wide", _WIDE), "cpu", "float32")
+    return [measure_against_products(wide)]
 
 
 def measure_against_reference(model: ArModel, num_requests: int = len(_GRIDS) * SLOTS, repeats: int = _REPEATS) -> list[Figure]:

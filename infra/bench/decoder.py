@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from diffusers import GlmImagePipeline
 
 from infra.bench import decoder_edits, decoder_mix
 from infra.bench.bare_decoder import STEPS, BareLoop, check_equal, make_request, timed
-from infra.bench.figures import Figure, show
+from infra.bench.figures import Figure, each_alone, show
 from services.ar_worker.weights import load_ar_model
 from services.decoder_worker.engine import DecoderEngine
 from services.decoder_worker.weights import DecoderModel, load_decoder_model
@@ -25,25 +26,28 @@ from services.decoder_worker.weights import DecoderModel, load_decoder_model
 CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "miniature"
 
 
-def measure(num_repeats: int = 3) -> list[Figure]:
+def measure(num_repeats: int = 3) -> Iterator[Figure]:
     """All figures of the decoder engine."""
     torch.set_num_threads(1)
     model = load_decoder_model(CHECKPOINT, "cpu", "float32")
     bare = BareLoop(model)
     pipeline = GlmImagePipeline.from_pretrained(CHECKPOINT, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    return [
-        *(_back_to_back(bare, side, num_repeats + 2) for side in (128, 256)),
-        *decoder_mix.figures(bare),
-        *decoder_edits.figures(bare, load_ar_model(CHECKPOINT, "cpu", "float32"), pipeline, num_repeats),
-        *_fast(model, num_repeats),
-    ]
+    ar = load_ar_model(CHECKPOINT, "cpu", "float32")
+    yield from each_alone(
+        (
+            *(partial(_back_to_back, bare, side, num_repeats + 2) for side in (128, 256)),
+            partial(decoder_mix.figures, bare),
+            *decoder_edits.measurements(bare, ar, pipeline, num_repeats),
+            partial(_fast, model, num_repeats),
+        )
+    )
 
 
 # ---- One after the other ----
 
 
-def _back_to_back(bare: BareLoop, side: int, num_repeats: int) -> Figure:
+def _back_to_back(bare: BareLoop, side: int, num_repeats: int) -> list[Figure]:
     """One picture after the other through the running engine, against the bare loop."""
     engine = DecoderEngine(bare.model)
     engine.start()
@@ -58,7 +62,7 @@ def _back_to_back(bare: BareLoop, side: int, num_repeats: int) -> Figure:
     engine.close()
     # The first of each was warming up.
     note = f"t2i {side}x{side}, {STEPS} steps, both with guidance; pixels differ by {difference:.0e}"
-    return Figure(f"decoder engine, back to back, against a bare loop ({side} px)", ratios[1:], 0.95, note=note)
+    return [Figure(f"decoder engine, back to back, against a bare loop ({side} px)", ratios[1:], 0.95, note=note)]
 
 
 # ---- The lossy tier ----

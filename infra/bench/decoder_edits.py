@@ -6,7 +6,7 @@ Knows both engines and the pipeline, no service. Pixels are compared before a fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from infra.bench.bare_decoder import PROMPT, STEPS, BareLoop, check_equal, make_ids, make_request, timed, upsampled
-from infra.bench.figures import Figure
+from infra.bench.figures import Figure, Measurement
 from services.ar_worker.engine import ArEngine, GridRequest
 from services.ar_worker.weights import ArModel
 from services.decoder_worker import vae
@@ -31,17 +31,18 @@ from shared.grid import PATCH_PX, TOKEN_PX, TokenGrid
 _SIDES = (64, 128, 256)
 
 
-def figures(bare: BareLoop, ar: ArModel, pipeline: Any, num_repeats: int) -> list[Figure]:
+def measurements(bare: BareLoop, ar: ArModel, pipeline: Any, num_repeats: int) -> Iterator[Measurement]:
     """
     Args:
         pipeline: diffusers' own, with both halves.
     """
-    return [
-        *(_decoder_part(bare.model, pipeline, side, num_repeats) for side in _SIDES),
-        *(_end_to_end(bare.model, ar, pipeline, side, num_repeats) for side in _SIDES),
-        *(_kept_reference(bare, side, num_repeats) for side in _SIDES[1:]),
-        *_eight_of_one(bare.model, num_repeats),
-    ]
+    for side in _SIDES:
+        yield partial(_decoder_part, bare.model, pipeline, side, num_repeats)
+    for side in _SIDES:
+        yield partial(_end_to_end, bare.model, ar, pipeline, side, num_repeats)
+    for side in _SIDES[1:]:
+        yield partial(_kept_reference, bare, side, num_repeats)
+    yield partial(_eight_of_one, bare.model, num_repeats)
 
 
 def _source(side: int, seed: int = 0) -> SourceInput:
@@ -84,7 +85,7 @@ def _pipeline_pixels(pipeline: Any, request: ImageRequest, *, whole: bool = Fals
     return pixels
 
 
-def _decoder_part(model: DecoderModel, pipeline: Any, side: int, num_repeats: int) -> Figure:
+def _decoder_part(model: DecoderModel, pipeline: Any, side: int, num_repeats: int) -> list[Figure]:
     ratios = []
     difference = 0.0
     requests = [make_request(side, seed, sources=(_source(side),)) for seed in range(4)]
@@ -96,10 +97,10 @@ def _decoder_part(model: DecoderModel, pipeline: Any, side: int, num_repeats: in
         if engine.shared.num_computed["reference"] != 1:
             raise AssertionError("the reference was encoded more than once")
     note = f"one {side}x{side} source, {STEPS} steps, same prior tokens; pixels differ by {difference:.0e}"
-    return Figure(f"i2i decoder, n = 4 of one reference, against 4 pipeline calls ({side} px)", ratios, 1.6, note=note)
+    return [Figure(f"i2i decoder, n = 4 of one reference, against 4 pipeline calls ({side} px)", ratios, 1.6, note=note)]
 
 
-def _end_to_end(model: DecoderModel, ar: ArModel, pipeline: Any, side: int, num_repeats: int) -> Figure:
+def _end_to_end(model: DecoderModel, ar: ArModel, pipeline: Any, side: int, num_repeats: int) -> list[Figure]:
     """The AR model once and the decoder for four, against four whole calls, each of which lays out and looks at the source anew."""
     grid = TokenGrid(side // TOKEN_PX, side // TOKEN_PX)
     sampling = pipeline.vision_language_encoder.generation_config
@@ -129,13 +130,13 @@ def _end_to_end(model: DecoderModel, ar: ArModel, pipeline: Any, side: int, num_
         ar_share = ar_s / ours_s
     engine.close()
     note = f"one {side}x{side} source, {STEPS} steps, prompt to pixels; AR part of ours {ar_share:.0%}; pixels differ by {difference:.0e}"
-    return Figure(f"i2i end to end, n = 4 of one reference, against 4 pipeline calls ({side} px)", ratios, 2.0, note=note)
+    return [Figure(f"i2i end to end, n = 4 of one reference, against 4 pipeline calls ({side} px)", ratios, 2.0, note=note)]
 
 
 # ---- What keeping the reference's keys and values is worth ----
 
 
-def _kept_reference(bare: BareLoop, side: int, num_repeats: int) -> Figure:
+def _kept_reference(bare: BareLoop, side: int, num_repeats: int) -> list[Figure]:
     ratios = []
     difference = 0.0
     for repeat in range(num_repeats):
@@ -145,7 +146,7 @@ def _kept_reference(bare: BareLoop, side: int, num_repeats: int) -> Figure:
         difference = max(difference, check_equal(ours, [theirs]))
         ratios.append(theirs_s / ours_s)
     note = f"one picture of one {side}x{side} source, {STEPS} steps, VAE included; pixels differ by {difference:.0e}"
-    return Figure(f"i2i decoder, keys and values kept, against the reference recomputed every step ({side} px)", ratios, 1.4, note=note)
+    return [Figure(f"i2i decoder, keys and values kept, against the reference recomputed every step ({side} px)", ratios, 1.4, note=note)]
 
 
 def _recomputing(bare: BareLoop, request: ImageRequest) -> Tensor:

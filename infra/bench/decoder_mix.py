@@ -14,7 +14,7 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -57,29 +57,27 @@ _NUM_REPLAYED = 100
 _NUM_TRACES = 15
 
 
-def figures(bare: BareLoop) -> list[Figure]:
+def figures(bare: BareLoop) -> Iterator[Figure]:
     """The replays of both mixes, and the one trace that is drawn."""
     sides = sorted({side for mix in (_PUBLISHED_MIX, _SMALL_MIX) for side, _ in mix})
     engine = DecoderEngine(bare.model)
     costs = {side: _Cost.measure(bare, engine, side) for side in sides}
     size = DitSize.from_config(bare.model.transformer.config)
     told = "; ".join(f"{side} px: {cost.told()}" for side, cost in costs.items())
-    return [
-        Figure(
-            "decoder, mixed sizes 1:2:4: mean time in system against FIFO batches of 4",
-            _replayed(_PUBLISHED_MIX, costs, size),
-            0.6,
-            at_least=False,
-            note=f"{_NUM_TRACES} replays of {_NUM_REPLAYED} pictures of {_told(_PUBLISHED_MIX)}, {_STEPS} steps, load {_LOAD}. {told}",
-        ),
-        Figure(
-            "decoder, small sizes 1:2:4, replayed",
-            _replayed(_SMALL_MIX, costs, size),
-            at_least=False,
-            note=f"{_told(_SMALL_MIX)}. Bound: a small step alone still costs a good part of a large one's, in a full batch far less",
-        ),
-        _drawn(bare, costs),
-    ]
+    yield Figure(
+        "decoder, mixed sizes 1:2:4: mean time in system against FIFO batches of 4",
+        _replayed(_PUBLISHED_MIX, costs, size),
+        0.6,
+        at_least=False,
+        note=f"{_NUM_TRACES} replays of {_NUM_REPLAYED} pictures of {_told(_PUBLISHED_MIX)}, {_STEPS} steps, load {_LOAD}. {told}",
+    )
+    yield Figure(
+        "decoder, small sizes 1:2:4, replayed",
+        _replayed(_SMALL_MIX, costs, size),
+        at_least=False,
+        note=f"{_told(_SMALL_MIX)}. Bound: a small step alone still costs a good part of a large one's, in a full batch far less",
+    )
+    yield _drawn(bare, costs)
 
 
 def _told(mix: Mix) -> str:

@@ -1,9 +1,10 @@
 """
 What the two engines reach alone on this machine: the bound of the service, with no queue, no store and no database.
 
-`python -m infra.bench.engines CHECKPOINT COUNT SLOTS SIDE_PX STEPS` loads both halves in one process with one thread, says `ready`, waits
-for a line, then writes COUNT grids at once and draws them, and prints its seconds. `bound` runs one such process per core at the same
-time, because that is how the service uses the cores: two that share a cache or a floating-point unit are slower together than one alone.
+`python -m infra.bench.engines CHECKPOINT SLOTS COUNT SIDE_PX STEPS` loads both halves in one process with one thread, says `ready`, waits
+for a line, then writes a grid in each of its SLOTS at once, draws COUNT of them, and prints its seconds. `bound` runs one such process per
+core at the same time, because that is how the service uses the cores: two that share a cache or a floating-point unit are slower together
+than one alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +39,13 @@ class Bound:
         return sum(1 / (times.ar_s + times.decoder_s) for times in self.per_process)
 
 
-def bound(checkpoint: Path, count: int, slots: int, side_px: int, steps: int) -> Bound:
+def bound(checkpoint: Path, slots: int, count: int, side_px: int, steps: int) -> Bound:
     """
     Args:
-        count: pictures of each process.
-        slots: of the AR engine.
+        slots: of each AR engine; all of them are filled, because that is when it writes most.
+        count: of those grids, how many are drawn; a decoder draws one picture or a few at once, so a sample tells.
     """
-    command = (sys.executable, "-m", "infra.bench.engines", str(checkpoint), *map(str, (count, slots, side_px, steps)))
+    command = (sys.executable, "-m", "infra.bench.engines", str(checkpoint), *map(str, (slots, count, side_px, steps)))
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
@@ -73,7 +73,7 @@ def _read(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def _run(checkpoint: Path, count: int, slots: int, side_px: int, steps: int) -> EngineTimes:
+def _run(checkpoint: Path, slots: int, count: int, side_px: int, steps: int) -> EngineTimes:
     # Here, because whoever measures the service alone needs no torch.
     import torch
 
@@ -92,26 +92,25 @@ def _run(checkpoint: Path, count: int, slots: int, side_px: int, steps: int) -> 
     decoder.start()
     shape = TokenGrid.covering(side_px, side_px)
 
-    def times(number: int) -> EngineTimes:
+    def times(num_grids: int, num_drawn: int) -> EngineTimes:
         started = time.perf_counter()
-        prompts = [f'a poster with the words "NUMBER {index}"' for index in range(number)]
+        prompts = [f'a poster with the words "NUMBER {index}"' for index in range(num_grids)]
         requests = [GridRequest(prompt, shape, seed, 0.9, 0.75) for seed, prompt in enumerate(prompts)]
         grids = [ar.submit(request, lambda *_: None, lambda: False) for request in requests]
-        wait(grids)
+        ids = [grid.result().token_ids for grid in grids]
         written = time.perf_counter()
         pictures = [
-            decoder.submit(ImageRequest(prompt, shape, grid.result().token_ids, seed, steps, 1.5), lambda *_: None, lambda: False)
-            for seed, (prompt, grid) in enumerate(zip(prompts, grids, strict=True))
+            decoder.submit(ImageRequest(prompt, shape, ids[seed], seed, steps, 1.5), lambda *_: None, lambda: False)
+            for seed, prompt in enumerate(prompts[:num_drawn])
         ]
-        wait(pictures)
         for picture in pictures:
             picture.result()
-        return EngineTimes((written - started) / number, (time.perf_counter() - written) / number)
+        return EngineTimes((written - started) / num_grids, (time.perf_counter() - written) / num_drawn)
 
-    times(1)
+    times(1, 1)
     print("ready", flush=True)
     sys.stdin.readline()
-    told = times(count)
+    told = times(slots, count)
     # Or the interpreter would end under their threads.
     ar.close()
     decoder.close()

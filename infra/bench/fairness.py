@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from infra.bench import release_decisions
-from infra.bench.figures import Figure, show
+from infra.bench.figures import Figure, each_alone, show
 from services.decoder_worker import policy as engine_policy
 from services.decoder_worker.engine import OVERDUE_SHARE
 from services.decoder_worker.settings import DecoderWorkerSettings
@@ -65,9 +66,9 @@ Release = Callable[[Sequence[Picture], int, float], Sequence[Picture]]
 """What waits, how much of it may be released, what time it is -> what is released, in this order."""
 
 
-def measure() -> list[Figure]:
+def measure() -> Iterator[Figure]:
     """Mixed sizes at load 0.9; one job beside ten thousand; a decision with a million units ready."""
-    return [*simulated(_TRACES, _PICTURES), *release_decisions.figures()]
+    yield from each_alone((partial(simulated, _TRACES, _PICTURES), release_decisions.figures))
 
 
 def simulated(num_traces: int, num_pictures: int) -> list[Figure]:

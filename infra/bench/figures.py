@@ -1,6 +1,8 @@
 """
 A figure and how it is shown: medians and spread of repeated ratios beside what is asked, and the machine they were taken on.
 
+Each is shown when it has been measured, so that a run which is cut off has told what it knew, and all of them in one table at the end.
+
 Knows nothing of what is measured. Every benchmark measures both sides of its ratio in one run, interleaved, and checks that their
 outputs are equal before it counts.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,24 +51,79 @@ class Figure:
             return True
         return self.median >= self.target if self.at_least else self.median <= self.target
 
+    @property
+    def told_median(self) -> str:
+        return f"{self.median:.3g} {self.unit}".rstrip()
 
-def show(figures: Sequence[Figure]) -> None:
-    """Print the table, and the machine below it."""
-    table = Table("figure", "median", "spread", "asked", "", "note", title="glmq benchmarks")
+    @property
+    def told_spread(self) -> str:
+        return f"{min(self.samples):.3g} - {max(self.samples):.3g} (n={len(self.samples)})"
+
+    @property
+    def told_target(self) -> str:
+        return "" if self.target is None else f"{'≥' if self.at_least else '≤'} {self.target:g}"
+
+    @property
+    def verdict(self) -> str:
+        return "" if self.target is None else "reached" if self.is_reached else "MISSED"
+
+
+Measurement = Callable[[], Iterable[Figure]]
+"""What a benchmark is made of: figures that are measured together, handed out as soon as they are."""
+
+
+def each_alone(measurements: Iterable[Measurement]) -> Iterator[Figure]:
+    """
+    The figures of all measurements; one that fails takes no other with it.
+
+    Raises:
+        ExceptionGroup: at the end, of those that failed.
+    """
+    errors: list[Exception] = []
+    for measurement in measurements:
+        try:
+            yield from measurement()
+        except Exception as error:  # whatever it is, it is this measurement's
+            errors.append(error)
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} measurements failed", errors)
+
+
+class Report:
+    """Tells the machine at once, each figure when it comes, and all of them in a table at the end."""
+
+    def __init__(self) -> None:
+        # Wide, so that what is written to a file is as a terminal shows it.
+        self._console = Console(width=200, highlight=False, markup=False)
+        self._figures: list[Figure] = []
+        self.tell(describe_machine())
+
+    def tell(self, text: str) -> None:
+        """A line, unwrapped and at once."""
+        self._console.print(text, soft_wrap=True)
+        self._console.file.flush()
+
+    def add(self, figure: Figure) -> None:
+        asked = f", asked {figure.told_target}: {figure.verdict}" if figure.target is not None else ""
+        note = f" [{figure.note}]" if figure.note else ""
+        self.tell(f"  {figure.name}: {figure.told_median}, {figure.told_spread}{asked}{note}")
+        self._figures.append(figure)
+
+    def end(self) -> None:
+        """Print the table of what was added, and the machine below it."""
+        table = Table("figure", "median", "spread", "asked", "", "note", title="glmq benchmarks")
+        for each in self._figures:
+            table.add_row(each.name, each.told_median, each.told_spread, each.told_target, each.verdict, each.note)
+        self._console.print(table)
+        self.tell(describe_machine())
+
+
+def show(figures: Iterable[Figure]) -> None:
+    """Report the figures of one benchmark."""
+    report = Report()
     for figure in figures:
-        sign = "≥" if figure.at_least else "≤"
-        table.add_row(
-            figure.name,
-            f"{figure.median:.3g} {figure.unit}",
-            f"{min(figure.samples):.3g} - {max(figure.samples):.3g} (n={len(figure.samples)})",
-            "" if figure.target is None else f"{sign} {figure.target:g}",
-            "" if figure.target is None else "reached" if figure.is_reached else "MISSED",
-            figure.note,
-        )
-    # Wide, so that a table written to a file is as a terminal shows it.
-    console = Console(width=200)
-    console.print(table)
-    console.print(describe_machine())
+        report.add(figure)
+    report.end()
 
 
 def describe_machine() -> str:

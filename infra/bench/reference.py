@@ -6,6 +6,7 @@ Needs torch. One prompt after another, as the pipeline's own examples do; each p
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import GlmImagePipeline
+
+from infra.bench.stack import Pixels
 
 GUIDANCE_SCALE = 1.5
 
@@ -42,8 +45,8 @@ class Reference:
         pipeline.set_progress_bar_config(disable=True)
         return Reference(pipeline)
 
-    def draw(self, wish: Wish) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """[side_px, side_px, 3], levels of 0 to 255."""
+    def draw(self, wish: Wish) -> Pixels:
+        """One picture."""
         drawn = self.pipeline(
             prompt=wish.prompt,
             height=wish.side_px,
@@ -54,10 +57,29 @@ class Reference:
         ).images[0]
         return np.asarray(drawn).astype(np.int64)
 
-    def seconds_per_picture(self, wishes: Sequence[Wish], num_threads: int) -> float:
-        """Wall seconds, with so many torch threads."""
+
+class PipelineLoop:
+    """The reference, one picture after the other, with one torch thread or one per core, whichever is quicker; keeps what it drew."""
+
+    def __init__(self, reference: Reference, first: Wish) -> None:
+        """
+        Args:
+            first: is drawn with either number of threads, which decides.
+        """
+        self._reference = reference
+        self.drawn: dict[Wish, Pixels] = {}
+        self.first_s = {threads: self._draw(first, threads) for threads in sorted({1, len(os.sched_getaffinity(0))})}
+        """Seconds of the first picture by torch threads."""
+        self.num_threads = min(self.first_s, key=lambda threads: self.first_s[threads])
+        self.seconds = [self.first_s[self.num_threads]]
+        """Of each picture, with the number of threads that was quicker."""
+
+    def draw(self, wishes: Sequence[Wish]) -> None:
+        """Go on with these."""
+        self.seconds += [self._draw(wish, self.num_threads) for wish in wishes]
+
+    def _draw(self, wish: Wish, num_threads: int) -> float:
         torch.set_num_threads(num_threads)
         started = time.perf_counter()
-        for wish in wishes:
-            self.draw(wish)
-        return (time.perf_counter() - started) / len(wishes)
+        self.drawn[wish] = self._reference.draw(wish)
+        return time.perf_counter() - started

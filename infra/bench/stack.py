@@ -5,6 +5,7 @@ webhook receiver with the time of every event. Measures nothing itself.
 
 from __future__ import annotations
 
+import io
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+from PIL import Image
 
 from cli.background import background_stack
 from cli.data_folder import DataFolder
@@ -26,7 +29,13 @@ _POLL_S = 0.02
 _PASSABLE = 0o711
 """Root's Postgres runs as nobody, who must be able to pass through."""
 
+_LEVELS = 1
+"""Of 255: how far a served picture may be from the one expected. It is rounded to levels after arithmetic that is equal to 1e-4."""
+
 Job = dict[str, Any]
+
+Pixels = np.ndarray[Any, np.dtype[np.int64]]
+"""[height_px, width_px, 3], levels of 0 to 255."""
 
 
 class TimedReceiver(WebhookReceiver):
@@ -46,10 +55,18 @@ class TimedReceiver(WebhookReceiver):
         return True
 
     def await_all(self, jobs: list[Job], event_type: str, timeout_s: float) -> list[float]:
-        """When the event of each job arrived, once all have."""
+        """
+        When the event of each job arrived, once all have.
+
+        Raises:
+            RuntimeError: one of the jobs failed.
+            TimeoutError: not all have in time.
+        """
         keys = [f"{job['id']} {event_type}" for job in jobs]
         give_up_at = time.monotonic() + timeout_s
         while not all(key in self.arrived_at for key in keys):
+            if failed := [job["id"] for job in jobs if f"{job['id']} job.failed" in self.arrived_at]:
+                raise RuntimeError(f"{len(failed)} of {len(jobs)} jobs failed: {failed[:3]}")
             if time.monotonic() > give_up_at:
                 missing = [key for key in keys if key not in self.arrived_at]
                 raise TimeoutError(f"{len(missing)} of {len(keys)} webhooks did not come within {timeout_s:.0f} s: {missing[:3]}")
@@ -67,7 +84,6 @@ class BenchStack:
     receiver: TimedReceiver
     logs: Path
     """Folder of the processes' logs."""
-    """Process ids of roles and servers by name."""
 
     def __post_init__(self) -> None:
         self.http = httpx.Client(
@@ -102,6 +118,10 @@ class BenchStack:
         """The bytes of a finished image, through its presigned URL."""
         return httpx.get(job["outputs"][index]["url"], timeout=_TIMEOUT_S, trust_env=False).raise_for_status().content
 
+    def pixels(self, job: Job, index: int = 0) -> Pixels:
+        """A finished image, decoded."""
+        return np.asarray(Image.open(io.BytesIO(self.picture(job, index))).convert("RGB")).astype(np.int64)
+
     def count_logged(self, event: str) -> int:
         """Lines about this event that decoder workers have written so far."""
         return sum(log.read_text(errors="replace").count(event) for log in self.decoder_logs())
@@ -116,6 +136,17 @@ class BenchStack:
             raise RuntimeError(f"HTTP {answer.status_code}: {answer.text[:500]}")
         found: Job = answer.json()
         return found
+
+
+def check_alike(what: str, served: Pixels, expected: Pixels) -> None:
+    """
+    Raises:
+        AssertionError: they differ by more than rounding does.
+    """
+    if served.shape != expected.shape:
+        raise AssertionError(f"{what} is {served.shape}, not {expected.shape}")
+    if (largest := int(np.abs(served - expected).max())) > _LEVELS:
+        raise AssertionError(f"{what} is not the one expected: it differs by {largest} levels")
 
 
 @contextmanager

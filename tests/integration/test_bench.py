@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +13,7 @@ from infra import bench
 from infra.bench import ar, decoder, fairness
 from infra.bench.__main__ import NAMES, main
 from infra.bench.bare_decoder import BareLoop, check_equal, make_request
-from infra.bench.figures import Figure
+from infra.bench.figures import Figure, each_alone
 from services.ar_worker.weights import load_ar_model
 from services.decoder_worker.engine import DecoderEngine
 from services.decoder_worker.weights import load_decoder_model
@@ -74,16 +74,32 @@ def test_short_jobs_are_in_the_system_for_less_time() -> None:
 
 
 def test_a_benchmark_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table shows the others, what was missed and by how much, and the exit code tells; an unknown name runs nothing."""
+    """
+    Each figure is told when it is measured, the machine before all; the table shows those there are, what was missed and by how much, and
+    the exit code tells; an unknown name runs nothing.
+    """
+    told_before: list[str] = []
 
-    def fail() -> Any:
+    def fail() -> list[Figure]:
         raise RuntimeError("no stack")
 
-    monkeypatch.setattr(ar, "measure", lambda: [Figure("speed", [2.0, 3.0, 4.0], target=5)])
-    monkeypatch.setattr(decoder, "measure", fail)
+    def measure() -> Iterator[Figure]:
+        yield from each_alone((fail, lambda: [Figure("warmth", [1.0])]))
 
-    assert main(["ar", "decoder"]) == 1
-    table = capsys.readouterr()
-    assert "MISSED" in table.out
-    assert "not measured: decoder" in table.err
+    def measure_later() -> list[Figure]:
+        told_before.append(capsys.readouterr().out)
+        return [Figure("speed", [2.0, 3.0, 4.0], target=5)]
+
+    monkeypatch.setattr(decoder, "measure", measure)
+    monkeypatch.setattr(ar, "measure", measure_later)
+
+    assert main(["decoder", "ar"]) == 1
+    after = capsys.readouterr()
+    first, *_ = told_before[0].splitlines()
+    assert "cores, load" in first
+    assert "warmth: 1" in told_before[0]
+    assert "decoder was not measured, or not whole" in told_before[0]
+    assert "speed: 3 x, 2 - 4 (n=3), asked ≥ 5: MISSED" in after.out
+    assert after.out.index("glmq benchmarks") < after.out.rindex("warmth") < after.out.rindex("MISSED") < after.out.rindex("took")
+    assert "not measured: decoder" in after.err
     assert main(["none"]) == 2
