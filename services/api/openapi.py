@@ -18,8 +18,7 @@ from pydantic import BaseModel
 
 from services.api.examples import example_of
 from services.api.problem_answers import ProblemAnswer
-from services.api.problem_catalogue import Problem, example_problem
-from services.api.problems import MEDIA_TYPE as PROBLEM_TYPE
+from services.api.problem_catalogue import PROBLEM_TYPE, Problem, example_problem
 from services.api.route_docs import EXTENSION, Model, RouteDocs
 from services.api.webhooks.docs import webhook_items, webhook_models
 
@@ -63,13 +62,8 @@ _HEADERS: dict[str, dict[str, Any]] = {
 }
 
 
-MAX_REQUEST_LINE = 8190
-"""Bytes of the first line of a request, and so of its URL."""
-_URI_TOO_LONG = {
-    # By gunicorn, which has not read any further.
-    "description": f"The first line of the request has more than {MAX_REQUEST_LINE} bytes.",
-    "content": {"text/html": {"schema": {"type": "string"}}},
-}
+_UNREAD = {"414": "The URL is too long", "431": "The headers are too large"}
+"""Of any route, by gunicorn, which has not read any further."""
 _OF_STATUS = {
     "401": ("WWW-Authenticate",),
     "402": ("Retry-After",),
@@ -86,7 +80,7 @@ _LIMITS = (
 )
 _OPENAI_OPERATIONS = "openai_"
 """How the ids of OpenAI's operations begin, whose answers all tell how long they took."""
-_NOT_COUNTED = ("401", "414")
+_NOT_COUNTED = ("401", *_UNREAD)
 """Before it is known whose request it is."""
 
 
@@ -139,12 +133,11 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
             operation["parameters"].append({"name": name, "in": "header", "required": False, **_REQUEST_HEADERS[name]})
         if docs.body is not None or docs.form:
             operation["requestBody"] = _request_body(spec, docs)
+        operation["responses"] |= {status: {"description": description} for status, description in _UNREAD.items()}
         for status, response in operation["responses"].items():
             if status >= "400":
                 response["content"] = {PROBLEM_TYPE: {"schema": problem}}
         _complete_responses(spec, operation["responses"], docs, operation["operationId"].startswith(_OPENAI_OPERATIONS))
-        if any(parameter["in"] == "query" for parameter in operation["parameters"]):
-            operation["responses"]["414"] = _URI_TOO_LONG
     spec["components"]["headers"] = _HEADERS
     references = {model.__name__: _schema(spec, model) for model in webhook_models()}
     flat = _flatten(spec)

@@ -48,6 +48,7 @@ TEXTS: dict[str, str] = {
     ),
     "gone": "It was there, and was erased or has outlived its time.",
     "payload_too_large": "The body, a file or a fetched picture has more bytes than are allowed.",
+    "uri_too_long": "The first line of a request has at most 8,190 bytes, its URL among them. Ask for less at once.",
     "unsupported_media": "The body, a file or a fetched picture is of a type that cannot be read here.",
     "idempotency_mismatch": "The same `Idempotency-Key` came before with a different request. Use a new key for a new request.",
     "unprocessable_prompt": "The prompt contains what the model reads as a command and not as text.",
@@ -63,6 +64,7 @@ TEXTS: dict[str, str] = {
     "too_many_requests": "The tenant has sent more requests that make jobs than it may in a minute. Come back in `Retry-After` seconds.",
     "queue_full": "So many jobs of the tenant wait that another one may not. There is room again when one begins or is canceled.",
     "too_many_batches": "So many batches of the tenant have not ended that another one may not be made. There is room when one ends.",
+    "headers_too_large": "A request has at most 100 headers, none of them longer than 8,190 bytes.",
     "internal": "A fault of glmq's. It was logged under the `request_id`, which helps whoever looks for it.",
     "engine_unavailable": (
         "A store does not answer, no worker has reported its model yet, or too many requests wait for something slow. Nothing was "
