@@ -16,6 +16,7 @@ from typing import Any
 from apiflask import APIFlask
 from pydantic import BaseModel
 
+from services.api.arguments import refuses_arguments
 from services.api.examples import example_of
 from services.api.problem_answers import ProblemAnswer
 from services.api.problem_catalogue import PROBLEM_TYPE, Problem, example_problem
@@ -120,8 +121,10 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
     if isinstance(spec, str):  # YAML, which we do not ask for
         return spec
     problem = _schema(spec, ProblemAnswer)
-    for method, operation in _operations(spec):
+    for path, method, operation in _routes(spec):
         docs: RouteDocs = operation.pop(EXTENSION, RouteDocs())
+        if refuses_arguments(path, operation["operationId"]):
+            operation["responses"].setdefault("400", {"description": "An argument is not known"})
         if method == "post" and docs.keeps_answers:
             docs = _with_key(operation, docs)
         for parameter in operation["parameters"]:
@@ -133,7 +136,8 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
             operation["parameters"].append({"name": name, "in": "header", "required": False, **_REQUEST_HEADERS[name]})
         if docs.body is not None or docs.form:
             operation["requestBody"] = _request_body(spec, docs)
-        operation["responses"] |= {status: {"description": description} for status, description in _UNREAD.items()}
+        responses = operation["responses"] | {status: {"description": description} for status, description in _UNREAD.items()}
+        operation["responses"] = {status: responses[status] for status in sorted(responses)}
         for status, response in operation["responses"].items():
             if status >= "400":
                 response["content"] = {PROBLEM_TYPE: {"schema": problem}}
@@ -164,7 +168,7 @@ def _add_examples(spec: dict[str, Any]) -> None:
     spec["components"]["examples"] = {
         problem.code: {"summary": problem.title, "value": example_problem(problem)} for problem in Problem if problem.status
     }
-    for _, operation in _operations(spec):
+    for _, _, operation in _routes(spec):
         contents = [operation.get("requestBody", {}).get("content", {})]
         for status, response in operation["responses"].items():
             content = response.get("content", {})
@@ -228,9 +232,10 @@ def _flatten(spec: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _operations(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for item in spec["paths"].values():
-        yield from ((method, item[method]) for method in _METHODS if method in item)
+def _routes(spec: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Path, method and operation of each."""
+    for path, item in spec["paths"].items():
+        yield from ((path, method, item[method]) for method in _METHODS if method in item)
 
 
 def _query_parameters(spec: dict[str, Any], model: type[BaseModel]) -> list[dict[str, Any]]:
