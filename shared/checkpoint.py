@@ -55,6 +55,8 @@ class ModelInfo:
         min_generate_px: smallest side that the model draws; by default `min_px`.
         max_generate_px: longest side that the model draws; larger pictures are drawn at a smaller size and resized. None: any.
         loras: names of the adapters that a request may ask for, of either half.
+        max_tokens: longest prompt and picture together that the AR worker has room for. None: it does not tell.
+        token_bytes: of characters of 1, 2, 3 and 4 bytes in UTF-8, the most bytes that one token holds. Empty: it does not tell.
     """
 
     name: str
@@ -74,6 +76,8 @@ class ModelInfo:
     min_generate_px: int = TOKEN_PX
     max_generate_px: int | None = None
     loras: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    token_bytes: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -82,7 +86,7 @@ class ModelInfo:
     def from_json(cls, text: str) -> ModelInfo:
         """What `to_json` wrote, here or in a worker that is a little older or newer: unknown fields are left out."""
         values = json.loads(text)
-        values["loras"] = tuple(values.get("loras", ()))
+        values |= {name: tuple(values.get(name, ())) for name in ("loras", "token_bytes")}
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 

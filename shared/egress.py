@@ -144,7 +144,7 @@ class EgressPolicy:
         if not is_public(address):
             raise ForbiddenAddressError(
                 "forbidden_address",
-                f"{param}: {host} leads to an address that is not public. An operator can allow it with GLMQ_EGRESS_ALLOW.",
+                f"{param}: {host} leads to an address that is not public. An operator can allow it.",
                 param,
             )
         if port not in _PUBLIC_PORTS:

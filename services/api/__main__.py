@@ -13,7 +13,7 @@ from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  #
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]  # gunicorn publishes no types
 
 from services.api.app import create_app
-from services.api.openapi import MAX_REQUEST_LINE
+from services.api.http_worker import MAX_HEADER, MAX_HEADERS, MAX_REQUEST_LINE, ProblemWorker
 from services.api.settings import ApiSettings
 from shared.errors import StartupError
 from shared.interpreter import begin_to_serve
@@ -42,17 +42,18 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn publishes no t
     """gunicorn, configured by our settings and by nothing else."""
 
     def __init__(self, settings: ApiSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         super().__init__()
 
     def load_config(self) -> None:
-        num_threads = self._settings.api_threads + self._settings.api_max_waiting
+        num_threads = self.settings.api_threads + self.settings.api_max_waiting
         options = {
-            "bind": f"{self._settings.api_host}:{self._settings.api_port}",
-            "worker_class": "gthread",
-            # As long as gunicorn allows; the document tells of it.
+            "bind": f"{self.settings.api_host}:{self.settings.api_port}",
+            "worker_class": ProblemWorker,
             "limit_request_line": MAX_REQUEST_LINE,
-            "workers": self._settings.api_workers,
+            "limit_request_fields": MAX_HEADERS,
+            "limit_request_field_size": MAX_HEADER,
+            "workers": self.settings.api_workers,
             # Who waits for a job holds a thread and nothing else. The threads are started when they are needed.
             "threads": num_threads,
             # Of those beyond the threads, connections that are only kept alive.
@@ -64,7 +65,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn publishes no t
             "proc_name": "glmq-api",
             # It would lie in the home folder, where two stacks of one user would share it.
             "control_socket_disable": True,
-            "when_ready": lambda arbiter: _limit_silence(arbiter.LISTENERS, self._settings.api_read_timeout_s),
+            "when_ready": lambda arbiter: _limit_silence(arbiter.LISTENERS, self.settings.api_read_timeout_s),
             "post_worker_init": _after_load,
         }
         for name, value in options.items():
@@ -72,7 +73,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn publishes no t
 
     def load(self) -> Any:
         # After the fork: connection pools and threads do not survive one.
-        return create_app(self._settings)
+        return create_app(self.settings)
 
 
 def _limit_silence(listeners: list[Any], seconds: int) -> None:

@@ -140,9 +140,10 @@ class JobUrls(BaseModel):
 class QueuePlace(BaseModel):
     """Where a job stands that has not begun."""
 
-    lane: Priority = Field(description="Lanes before its own are served first.")
+    lane: Priority = Field(description="Lanes share the workers by weight; the most urgent has the most.")
     seconds_ahead: float | None = Field(
-        description="About how long the work that stands before it takes, by all live workers; null if that cannot be told."
+        description="About how long all live workers take for what came before it, in its lane and in more urgent ones; null if that cannot "
+        "be told. Turns between tenants are not looked at: behind another one's long line a job begins much sooner than this."
     )
 
 

@@ -12,7 +12,7 @@ from shared.states import Priority
 
 ScopeName = Literal["read", "submit", "admin", "operator"]
 
-TENANT = "Name of another tenant; for operators."
+TENANT = "Id or name of another tenant; for operators."
 
 
 class ApiKeyRequest(Sent):

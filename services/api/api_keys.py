@@ -98,14 +98,14 @@ def api_keys_blueprint(parts: Parts) -> APIBlueprint:
         tenant_id = _tenant_of(caller, read_query(request.args, TenantQuery).tenant)
         return jsonify(_document(_found(revoke_key(parts.db, tenant_id, _key_id(key_id)))))
 
-    def _tenant_of(caller: Caller, name: str | None) -> str:
+    def _tenant_of(caller: Caller, id_or_name: str | None) -> str:
         """The tenant whose keys are meant: the caller's own, or the one that an operator names."""
-        if name is None:
+        if id_or_name is None:
             return caller.tenant_id
         require(caller, "operator")
-        tenant = find_tenant(parts.db, name=name)
+        tenant = find_tenant(parts.db, id_or_name)
         if tenant is None:
-            raise RequestError("not_found", f"tenant: there is no tenant {name}", "tenant")
+            raise RequestError("not_found", f"tenant: there is no tenant {id_or_name}", "tenant")
         return tenant.id
 
     return keys

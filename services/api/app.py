@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from apiflask import APIFlask
 
-from services.api import envelope, once, openapi, problems, quotas
+from services.api import arguments, envelope, once, openapi, problems, quotas
 from services.api.api_keys import api_keys_blueprint
 from services.api.approval import approval_blueprint
 from services.api.batch_downloads import batch_downloads_blueprint
@@ -61,6 +61,7 @@ def create_app(settings: ApiSettings, resolver: Resolver = system_resolver) -> A
     app.wsgi_app = parts.waiting.wrap(app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation tells to
     openapi.install(app)
     envelope.install(app)
+    arguments.install(app)
     quotas.install(app)
     problems.install(app, parts)
     for make in (

@@ -93,7 +93,7 @@ class AppendRequest(Sent):
 
 
 class BatchChange(Sent):
-    """What is to be another way. What is left out stays."""
+    """What is to be another way. What is left out stays; null: as of a batch that was made without it."""
 
     name: str | None = _NAME
     metadata: _Metadata | None = Field(default=None, description="All of it: what is not named here is gone.")

@@ -52,7 +52,7 @@ class Submitter:
         Args:
             failed: ids of jobs that are to run once more; they come before lines that have none.
         """
-        tenant = find_tenant(self._parts.db, tenant_id=batch.tenant_id)
+        tenant = find_tenant(self._parts.db, batch.tenant_id)
         caller = Caller(batch.tenant_id, "batch", frozenset(), own_limits=tenant.own_limits if tenant else OwnLimits())
         limits = self._parts.quotas.limits_of(caller)
         room = queue_room(self._parts.db, batch.tenant_id, limits)

@@ -28,6 +28,21 @@ _MAX_ECHO = 40
 _MAX_ERRORS = 20
 """Enough to mend a request; a hostile one could have a million."""
 
+_ONE_MEANING = (
+    ("steps", "num_inference_steps", "num_steps", "inference_steps", "sampling_steps"),
+    ("n", "num_outputs", "num_images", "num_images_per_prompt", "batch_size", "samples"),
+    ("guidance_scale", "guidance", "cfg", "cfg_scale"),
+    ("format", "output_format", "file_format"),
+    ("output_quality", "output_compression", "format_options"),
+    ("previews", "partial_images"),
+    ("size", "resolution", "image_size", "width", "height", "preset", "aspect_ratio"),
+    ("images", "image", "input_image", "input_images", "init_image", "image_url", "image_urls"),
+    ("lora", "loras"),
+    ("webhook", "webhook_url", "callback_url"),
+    ("priority", "service_tier"),
+)
+"""Names of the same thing in the interfaces that are spoken here, and in others like them; the first that a request has is suggested."""
+
 
 @dataclass(frozen=True)
 class FieldError:
@@ -159,9 +174,14 @@ def _dotted(path: Path) -> str:
 
 
 def _suggestion(path: Path, model: type[BaseModel]) -> str:
+    *place, sent = map(str, path)
     names = _field_names(path[:-1], model)
-    close = difflib.get_close_matches(str(path[-1])[:_MAX_ECHO], sorted(names), n=1)
-    return f"; did you mean {'.'.join([*map(str, path[:-1]), close[0]])}?" if close else ""
+    # Before what is only spelled alike: of `steps` that is OpenAI's `style`.
+    meant = next((name for group in _ONE_MEANING if sent in group for name in group if name in names), None)
+    if meant is None and not place and (route := getattr(model, "elsewhere", {}).get(sent)):
+        return f"; {route} takes it"
+    close = [meant] if meant else difflib.get_close_matches(sent[:_MAX_ECHO], sorted(names), n=1)
+    return f"; did you mean {'.'.join([*place, close[0]])}?" if close else ""
 
 
 def _field_names(place: Path, model: type[BaseModel]) -> set[str]:

@@ -7,8 +7,9 @@ Strict: no number in quotes, no unknown field.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -22,6 +23,9 @@ class Sent(BaseModel):
     """What a client sends."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Fields that are looked for here and that another route takes: which one."""
 
 
 def refuse(reason: str, detail: str) -> PydanticCustomError:

@@ -35,7 +35,7 @@ def job_response(parts: Parts, document: dict[str, Any]) -> Response:
 
 def submitted_response(parts: Parts, caller: Caller, submitted: Submitted, prefer: Preference = NO_PREFERENCE) -> Response:
     """
-    202 with the new job; 200 if it was there before, or if the client waited for it and it has ended.
+    202 with the new job; 200 if it was there before, or if the client would wait for it, for no time at all even, and it has ended.
 
     Where nobody else may wait, the answer comes at once and says so.
     """
@@ -47,7 +47,7 @@ def submitted_response(parts: Parts, caller: Caller, submitted: Submitted, prefe
         except NoPlaceError:
             document, applied = find_job(parts, caller, submitted.job_id), "respond-async"
     response = job_response(parts, document)
-    is_awaited = prefer.wait_s > 0 and has_ended(document)
+    is_awaited = prefer.is_wait and has_ended(document)
     response.status_code = 200 if submitted.is_replay or is_awaited else 202
     if applied is not None:
         response.headers["Preference-Applied"] = applied

@@ -68,6 +68,8 @@ def describe(info: ModelInfo) -> dict[str, Any]:
             "max_side": info.max_px,
             # Larger results are drawn at this and resized; null where the model draws any size.
             "max_generated_side": info.max_generate_px,
+            # Of prompt and picture together; null where no worker tells.
+            "max_tokens": info.max_tokens,
             "source_min_side": info.source_min_px,
             "source_max_side": info.source_max_px,
             "source_max_aspect": info.max_source_aspect,

@@ -16,10 +16,10 @@ from typing import Any
 from apiflask import APIFlask
 from pydantic import BaseModel
 
+from services.api.arguments import refuses_arguments
 from services.api.examples import example_of
 from services.api.problem_answers import ProblemAnswer
-from services.api.problem_catalogue import Problem, example_problem
-from services.api.problems import MEDIA_TYPE as PROBLEM_TYPE
+from services.api.problem_catalogue import PROBLEM_TYPE, Problem, example_problem
 from services.api.route_docs import EXTENSION, Model, RouteDocs
 from services.api.webhooks.docs import webhook_items, webhook_models
 
@@ -63,13 +63,8 @@ _HEADERS: dict[str, dict[str, Any]] = {
 }
 
 
-MAX_REQUEST_LINE = 8190
-"""Bytes of the first line of a request, and so of its URL."""
-_URI_TOO_LONG = {
-    # By gunicorn, which has not read any further.
-    "description": f"The first line of the request has more than {MAX_REQUEST_LINE} bytes.",
-    "content": {"text/html": {"schema": {"type": "string"}}},
-}
+_UNREAD = {"414": "The URL is too long", "431": "The headers are too large"}
+"""Of any route, by gunicorn, which has not read any further."""
 _OF_STATUS = {
     "401": ("WWW-Authenticate",),
     "402": ("Retry-After",),
@@ -86,7 +81,7 @@ _LIMITS = (
 )
 _OPENAI_OPERATIONS = "openai_"
 """How the ids of OpenAI's operations begin, whose answers all tell how long they took."""
-_NOT_COUNTED = ("401", "414")
+_NOT_COUNTED = ("401", *_UNREAD)
 """Before it is known whose request it is."""
 
 
@@ -126,8 +121,10 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
     if isinstance(spec, str):  # YAML, which we do not ask for
         return spec
     problem = _schema(spec, ProblemAnswer)
-    for method, operation in _operations(spec):
+    for path, method, operation in _routes(spec):
         docs: RouteDocs = operation.pop(EXTENSION, RouteDocs())
+        if refuses_arguments(path, operation["operationId"]):
+            operation["responses"].setdefault("400", {"description": "An argument is not known"})
         if method == "post" and docs.keeps_answers:
             docs = _with_key(operation, docs)
         for parameter in operation["parameters"]:
@@ -139,12 +136,12 @@ def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
             operation["parameters"].append({"name": name, "in": "header", "required": False, **_REQUEST_HEADERS[name]})
         if docs.body is not None or docs.form:
             operation["requestBody"] = _request_body(spec, docs)
+        responses = operation["responses"] | {status: {"description": description} for status, description in _UNREAD.items()}
+        operation["responses"] = {status: responses[status] for status in sorted(responses)}
         for status, response in operation["responses"].items():
             if status >= "400":
                 response["content"] = {PROBLEM_TYPE: {"schema": problem}}
         _complete_responses(spec, operation["responses"], docs, operation["operationId"].startswith(_OPENAI_OPERATIONS))
-        if any(parameter["in"] == "query" for parameter in operation["parameters"]):
-            operation["responses"]["414"] = _URI_TOO_LONG
     spec["components"]["headers"] = _HEADERS
     references = {model.__name__: _schema(spec, model) for model in webhook_models()}
     flat = _flatten(spec)
@@ -171,7 +168,7 @@ def _add_examples(spec: dict[str, Any]) -> None:
     spec["components"]["examples"] = {
         problem.code: {"summary": problem.title, "value": example_problem(problem)} for problem in Problem if problem.status
     }
-    for _, operation in _operations(spec):
+    for _, _, operation in _routes(spec):
         contents = [operation.get("requestBody", {}).get("content", {})]
         for status, response in operation["responses"].items():
             content = response.get("content", {})
@@ -235,9 +232,10 @@ def _flatten(spec: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _operations(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for item in spec["paths"].values():
-        yield from ((method, item[method]) for method in _METHODS if method in item)
+def _routes(spec: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Path, method and operation of each."""
+    for path, item in spec["paths"].items():
+        yield from ((path, method, item[method]) for method in _METHODS if method in item)
 
 
 def _query_parameters(spec: dict[str, Any], model: type[BaseModel]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ MAX_WAIT_S = 55
 DEFAULT_WAIT_S = 30
 """What `wait` alone means."""
 
+_ASYNC = "respond-async"
 _PREFERENCE = re.compile(
     r"""\s*(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*(?:=\s*(?:"(?P<quoted>[^"\\]*)"|(?P<bare>[^\s;,"]*)))?\s*(?:;(?:"[^"]*"|[^,"])*)?(?:,|$)""",
     re.ASCII,
@@ -30,6 +31,11 @@ class Preference:
     wait_s: int = 0
     applied: str | None = None
 
+    @property
+    def is_wait(self) -> bool:
+        """Was an answer asked for that tells the end, if only of what has ended already (`wait=0`)?"""
+        return self.applied is not None and self.applied != _ASYNC
+
 
 NO_PREFERENCE = Preference()
 
@@ -48,10 +54,14 @@ def parse_prefer(headers: Iterable[str]) -> Preference:
     wait_s = _seconds(preferences["wait"]) if "wait" in preferences else None
     if wait_s is not None:
         return Preference(wait_s, f"wait={wait_s}")
-    return Preference(applied="respond-async") if "respond-async" in preferences else NO_PREFERENCE
+    return Preference(applied=_ASYNC) if _ASYNC in preferences else NO_PREFERENCE
 
 
 def _seconds(value: str | None) -> int | None:
     if value is None:
         return DEFAULT_WAIT_S
-    return min(int(value), MAX_WAIT_S) if re.fullmatch("[0-9]{1,9}", value, re.ASCII) else None
+    if not re.fullmatch("[0-9]+", value, re.ASCII):
+        return None
+    # Not int() of what may have thousands of digits.
+    digits = value.lstrip("0") or "0"
+    return min(int(digits), MAX_WAIT_S) if len(digits) < 9 else MAX_WAIT_S

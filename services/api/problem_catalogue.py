@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
 from services.api.problem_texts import TEXTS
 
+PROBLEM_TYPE = "application/problem+json"
 QUOTA_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 """What draft-ietf-httpapi-ratelimit-headers calls a request that broke a policy of `RateLimit-Policy`; `code` still says which."""
 
@@ -39,6 +41,7 @@ class Problem(Enum):
     REQUEST_IN_FLIGHT = 409, "The same request is being worked on", True
     GONE = 410, "It is not there any more", False
     PAYLOAD_TOO_LARGE = 413, "Too large", False
+    URI_TOO_LONG = 414, "The URL is too long", False
     UNSUPPORTED_MEDIA = 415, "The media type is not supported", False
     IDEMPOTENCY_MISMATCH = 422, "The Idempotency-Key belongs to another request", False
     UNPROCESSABLE_PROMPT = 422, "The prompt cannot be used", False
@@ -53,6 +56,7 @@ class Problem(Enum):
     TOO_MANY_REQUESTS = 429, "Too many requests", True
     QUEUE_FULL = 429, "Too many jobs are queued", True
     TOO_MANY_BATCHES = 429, "Too many batches have not ended", True
+    HEADERS_TOO_LARGE = 431, "The headers are too large", False
     INTERNAL = 500, "Something went wrong here", False
     ENGINE_UNAVAILABLE = 503, "The service is not available now", True
     DEADLINE = 504, "The images are not ready in time", False
@@ -133,18 +137,38 @@ class Problem(Enum):
         }
 
 
+def problem_body(
+    problem: Problem,
+    detail: str,
+    base_url: str,
+    path: str,
+    request_id: str,
+    param: str | None = None,
+    trace_id: str | None = None,
+    errors: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """
+    The body of an answer.
+
+    Args:
+        path: of the request, in the form of a URI; empty if none was read.
+        errors: the wrong fields, as `problem_answers.py` has them.
+    """
+    return {
+        **problem.describe(base_url),
+        "detail": detail,
+        "instance": f"{path}#{request_id}",
+        "param": param,
+        "request_id": request_id,
+        "trace_id": trace_id,
+        "errors": list(errors),
+        # What OpenAI's and Replicate's clients read.
+        "error": {"message": detail, "type": problem.openai_type, "param": param, "code": problem.code},
+    }
+
+
 def example_problem(problem: Problem) -> dict[str, Any]:
     """The body of an answer, for the OpenAPI document."""
-    status = problem.status or 500
-    quota = {"type": QUOTA_TYPE, "violated-policies": ["create"]} if status in (402, 429) else {}
-    return {
-        **problem.describe("https://glmq.example"),
-        **quota,
-        "detail": problem.title,
-        "instance": "/v1/jobs#req_01kb2w5n0v7f9rqs8d3xz4m6ht",
-        "param": None,
-        "request_id": "req_01kb2w5n0v7f9rqs8d3xz4m6ht",
-        "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
-        "errors": [],
-        "error": {"message": problem.title, "type": problem.openai_type, "param": None, "code": problem.code},
-    }
+    request_id, trace_id = "req_01kb2w5n0v7f9rqs8d3xz4m6ht", "4bf92f3577b34da6a3ce929d0e0e4736"
+    body = problem_body(problem, problem.title, "https://glmq.example", "/v1/jobs", request_id, trace_id=trace_id)
+    return {**body, "type": QUOTA_TYPE, "violated-policies": ["create"]} if problem.status in (402, 429) else body

@@ -10,8 +10,7 @@ TEXTS: dict[str, str] = {
     "unsupported_parameter": "The parameter would change what is drawn, and glmq cannot do what it asks for. Leave it out.",
     "invalid_image": "The file is not a PNG, JPEG or WebP that can be decoded, or its size or shape is out of range.",
     "forbidden_address": (
-        "The URL names, or its host name leads to, an address outside of the public internet. The operator may allow networks "
-        "(`GLMQ_EGRESS_ALLOW`)."
+        "The URL names, or its host name leads to, an address outside of the public internet. The operator may allow networks."
     ),
     "unauthorized": "No key was sent, or it is malformed, unknown or revoked. Send `Authorization: Bearer glmq_…`.",
     "budget_exhausted": (
@@ -48,9 +47,13 @@ TEXTS: dict[str, str] = {
     ),
     "gone": "It was there, and was erased or has outlived its time.",
     "payload_too_large": "The body, a file or a fetched picture has more bytes than are allowed.",
+    "uri_too_long": "The first line of a request has at most 8,190 bytes, its URL among them. Ask for less at once.",
     "unsupported_media": "The body, a file or a fetched picture is of a type that cannot be read here.",
     "idempotency_mismatch": "The same `Idempotency-Key` came before with a different request. Use a new key for a new request.",
-    "unprocessable_prompt": "The prompt contains what the model reads as a command and not as text.",
+    "unprocessable_prompt": (
+        "The prompt contains what the model reads as a command and not as text, or takes more tokens than there is room for beside those "
+        "of the picture (`limits.max_tokens` of `GET /v1/models`). Leave the command out, write less, or ask for a smaller picture."
+    ),
     "content_rejected": "The prompt or a text contains a word or phrase that the operator of this service does not allow in pictures.",
     "endpoint_disabled": "The webhook endpoint is disabled, so nothing can be sent to it. Enable it first.",
     "too_many_endpoints": "The tenant has as many webhook endpoints as there may be. Delete one.",
@@ -63,6 +66,7 @@ TEXTS: dict[str, str] = {
     "too_many_requests": "The tenant has sent more requests that make jobs than it may in a minute. Come back in `Retry-After` seconds.",
     "queue_full": "So many jobs of the tenant wait that another one may not. There is room again when one begins or is canceled.",
     "too_many_batches": "So many batches of the tenant have not ended that another one may not be made. There is room when one ends.",
+    "headers_too_large": "A request has at most 100 headers, none of them longer than 8,190 bytes.",
     "internal": "A fault of glmq's. It was logged under the `request_id`, which helps whoever looks for it.",
     "engine_unavailable": (
         "A store does not answer, no worker has reported its model yet, or too many requests wait for something slow. Nothing was "
@@ -74,8 +78,8 @@ TEXTS: dict[str, str] = {
     "ar_oom": "A worker's memory was too short for the job's layout, attempt after attempt.",
     "decoder_oom": "A worker's memory was too short for the picture, attempt after attempt.",
     "ar_incomplete_grid": "The AR model's layout lacked tokens, or had some that are no tokens of a picture, attempt after attempt.",
-    "ar_timeout": "The layout took longer than an attempt may (`GLMQ_ATTEMPT_S`), attempt after attempt.",
-    "decoder_timeout": "The picture took longer than an attempt may (`GLMQ_ATTEMPT_S`), attempt after attempt.",
+    "ar_timeout": "The layout took longer than an attempt may, attempt after attempt.",
+    "decoder_timeout": "The picture took longer than an attempt may, attempt after attempt.",
     "ar_overflow": "The AR model's numbers grew beyond what it can count with. Adapters with large scales do that; ask for smaller ones.",
     "decoder_overflow": (
         "The decoder's numbers grew beyond what it can count with. Adapters with large scales and a large `guidance_scale` do that; ask "

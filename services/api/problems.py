@@ -21,7 +21,7 @@ from werkzeug.exceptions import HTTPException
 from services.api.field_errors import InvalidFieldsError, Path
 from services.api.loaded_model import NoModelError
 from services.api.parts import Parts
-from services.api.problem_catalogue import QUOTA_TYPE, Problem
+from services.api.problem_catalogue import PROBLEM_TYPE, QUOTA_TYPE, Problem, problem_body
 from services.api.sources import BusyError
 from services.api.unfinished import UnfinishedError
 from services.api.waiting import NoPlaceError
@@ -29,7 +29,6 @@ from shared.db import DatabaseDownError
 from shared.errors import QuotaError, RequestError
 from shared.storage import StorageDownError
 
-MEDIA_TYPE = "application/problem+json"
 _OPENAI_PATHS = ("/v1/images/", "/v1/files", "/v1/batches", "/v1/responses", "/v1/models")
 _OVERLOAD_TYPE = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 """What the same draft calls a request that was in nobody's quota's way: too many of all tenants wait here. `code` is as ever."""
@@ -91,7 +90,7 @@ def problem_response(error: Exception, base_url: str) -> Response:
 def _media_type() -> str:
     """Problem JSON; on routes of OpenAI's interface plain JSON for a client that accepts nothing else."""
     asked = {kind for kind, _ in request.accept_mimetypes}
-    return "application/json" if _is_openai_route() and asked == {"application/json"} else MEDIA_TYPE
+    return "application/json" if _is_openai_route() and asked == {"application/json"} else PROBLEM_TYPE
 
 
 def _is_openai_route() -> bool:
@@ -130,20 +129,9 @@ def _body(problem: Problem, detail: str, error: Exception, base_url: str) -> dic
     job = {"job": f"{base_url}/v1/jobs/{error.job_id}"} if isinstance(error, UnfinishedError) else {}
     quota = {"type": QUOTA_TYPE, "violated-policies": [error.policy]} if isinstance(error, QuotaError) else {}
     overload = {"type": _OVERLOAD_TYPE} if isinstance(error, _OVERLOADED) else {}
-    return {
-        **problem.describe(base_url),
-        **quota,
-        **overload,
-        **job,
-        "detail": detail,
-        "instance": f"{quote(request.path)}#{g.request_id}",
-        "param": param,
-        "request_id": g.request_id,
-        "trace_id": g.trace.trace_id if g.get("trace") else None,
-        "errors": _field_errors(error, param),
-        # What OpenAI's and Replicate's clients read.
-        "error": {"message": detail, "type": problem.openai_type, "param": param, "code": problem.code},
-    }
+    trace_id = g.trace.trace_id if g.get("trace") else None
+    body = problem_body(problem, detail, base_url, quote(request.path), g.request_id, param, trace_id, _field_errors(error, param))
+    return {**body, **quota, **overload, **job}
 
 
 def _field_errors(error: Exception, param: str | None) -> list[dict[str, Any]]:

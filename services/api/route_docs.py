@@ -80,3 +80,8 @@ def docs_of(view: Callable[..., Any]) -> RouteDocs:
     """What a view says of itself."""
     said: Mapping[str, RouteDocs] = getattr(view, "_spec", {}).get("extensions") or {}
     return said.get(EXTENSION, RouteDocs())
+
+
+def operation_id_of(view: Callable[..., Any]) -> str:
+    """The id of a view's operation; empty if it is not in the document."""
+    return str(getattr(view, "_spec", {}).get("operation_id") or "")

@@ -18,6 +18,8 @@ from shared.errors import RequestError
 _MAX_DEPTH = 32
 _MAX_DIGITS = 40
 """Beyond any number we take; int() of a million digits takes minutes."""
+_EXACT = 2**53
+"""Up to here a float is the number that was written."""
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
@@ -88,11 +90,12 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _number(text: str) -> float:
+def _number(text: str) -> float | int:
+    """A number with a point or an exponent; a whole one as such, because JSON Schema tells 1.0 and 1 apart no more than JavaScript does."""
     value = float(text)
     if math.isinf(value):
         raise RequestError("invalid_request", f"the JSON holds a number that is too large: {text[:_MAX_DIGITS]}")
-    return value
+    return int(value) if value.is_integer() and abs(value) <= _EXACT else value
 
 
 def _constant(text: str) -> NoReturn:

@@ -21,6 +21,7 @@ from services.api.idempotency import fingerprint
 from services.api.new_job import check_request, new_job, requested_size
 from services.api.parts import Parts
 from services.api.priority import with_allowed_priority
+from services.api.prompt_length import check_prompt_length
 from services.api.request_body import RequestBody
 from services.api.run_time import check_deadline
 from services.api.schemas import JobRequest
@@ -148,6 +149,7 @@ def read_request(parts: Parts, caller: Caller, body: RequestBody) -> ReadRequest
     random_seed = secrets.randbelow(RANDOM_SEEDS)
     size = requested_size(asked, info, sizes)
     job = new_job(asked, info, caller.tenant_id, body.fields, size, sources, webhook, random_seed, parts.settings.approval_s)
+    check_prompt_length(job, info)
     return ReadRequest(parts.fleet.get().priced(job, sizes), sizes, lambda: reader.store(ready))
 
 

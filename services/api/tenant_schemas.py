@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
-from services.api.fields import PageQuery, Sent
+from services.api.fields import PageQuery, Sent, refuse
 from services.api.list_answer import ListAnswer
 from services.api.schemas import MAX_EXPIRES_S
+from shared.ids import is_id
 
 _MAX_LIMIT = 10**12
 Count = Annotated[int, Field(ge=0, le=_MAX_LIMIT)]
@@ -33,10 +34,18 @@ class LimitsRequest(Sent):
     live_batches: Count | None = Field(default=None, description=_BATCHES)
 
 
+def _no_id(name: str) -> str:
+    if is_id(name, "ten"):
+        raise refuse("reserved", "should not look like the id of a tenant, which stands for one wherever a name does")
+    return name
+
+
 class TenantRequest(Sent):
     """A tenant to be made."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,62}$", description="Its name; no other tenant has it.")
+    name: Annotated[str, AfterValidator(_no_id)] = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,62}$", description="Its name; no other tenant has it."
+    )
     limits: LimitsRequest = Field(default=LimitsRequest(), description="Where they differ from the service's.")
 
 
@@ -49,7 +58,7 @@ class TenantChange(Sent):
 class TenantListQuery(PageQuery):
     """Which tenants."""
 
-    name: str | None = Field(default=None, max_length=100, description="Only the one of this name.")
+    name: str | None = Field(default=None, max_length=100, description="Only the one of this name, or id.")
 
 
 class OwnLimitsAnswer(BaseModel):

@@ -13,9 +13,9 @@ from services.api.pages import asked_page, page_response
 from services.api.parts import Parts
 from services.api.request_body import read_fields, read_query
 from services.api.route_docs import describe
+from services.api.strict_json import is_storable
 from services.api.tenant_schemas import TenantAnswer, TenantChange, TenantListAnswer, TenantListQuery, TenantRequest
 from shared.errors import RequestError
-from shared.ids import is_id
 from shared.job_document import timestamp
 from shared.lifecycle.quotas import OwnLimits
 from shared.lifecycle.tenants import TenantRecord, create_tenant, find_tenant, limit_tenant, list_tenants
@@ -66,22 +66,29 @@ def tenants_blueprint(parts: Parts) -> APIBlueprint:
         query = read_query(request.args, TenantListQuery)
         page = asked_page(query.limit, query.after, query.order, "ten", "tenant")
         if query.name is not None:
-            record = find_tenant(parts.db, name=query.name)
+            record = find_tenant(parts.db, query.name)
             return page_response(parts, [] if record is None else [_document(record)], has_more=False)
         records, has_more = list_tenants(parts.db, page)
         return page_response(parts, [_document(record) for record in records], has_more)
 
     @tenants.get("/v1/tenants/<tenant_id>")
     @tenants.output(TenantAnswer, description="The tenant.")
-    @tenants.doc(summary="Get a tenant", operation_id="get_tenant", security="ApiKey", responses=[401, 403, 404, 503])
+    @tenants.doc(
+        summary="Get a tenant",
+        description="By its id or its name.",
+        operation_id="get_tenant",
+        security="ApiKey",
+        responses=[401, 403, 404, 503],
+    )
     def get_one(tenant_id: str) -> Response:
         authenticate(parts.callers, request, "operator")
-        return jsonify(_document(_found(find_tenant(parts.db, tenant_id=_known_form(tenant_id)))))
+        return jsonify(_document(_found(parts, tenant_id)))
 
     @tenants.patch("/v1/tenants/<tenant_id>")
     @tenants.output(TenantAnswer, description="The tenant as it is now.")
     @tenants.doc(
         summary="Change the limits of a tenant",
+        description="By its id or its name.",
         operation_id="change_tenant",
         security="ApiKey",
         responses=[400, 401, 403, 404, 413, 415, 503],
@@ -91,20 +98,23 @@ def tenants_blueprint(parts: Parts) -> APIBlueprint:
         authenticate(parts.callers, request, "operator")
         asked = read_fields(request, TenantChange)
         changed = asked.limits.model_dump(exclude_unset=True)
-        return jsonify(_document(_found(limit_tenant(parts.db, _known_form(tenant_id), changed))))
+        limited = limit_tenant(parts.db, _found(parts, tenant_id).id, changed)
+        if limited is None:
+            raise _unknown()
+        return jsonify(_document(limited))
 
     return tenants
 
 
-def _known_form(tenant_id: str) -> str:
-    """The id; one that nobody has if it is not the id of a tenant."""
-    return tenant_id if is_id(tenant_id, "ten") else ""
-
-
-def _found(record: TenantRecord | None) -> TenantRecord:
+def _found(parts: Parts, id_or_name: str) -> TenantRecord:
+    record = find_tenant(parts.db, id_or_name) if is_storable(id_or_name) else None
     if record is None:
-        raise RequestError("not_found", "there is no such tenant")
+        raise _unknown()
     return record
+
+
+def _unknown() -> RequestError:
+    return RequestError("not_found", "there is no such tenant")
 
 
 def _document(record: TenantRecord) -> dict[str, Any]:

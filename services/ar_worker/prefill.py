@@ -46,8 +46,7 @@ def check_length(prompt: ArPrompt, request: GridRequest, capacity: int) -> None:
     if num_prompt + num_ids > capacity:
         raise PermanentWorkError(
             "unprocessable_prompt",
-            f"the prompt has {num_prompt} tokens; with the picture that makes {num_prompt + num_ids}, and this worker has room for"
-            f" {capacity} (GLMQ_AR_CACHE_TOKENS)",
+            f"the prompt has {num_prompt} tokens; with the picture that makes {num_prompt + num_ids}, and there is room for {capacity}",
         )
 
 

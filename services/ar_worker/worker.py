@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NoReturn
 
 import structlog
@@ -13,6 +13,7 @@ from services.ar_worker.engine import ArEngine, GridRequest
 from services.ar_worker.room import choose_room
 from services.ar_worker.settings import ArWorkerSettings, CompileMode
 from services.ar_worker.tasks import GridTasks
+from services.ar_worker.token_bytes import token_bytes
 from services.ar_worker.weights import load_ar_model
 from shared.attempts import Handler
 from shared.checkpoint import ModelInfo, read_model_info, read_revision, resolve_checkpoint
@@ -85,6 +86,7 @@ def serve(settings: ArWorkerSettings) -> NoReturn:
         prefill_tokens_per_turn=settings.ar_prefill_tokens,
     )
     engine.start()
+    info = replace(info, max_tokens=room.cache_tokens, token_bytes=token_bytes(model.processor.tokenizer))
     warm_up(engine, info)
     live = LiveState(settings.redis_url.get_secret_value())
     db = Database(settings.database_url.get_secret_value(), settings.db_pool_size, live.tell_changes)

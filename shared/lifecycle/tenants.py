@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -85,11 +85,12 @@ def create_tenant(db: Database, name: str, sealed_webhook_secret: bytes, limits:
     return db.run(work)
 
 
-def find_tenant(db: Database, *, tenant_id: str | None = None, name: str | None = None) -> TenantRecord | None:
-    """The tenant with this id or name."""
+def find_tenant(db: Database, id_or_name: str) -> TenantRecord | None:
+    """The tenant with this id or name; an id goes before a name that looks like it."""
 
     def work(session: Session) -> TenantRecord | None:
-        row = session.scalars(select(Tenant).where(Tenant.id == tenant_id if name is None else Tenant.name == name)).one_or_none()
+        is_meant = or_(Tenant.id == id_or_name, Tenant.name == id_or_name)
+        row = session.scalars(select(Tenant).where(is_meant).order_by((Tenant.id == id_or_name).desc()).limit(1)).one_or_none()
         return None if row is None else _record(row)
 
     return db.run(work)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from services.api.field_errors import FieldError, InvalidFieldsError
 from services.api.fields import MAX_METADATA, CustomId, MetadataKey, MetadataValue, Moment, Sent, refuse
-from services.api.schemas import MAX_PROMPT_CHARS, MAX_SOURCES, Loras, Seed, Size, Webhook, or_plain_url, spread_url
+from services.api.schemas import MAX_PROMPT_CHARS, MAX_SOURCES, JobRequest, Loras, Seed, Size, Webhook, or_plain_url, spread_url
 from shared.lifecycle.reuse import Cache
 from shared.states import Priority
 
@@ -114,6 +114,11 @@ class Asked(Sent):
 
 class ImageRequest(Picture, Asked):
     """What to draw, and how."""
+
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(JobRequest.model_fields, "POST /v1/jobs"),
+        **dict.fromkeys(("image", "images"), "POST /v1/images/edits"),
+    }
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to draw. Text in quotation marks is drawn as text.")
     n: int = Field(default=1, ge=1, le=10, description="How many images; image i uses `seed + i`.")

@@ -54,6 +54,8 @@ _TEST_S = 20.0
 """What a test waits for its answer: the time that a receiver has, and some for the sender."""
 _LOOK_S = 0.1
 
+_COLUMNS = {"event_types": "events", "thin": "is_thin", "metadata": "request_metadata"}
+"""Those of a change that are called another way than its fields."""
 _LINKS = (("get_webhook_endpoint", "change_webhook_endpoint", "rotate_webhook_endpoint_secret", "delete_webhook_endpoint"), "endpoint_id")
 
 
@@ -233,19 +235,10 @@ def webhook_endpoints_blueprint(parts: Parts) -> APIBlueprint:
 def _change(parts: Parts, endpoint_id: str) -> dict[str, Any]:
     caller = authenticate(parts.callers, request, "admin")
     asked = validated(EndpointChange, read_json(request))
-    changes: dict[str, Any] = {}
-    if asked.url is not None:
-        parsed = check_receiver(parts.policy, parts.waiting, asked.url, "url")
-        changes = {"url": str(parsed), "host": parsed.netloc}
-    named = {
-        "events": asked.event_types,
-        "name": asked.name,
-        "description": asked.description,
-        "is_thin": asked.thin,
-        "request_metadata": asked.metadata,
-        "status": asked.status,
-    }
-    changes |= {column: value for column, value in named.items() if value is not None}
+    changes = {_COLUMNS.get(name, name): value for name, value in asked.changes().items()}
+    if "url" in changes:
+        parsed = check_receiver(parts.policy, parts.waiting, changes["url"], "url")
+        changes |= {"url": str(parsed), "host": parsed.netloc}
     return _changed(parts, caller, endpoint_id, changes)
 
 

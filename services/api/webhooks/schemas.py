@@ -60,15 +60,23 @@ class NewEndpointRequest(Sent):
 
 
 class EndpointChange(Sent):
-    """What is to be another way. What is left out stays."""
+    """What is to be another way. What is left out stays; null: as of an endpoint that was made without it."""
 
-    url: EndpointUrl | None = None
+    # A factory's default is not in the document: what is not said here is not changed.
+    url: EndpointUrl = Field(default_factory=str)
     event_types: EventFilters | None = Field(default=None, description=_EVENTS)
     name: EndpointName | None = None
     description: str | None = Field(default=None, max_length=2000)
     thin: bool | None = None
     metadata: Metadata | None = Field(default=None, description="All of it; what is not in it is gone.")
-    status: Literal["enabled", "disabled"] | None = Field(default=None, description="Enabled, it begins anew, as if it had never failed.")
+    status: Literal["enabled", "disabled"] = Field(
+        default_factory=lambda: "enabled", description="Enabled, it begins anew, as if it had never failed."
+    )
+
+    def changes(self) -> dict[str, Any]:
+        """What is to be changed, by field."""
+        made = NewEndpointRequest.model_fields
+        return {name: made[name].default if value is None else value for name in self.model_fields_set for value in (getattr(self, name),)}
 
 
 class RotationRequest(Sent):

@@ -139,6 +139,19 @@ def test_operator_makes_a_tenant_and_its_first_key(operator: FlaskClient, app: A
     assert_problem(operator.post("/v1/api_keys", json={"scope": "read", "tenant": "nobody"}), 404, "not_found", "tenant")
 
 
+def test_a_tenant_is_named_by_id_or_name(operator: FlaskClient) -> None:
+    """Wherever a tenant is meant, either will do; so that it is clear which, no name looks like an id."""
+    tenant = operator.post("/v1/tenants", json={"name": "globex", "limits": {"max_queued": 5}}).get_json()
+    assert operator.get(f"/v1/tenants?name={tenant['id']}").get_json()["data"] == [tenant]
+    assert operator.get("/v1/tenants/globex").get_json() == tenant
+    assert operator.patch("/v1/tenants/globex", json={"limits": {"max_queued": 5}}).get_json() == tenant
+    made = make_key(operator, scope="read", tenant=tenant["id"])
+    assert operator.get(f"/v1/api_keys?tenant={tenant['id']}").get_json() == operator.get("/v1/api_keys?tenant=globex").get_json()
+    assert operator.delete(f"/v1/api_keys/{made['id']}?tenant={tenant['id']}").status_code == 200
+    assert_problem(operator.post("/v1/tenants", json={"name": tenant["id"]}), 400, "invalid_request", "name")
+    assert_problem(operator.get("/v1/tenants/%00"), 404, "not_found")
+
+
 def test_tenant_limits_change_one_by_one(operator: FlaskClient, stranger: Account) -> None:
     """What a change leaves out stays; null goes back to the service's default; names are taken once."""
     path = f"/v1/tenants/{stranger.tenant_id}"

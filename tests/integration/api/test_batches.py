@@ -419,7 +419,8 @@ def test_changes(client: FlaskClient) -> None:
         assert client.patch(path, json={"name": "y"}).get_json() == {**batch, "name": "y"}
         changed = client.patch(path, json={"metadata": {"b": "2"}}).get_json()
         assert (changed["name"], changed["metadata"]) == ("y", {"b": "2"})
-        assert client.patch(path, json={"name": None, "metadata": None}).get_json()["metadata"] == {}
+        bare = client.patch(path, json={"name": None, "metadata": None, "max_failures": None}).get_json()
+        assert (bare["name"], bare["metadata"]) == (None, {})
         assert_problem(client.patch(path, json={"nmae": "z"}), 400, "invalid_request", "nmae")
 
 

@@ -127,6 +127,47 @@ def test_lying_bodies(server: Server, account: Account) -> None:
     assert server.send(b"GET /healthz HTTP/1.1\r\nHost:") == b""
 
 
+def test_what_is_no_http_is_a_problem_too(server: Server) -> None:
+    """What gunicorn refuses by itself has the form and the codes of all other refusals, is one answer, and is not quoted in the log."""
+
+    def refused(data: bytes) -> tuple[int, str, str]:
+        head, _, rest = server.send(data).partition(b"\r\n\r\n")
+        names = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
+        body = json.loads(rest)
+        assert names["Content-Type"] == "application/problem+json"
+        assert int(names["Content-Length"]) == len(rest)
+        assert names["X-Request-Id"] == body["request_id"] == body["instance"].rpartition("#")[2]
+        assert body["type"].endswith(f"/problems/{body['code'].replace('_', '-')}")
+        assert body["error"] == {"message": body["detail"], "type": "invalid_request_error", "param": None, "code": body["code"]}
+        assert body["status"] == int(head.split()[1])
+        assert SECRET_WORDS not in rest.decode()
+        return body["status"], body["code"], body["detail"]
+
+    get = b"GET /v1/jobs HTTP/1.1\r\nHost: x\r\n"
+    long = SECRET_WORDS.encode() * 1000
+    assert refused(b"GET /v1/jobs?custom_id=" + long + b" HTTP/1.1\r\nHost: x\r\n\r\n")[:2] == (414, "uri_too_long")
+    assert refused(get + b"X-Long: " + long + b"\r\n\r\n")[:2] == (431, "headers_too_large")
+    assert refused(get + b"X-Many: 1\r\n" * 200 + b"\r\n")[:2] == (431, "headers_too_large")
+    for header, told in (
+        (b"Content-Length: -1", "Content-Length"),
+        (b"Content-Length: 1\r\nContent-Length: 2", "Content-Length"),
+        (b"Transfer-Encoding: gzip", "Transfer-Encoding"),
+        (b"Transfer-Encoding: chunked\r\nContent-Length: 3", "Content-Length"),
+        (b"Expect: " + SECRET_WORDS.encode(), "Expect"),
+        (b"Authorization : " + SECRET_WORDS.encode(), "header"),
+        (SECRET_WORDS.encode(), "header"),
+    ):
+        status, code, detail = refused(get + header + b"\r\n\r\n")
+        assert (status, code) == (400, "invalid_request"), header
+        assert told in detail, header
+    for line in (b"\x16\x03\x01\x02\x00\x01", b"GET /v1/jobs HTTP/9.9", b"GET", b"G?T / HTTP/1.1"):
+        assert refused(line + b"\r\n\r\n")[:2] == (400, "invalid_request")
+    # Answered before its body was looked at: broken chunks get no second answer, which would be taken for that of the next request.
+    answers = server.send(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n\r\n")
+    assert answers.count(b"HTTP/1.1 ") == answers.count(b"HTTP/1.1 401 ") == 1
+    assert SECRET_WORDS not in server.log()
+
+
 def test_silent_clients_do_not_hold_every_thread(server: Server) -> None:
     """Twice as many half-sent requests as threads delay the others by the silence limit, not for ever."""
     connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(32)]

@@ -14,9 +14,9 @@ from shared.db import Database
 from shared.lifecycle.workers import beat_worker
 from shared.states import Stage
 from shared.storage import Storage
-from tests.integration.api.conftest import MODEL, Account, client_of, finish_jobs, png
+from tests.integration.api.conftest import MODEL, Account, assert_problem, client_of, finish_jobs, png
 
-SMALL = replace(MODEL, max_px=2048, source_max_px=256, min_generate_px=64, max_generate_px=256)
+SMALL = replace(MODEL, max_px=2048, source_max_px=256, min_generate_px=64, max_generate_px=256, max_tokens=2000, token_bytes=(6, 2, 1, 1))
 
 
 @pytest.fixture
@@ -60,3 +60,18 @@ def test_large_pictures_of_one_drawn_size_share_their_layout(client: FlaskClient
     for size in ("256x256", "512x512", "2048x2048"):
         assert client.post("/v1/jobs", json={"prompt": "a fox", "size": size, "seed": 1}).status_code == 202
     assert db.run(lambda session: session.execute(text("SELECT count(*) FROM grid")).scalar()) == 1
+
+
+@pytest.mark.parametrize("prompt", ["🦊" * 500, "世" * 700, "ñ" * 2000, "fox " * 3 + "🦊" * 480])
+def test_a_prompt_of_too_many_tokens_is_refused_at_once(client: FlaskClient, prompt: str) -> None:
+    """What no worker has room for never becomes a job, in any interface; the limit is told, and a smaller picture leaves more room."""
+    assert client.get("/v1/models").get_json()["data"][0]["limits"]["max_tokens"] == 2000
+    for path in ("/v1/jobs", "/v1/estimate"):
+        problem = assert_problem(client.post(path, json={"prompt": prompt, "size": "256x256"}), 422, "unprocessable_prompt", "prompt")
+        assert problem["errors"][0]["code"] == "too_many_tokens"
+        assert "room for" in problem["detail"]
+        assert "GLMQ_" not in problem["detail"]
+    refused = client.post("/v1/images/generations", json={"prompt": prompt})
+    assert (refused.status_code, refused.get_json(force=True)["error"]["param"]) == (422, "prompt")
+    assert client.get("/v1/jobs").get_json()["data"] == []
+    assert client.post("/v1/jobs", json={"prompt": prompt[:400], "size": "256x256"}).status_code == 202

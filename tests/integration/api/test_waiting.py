@@ -135,6 +135,8 @@ def test_prefer_wait_answers_with_the_finished_job(client: FlaskClient, db: Data
     assert fast.headers["Preference-Applied"] == "wait=20"
     assert fast.headers["Location"] == f"/v1/jobs/{fast.get_json()['id']}"
     assert "Retry-After" not in fast.headers
+    at_once = client.post("/v1/jobs", json={"prompt": "a fox", "seed": 1}, headers={"Prefer": "wait=0"})
+    assert (at_once.status_code, at_once.get_json()["status"], at_once.headers["Preference-Applied"]) == (200, "succeeded", "wait=0")
 
     queued = client.post("/v1/jobs", json={"prompt": "another fox"}, headers={"Prefer": "respond-async"})
     assert (queued.status_code, queued.headers["Preference-Applied"]) == (202, "respond-async")

@@ -71,6 +71,19 @@ def test_create_read_change_delete(client: FlaskClient) -> None:
     assert client.get("/v1/webhook_endpoints").get_json()["data"] == []
 
 
+def test_null_is_what_a_new_one_has(client: FlaskClient) -> None:
+    """A change to null undoes what was said of a field, as it does of batches; what an endpoint cannot be without stays."""
+    bare = create(client)
+    bare.pop("signing_secret")
+    path = f"/v1/webhook_endpoints/{bare['id']}"
+    assert client.patch(path, json={}).get_json() == bare
+    told = {"name": "studio", "description": "Ours", "event_types": ["job.failed"], "thin": True, "metadata": {"a": "1"}}
+    assert {name: client.patch(path, json=told).get_json()[name] for name in told} == told
+    assert client.patch(path, json=dict.fromkeys(told)).get_json() | {"updated_at": bare["updated_at"]} == bare
+    for name in ("url", "status"):
+        assert_problem(client.patch(path, json={name: None}), 400, "invalid_request", name)
+
+
 def test_an_endpoint_hears_everything_unless_it_says_otherwise(client: FlaskClient, db: Database) -> None:
     """Without types it gets all of them."""
     mine = create(client)

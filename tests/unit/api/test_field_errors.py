@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, from_pydantic
+from services.api.field_errors import ErrorCollector, FieldError, InvalidFieldsError, from_pydantic, validated
+from services.api.openai.schemas import EditRequest, ImageRequest
 from services.api.schemas import JobRequest
 from shared.errors import RequestError
 
@@ -84,6 +85,32 @@ def test_suggestions_are_only_close_ones() -> None:
     """A typing error gets a suggestion; a word of another API does not."""
     assert refuse(prompt="x", promt="x").detail.endswith("did you mean prompt?")
     assert refuse(prompt="x", sampler="euler").detail == "unknown field sampler"
+
+
+@pytest.mark.parametrize(
+    ("model", "sent", "told"),
+    [
+        (ImageRequest, "steps", "did you mean num_inference_steps?"),
+        (ImageRequest, "format", "did you mean output_format?"),
+        (ImageRequest, "width", "did you mean size?"),
+        (ImageRequest, "text", "POST /v1/jobs takes it"),
+        (ImageRequest, "renditions", "POST /v1/jobs takes it"),
+        (ImageRequest, "images", "POST /v1/images/edits takes it"),
+        (ImageRequest, "streem", "did you mean stream?"),
+        (EditRequest, "image_url", "did you mean images?"),
+        (JobRequest, "num_inference_steps", "did you mean steps?"),
+        (JobRequest, "output_format", "did you mean format?"),
+        (JobRequest, "num_outputs", "did you mean n?"),
+        (JobRequest, "response_format", "unknown field response_format"),
+        (JobRequest, "service_tier", "did you mean priority?"),
+    ],
+)
+def test_a_name_of_another_interface_is_known(model: type[BaseModel], sent: str, told: str) -> None:
+    """Who brings the words of another interface, or of another route, is told the one that means the same here, or who knows it."""
+    with pytest.raises(InvalidFieldsError) as caught:
+        validated(model, {"prompt": "x", sent: "y"})
+    [detail] = [error.detail for error in caught.value.errors if error.param == sent]
+    assert detail.endswith(told), detail
 
 
 def test_collector_keeps_order_and_codes() -> None:

@@ -25,7 +25,11 @@ from services.api.prefer import Preference, parse_prefer
         (["wait=soon"], 0, None),
         (["wait=-1"], 0, None),
         (["wait=1.5"], 0, None),
-        (["wait=99999999999999999999"], 0, None),
+        (["wait=99999999999999999999"], 55, "wait=55"),
+        (["wait=" + "9" * 8000], 55, "wait=55"),
+        (["wait=0000000000000003"], 3, "wait=3"),
+        (["wait="], 30, "wait=30"),
+        (["wait=-0, respond-async"], 0, "respond-async"),
         (['foo="a, wait=5"'], 0, None),
         (["lenient, wait=٣"], 0, None),
         (["", ",,,", "=;="], 0, None),
@@ -33,7 +37,9 @@ from services.api.prefer import Preference, parse_prefer
 )
 def test_prefer(headers: list[str], wait_s: int, applied: str | None) -> None:
     """Every form that RFC 7240 allows is read; what is unknown or malformed is ignored, and long waits are cut."""
-    assert parse_prefer(headers) == Preference(wait_s, applied)
+    preference = parse_prefer(headers)
+    assert preference == Preference(wait_s, applied)
+    assert preference.is_wait == (applied or "").startswith("wait=")
 
 
 def test_a_hostile_header_is_read_in_time() -> None:

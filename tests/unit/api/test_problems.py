@@ -11,10 +11,10 @@ from apiflask import APIFlask
 from werkzeug.exceptions import Gone, ImATeapot, NotImplemented
 
 from services.api.field_errors import FieldError, InvalidFieldsError
-from services.api.problem_catalogue import Problem
+from services.api.problem_catalogue import PROBLEM_TYPE, Problem
 from services.api.problem_pages import PAGE, problems_page
 from services.api.problem_texts import TEXTS
-from services.api.problems import MEDIA_TYPE, problem_response
+from services.api.problems import problem_response
 from shared.db import DatabaseDownError
 from shared.errors import RequestError
 
@@ -131,7 +131,7 @@ def test_inside_is_not_shown(app: APIFlask, error: Exception, status: int, code:
     got, body, headers = answer(app, error)
     assert (got, body["code"]) == (status, code)
     assert "secret" not in str(body)
-    assert headers["Content-Type"] == MEDIA_TYPE
+    assert headers["Content-Type"] == PROBLEM_TYPE
     assert ("Retry-After" in headers) == (status == 503)
 
 

@@ -16,6 +16,17 @@ def test_plain_json_is_read_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1.0", 1), ("2e1", 20), ("-0.0", 0), ("9007199254740992.0", 2**53), ("1.5", 1.5), ("1e17", 1e17), ("1e-400", 0), ("true", True)],
+)
+def test_whole_numbers_are_whole_in_any_form(text: str, expected: object) -> None:
+    """1.0 is the integer that JSON Schema takes it for, as far as a float tells exactly which."""
+    read = parse_object(b'{"a": %s}' % text.encode())["a"]
+    assert read == expected
+    assert type(read) is type(expected)
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         (b"[1]", "must be an object"),

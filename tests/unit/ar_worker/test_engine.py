@@ -262,13 +262,13 @@ def test_what_is_written_is_shown_in_steps(ar_model: ArModel) -> None:
 
 
 def test_a_request_longer_than_a_slot_fails_alone(ar_model: ArModel) -> None:
-    """It is told how long it is and which setting bounds it; its neighbour is served."""
+    """It is told how long it is and how long it may be; its neighbour is served."""
     engine = ArEngine(ar_model, slots=2, cache_tokens=400)
     engine.start()
     too_long = engine.submit(replace(QUICK, prompt="cat " * 100), ignore, never)
     fits = engine.submit(QUICK, ignore, never)
 
-    with pytest.raises(PermanentWorkError, match=r"room for 400 \(GLMQ_AR_CACHE_TOKENS\)"):
+    with pytest.raises(PermanentWorkError, match=r"room for 400$"):
         too_long.result(timeout=60)
     assert fits.result(timeout=60).token_ids
     engine.close()

@@ -116,7 +116,7 @@ def test_what_is_no_plain_url_is_refused(url: str, reason: str) -> None:
 )
 def test_numbers_of_inside_addresses_are_refused_at_once(host: str) -> None:
     """No spelling of a private or local address passes, and the text says what an operator can do."""
-    with pytest.raises(ForbiddenAddressError, match=r"^images\.0\.url: .*GLMQ_EGRESS_ALLOW") as caught:
+    with pytest.raises(ForbiddenAddressError, match=r"^images\.0\.url: .*[Oo]perator") as caught:
         INTERNET.check_url(f"http://{host}/", "images.0.url")
     assert caught.value.code == "forbidden_address"
     assert caught.value.param == "images.0.url"
@@ -128,7 +128,9 @@ def test_every_address_of_a_name_is_checked() -> None:
     with pytest.raises(ForbiddenAddressError) as caught:
         policy.resolve("mixed.example", 443, "webhook")
     assert "10.1.2.3" not in caught.value.detail
-    assert "GLMQ_EGRESS_ALLOW" in caught.value.detail
+    assert "operator" in caught.value.detail
+    # Who reads it may be a customer, who has no settings.
+    assert "GLMQ_" not in caught.value.detail
 
 
 def test_a_name_is_asked_for_each_time() -> None:
