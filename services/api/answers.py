@@ -142,8 +142,8 @@ class QueuePlace(BaseModel):
 
     lane: Priority = Field(description="Lanes share the workers by weight; the most urgent has the most.")
     seconds_ahead: float | None = Field(
-        description="About how long all live workers take for what came before it, in its lane and in more urgent ones; null if that cannot "
-        "be told. Turns between tenants are not looked at: behind another one's long line a job begins much sooner than this."
+        description="About how long all live workers take for what came before it, in its lane and in more urgent ones; null if that "
+        "cannot be told. Turns between tenants are not looked at: behind another one's long line a job begins much sooner than this."
     )
 
 
