@@ -16,7 +16,8 @@ from shared.errors import RequestError
 from shared.ids import is_id
 from shared.job_document import finish_document
 from shared.lifecycle.batch_reads import ITEM_STATUSES, ItemRow, Outcome
-from shared.lifecycle.batches import LIVE, BatchDocument, get_batch
+from shared.lifecycle.batch_values import BatchDocument
+from shared.lifecycle.batches import LIVE, get_batch
 from shared.lifecycle.tenants import Caller
 from shared.states import BatchStatus
 

@@ -29,7 +29,7 @@ from shared.db import DatabaseDownError, LeaderLock
 from shared.errors import StartupError
 from shared.ids import new_id
 from shared.lifecycle import batch_control, batch_items, batch_reads, batch_retry, batch_steps, batches, files
-from shared.lifecycle.batches import BatchDocument
+from shared.lifecycle.batch_values import BatchDocument
 from shared.lifecycle.files import NewFile
 from shared.logs import configure_logs
 from shared.settings import read_settings

@@ -25,7 +25,7 @@ from services.api.run_time import check_deadline
 from services.api.submitting import read_request
 from shared.errors import QuotaError, RequestError
 from shared.lifecycle import batch_items
-from shared.lifecycle.batches import BatchDocument
+from shared.lifecycle.batch_values import BatchDocument
 from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.quotas import Limits, OwnLimits, queue_room, read_budget
 from shared.lifecycle.retry import retry

@@ -21,7 +21,7 @@ from services.api.parts import Parts
 from services.api.priority import with_allowed_priority
 from services.api.schemas import JobRequest
 from services.api.webhooks.callbacks import collect_webhook
-from shared.lifecycle.batches import NewBatch, NewItem
+from shared.lifecycle.batch_values import NewBatch, NewItem
 from shared.lifecycle.files import known_pictures
 from shared.lifecycle.jobs import known_results
 from shared.lifecycle.tenants import Caller

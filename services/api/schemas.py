@@ -2,7 +2,7 @@
 What clients may send: the fields, their types and ranges, as Pydantic models that the OpenAPI document is made from too.
 
 What needs the checkpoint or the network to judge is judged elsewhere
-(`new_job.py`, `sources.py`, `callbacks.py`).
+(`new_job.py`, `sources.py`, `webhooks/callbacks.py`).
 """
 
 from __future__ import annotations

@@ -26,14 +26,17 @@ Every status write of glmq, and the reads that go with them. Each function that 
     erasing.py     erase: a job, and what no other job has of what was drawn for it
     retention.py   what has been kept for long enough: events, deliveries, keys
     batches.py     many jobs submitted as one: made, read and canceled
+    batch_values.py  a batch and its lines as values
     batch_steps.py the steps of it that the clerk takes
     batch_control.py  append, seal, pause, rename: what its owner does meanwhile
     batch_retry.py another run of what failed in it
     batch_reads.py what became of its lines
     batch_items.py its lines, how they become jobs, and what became of them
     approval.py    approve, reject: what customers say to drafts
+    drawn.py       the images of jobs, and the grids they are drawn from
     events.py      the event of a change and its webhook deliveries, inside the change's transaction
-    endpoints.py   webhook endpoints and their secrets
+    endpoints.py   webhook endpoints
+    webhook_secrets.py  what signs webhooks, rotated
     endpoint_health.py  when an endpoint that fails is spared, and when it is given up
     letters.py     what is posted, and where to
     watchers.py    who wants to hear by webhook how far jobs are

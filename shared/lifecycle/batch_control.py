@@ -18,7 +18,8 @@ from shared.db import Database
 from shared.errors import GlmqError, RequestError
 from shared.lifecycle.batch_reads import CANCELED, EXPIRED
 from shared.lifecycle.batch_steps import tell_batch
-from shared.lifecycle.batches import NewItem, item_rows
+from shared.lifecycle.batch_values import NewItem
+from shared.lifecycle.batches import item_rows
 from shared.lifecycle.ending import database_now
 from shared.states import TERMINAL_JOB, BatchStatus, JobStatus, WorkState
 from shared.tables import Batch, BatchItem, Grid, Image, Job, Output

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from shared.db import Database
 from shared.errors import RequestError
-from shared.lifecycle.batches import BatchDocument, count_one_more, lock_tenant
+from shared.lifecycle.batch_values import BatchDocument
+from shared.lifecycle.batches import count_one_more, lock_tenant
 from shared.lifecycle.ending import database_now
 from shared.lifecycle.quotas import Limits
 from shared.states import RETRYABLE_JOB, BatchStatus

@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 from shared.db import Database
 from shared.lifecycle.batch_items import is_pending
 from shared.lifecycle.batch_reads import ENDED, count_items
-from shared.lifecycle.batches import BatchDocument, NewItem, counted, item_rows
+from shared.lifecycle.batch_values import BatchDocument, NewItem
+from shared.lifecycle.batches import counted, item_rows
 from shared.lifecycle.events import record_event
 from shared.lifecycle.files import NewFile, add_file_in
 from shared.states import BatchStatus

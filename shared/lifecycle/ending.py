@@ -10,7 +10,8 @@ from sqlalchemy import Select, exists, func, select
 from sqlalchemy.orm import Session
 
 from shared.db import note_changes, read_rows
-from shared.lifecycle.events import read_drawn, record_changes, record_success
+from shared.lifecycle.drawn import read_drawn
+from shared.lifecycle.events import record_changes, record_success
 from shared.states import LIVE_WORK, TERMINAL_JOB, JobStatus, WorkState
 from shared.tables import Grid, Image, Job, Output
 

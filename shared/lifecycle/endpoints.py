@@ -1,5 +1,5 @@
 """
-Webhook endpoints: what tenants register, change and delete, their secrets, and how they are disabled.
+Webhook endpoints: what tenants register, change and delete, and how they are disabled.
 
 Rows are locked in the order endpoint, tenant. The tenant's row counts the enabled ones, for `events.py`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import Select, func, select, update
@@ -136,7 +136,7 @@ def change_endpoint(db: Database, tenant_id: str, endpoint_id: str, changes: dic
         if is_changed:
             row.updated_at = database_now(session)
 
-    return _change(db, tenant_id, endpoint_id, change)
+    return change_row(db, tenant_id, endpoint_id, change)
 
 
 def delete_endpoint(db: Database, tenant_id: str, endpoint_id: str) -> bool:
@@ -146,43 +146,7 @@ def delete_endpoint(db: Database, tenant_id: str, endpoint_id: str) -> bool:
         row.status, row.disabled_reason = "deleted", None
         row.secret, row.previous_secret, row.previous_secret_until = b"", None, None
 
-    return _change(db, tenant_id, endpoint_id, change) is not None
-
-
-def rotate_endpoint_secret(
-    db: Database, tenant_id: str, endpoint_id: str, secret: bytes, secret_hint: str, overlap_s: float
-) -> dict[str, Any] | None:
-    """
-    Give an endpoint another secret; the one it had signs beside it for `overlap_s` more seconds.
-
-    Returns:
-        The endpoint's document, or None if this tenant has no such endpoint.
-    """
-
-    def change(session: Session, row: WebhookEndpoint) -> None:
-        now = database_now(session)
-        row.previous_secret, row.previous_secret_until = _until(row.secret, now, overlap_s)
-        row.secret, row.secret_hint, row.updated_at = secret, secret_hint, now
-
-    return _change(db, tenant_id, endpoint_id, change)
-
-
-def rotate_default_secret(db: Database, tenant_id: str, secret: bytes, overlap_s: float) -> datetime | None:
-    """
-    Give a tenant another secret for the webhooks of its jobs; the one it had signs beside it for `overlap_s` more seconds.
-
-    Returns:
-        When the old one stops to sign, None if at once.
-    """
-
-    def work(session: Session) -> datetime | None:
-        tenant = session.scalars(select(Tenant).where(Tenant.id == tenant_id).with_for_update(key_share=True)).one()
-        previous, until = _until(tenant.webhook_secret, database_now(session), overlap_s)
-        tenant.previous_webhook_secret, tenant.previous_webhook_secret_until = previous, until
-        tenant.webhook_secret = secret
-        return until
-
-    return db.run(work)
+    return change_row(db, tenant_id, endpoint_id, change) is not None
 
 
 def add_test(db: Database, tenant_id: str, endpoint_id: str, event_type: str) -> str | None:
@@ -266,11 +230,9 @@ def set_health(row: WebhookEndpoint, health: Health) -> None:
     row.breaker_openings, row.breaker_until = health.openings, health.breaker_until
 
 
-def _disable(session: Session, row: WebhookEndpoint, reason: DisabledReason) -> None:
-    row.status, row.disabled_reason, row.disabled_at = "disabled", reason, database_now(session)
+def change_row(db: Database, tenant_id: str, endpoint_id: str, change: Callable[[Session, WebhookEndpoint], None]) -> dict[str, Any] | None:
+    """Change the locked row of an endpoint; its document, or None if this tenant has no such endpoint."""
 
-
-def _change(db: Database, tenant_id: str, endpoint_id: str, change: Callable[[Session, WebhookEndpoint], None]) -> dict[str, Any] | None:
     def work(session: Session) -> dict[str, Any] | None:
         row = session.scalars(_of_tenant(tenant_id, endpoint_id).with_for_update(key_share=True)).one_or_none()
         if row is None:
@@ -285,6 +247,10 @@ def _change(db: Database, tenant_id: str, endpoint_id: str, change: Callable[[Se
     return db.run(work)
 
 
+def _disable(session: Session, row: WebhookEndpoint, reason: DisabledReason) -> None:
+    row.status, row.disabled_reason, row.disabled_at = "disabled", reason, database_now(session)
+
+
 def _count(session: Session, tenant_id: str) -> None:
     """Count the tenant's enabled endpoints anew. Its row is locked first, so that no other count can be under way."""
     session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
@@ -296,10 +262,6 @@ def _of_tenant(tenant_id: str, endpoint_id: str) -> Select[WebhookEndpoint]:
     return select(WebhookEndpoint).where(
         WebhookEndpoint.id == endpoint_id, WebhookEndpoint.tenant_id == tenant_id, WebhookEndpoint.status != "deleted"
     )
-
-
-def _until(secret: bytes, now: datetime, overlap_s: float) -> tuple[bytes | None, datetime | None]:
-    return (secret, now + timedelta(seconds=overlap_s)) if overlap_s > 0 else (None, None)
 
 
 def _seconds(at: datetime | None) -> int | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic_core import to_json
@@ -15,9 +13,10 @@ from sqlalchemy.orm import Session
 from shared.db import note_changes, note_deliveries, read_rows
 from shared.dialects import DIALECTS, dialect_of
 from shared.ids import new_id
-from shared.job_document import JobImage, job_document
+from shared.job_document import job_document
+from shared.lifecycle.drawn import Drawn, read_drawn
 from shared.states import TERMINAL_JOB, JobStatus
-from shared.tables import Grid, Job, WebhookEndpoint
+from shared.tables import Job, WebhookEndpoint
 from shared.webhooks import is_wanted
 
 JOB_ENDS = ("job.succeeded", "job.failed", "job.canceled", "job.expired")
@@ -104,30 +103,6 @@ _ADD_DELIVERIES = """
     RETURNING id
 """
 _LISTENERS = "SELECT id, url, events FROM webhook_endpoint WHERE tenant_id = %(tenant)s AND status = 'enabled'"
-_GRID_COLUMNS = {name: f"of_grid_{name}" for name in Grid.__table__.columns.keys()}  # noqa: SIM118 - a collection of columns, not a dict
-_IMAGES = f"""
-    SELECT
-        output.job_id AS of_job, output.is_cached, clock_timestamp() AS read_at, image.*,
-        {", ".join(f"grid.{name} AS {alias}" for name, alias in _GRID_COLUMNS.items())}
-    FROM output JOIN image ON image.id = output.image_id JOIN grid ON grid.id = image.grid_id
-    WHERE output.job_id = ANY(%(jobs)s::text[]) ORDER BY output.job_id, output.index
-"""  # noqa: S608 - our own names
-
-
-@dataclass
-class Drawn:
-    """
-    Images and the grids they are drawn from.
-
-    Attributes:
-        images: of each job, by index.
-        grids: by id.
-        read_at: the database's clock; None if there is no image.
-    """
-
-    images: dict[str, list[JobImage]]
-    grids: dict[str, Grid]
-    read_at: datetime | None = None
 
 
 def count_change(session: Session, job: Job) -> None:
@@ -292,14 +267,3 @@ def _for_listeners(session: Session, tenant_id: str, event_type: str, event_ids:
 def _delivery(tenant_id: str, event_id: str, url: str, lane: str, endpoint_id: str | None) -> dict[str, Any]:
     values = {"id": new_id("whd"), "tenant_id": tenant_id, "event_id": event_id}
     return {**values, "url": url, "lane": lane, "endpoint_id": endpoint_id, "kind": "live"}
-
-
-def read_drawn(session: Session, job_ids: Collection[str]) -> Drawn:
-    """What is drawn for these jobs, as it is now. To be read: not the session's own rows."""
-    drawn = Drawn({job_id: [] for job_id in job_ids}, {})
-    for row in read_rows(session, _IMAGES, {"jobs": list(job_ids)}):
-        drawn.read_at = row.read_at
-        drawn.images[row.of_job].append(JobImage(row, row.is_cached))
-        if row.grid_id not in drawn.grids:
-            drawn.grids[row.grid_id] = cast(Grid, SimpleNamespace(**{name: getattr(row, alias) for name, alias in _GRID_COLUMNS.items()}))
-    return drawn

@@ -14,8 +14,8 @@ from shared.db import Database
 from shared.errors import RequestError
 from shared.job_document import WATCHED_WORK, Progress, has_image, job_document
 from shared.lifecycle.claims import StoredArtifact, finished_artifact
+from shared.lifecycle.drawn import read_drawn
 from shared.lifecycle.ending import end_canceled, end_jobs
-from shared.lifecycle.events import read_drawn
 from shared.lifecycle.paging import Page, read_page
 from shared.states import TERMINAL_JOB, JobStatus
 from shared.tables import Grid, Image, Job, Output

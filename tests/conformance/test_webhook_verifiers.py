@@ -24,9 +24,10 @@ import svix
 from infra.embedded.postgres import PostgresServer
 from infra.migrate import migrate_database
 from shared.db import Database
-from shared.lifecycle.endpoints import NewEndpoint, add_endpoint, rotate_default_secret, rotate_endpoint_secret
+from shared.lifecycle.endpoints import NewEndpoint, add_endpoint
 from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import ensure_tenant
+from shared.lifecycle.webhook_secrets import rotate_default_secret, rotate_endpoint_secret
 from shared.sealing import Sealer
 from shared.webhooks import new_secret
 from tests.fakes import ScriptedServer

@@ -12,10 +12,11 @@ import pytest
 from shared.db import Database
 from shared.lifecycle import deliveries
 from shared.lifecycle.deliveries import Delivery, Outcome, Room
-from shared.lifecycle.endpoints import NewEndpoint, add_endpoint, change_endpoint, delete_endpoint, get_endpoint, rotate_endpoint_secret
+from shared.lifecycle.endpoints import NewEndpoint, add_endpoint, change_endpoint, delete_endpoint, get_endpoint
 from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import ensure_tenant
+from shared.lifecycle.webhook_secrets import rotate_endpoint_secret
 from tests.ledger import execute, query
 
 FAILED = Outcome("pending", retry_in_s=0, status=500, error="status 500", reply=b"oops", latency_ms=3, headers={"X-Attempt": "1"})

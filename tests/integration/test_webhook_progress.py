@@ -16,17 +16,11 @@ from standardwebhooks import Webhook
 
 from infra.migrate import migrate_database
 from shared.db import Database
-from shared.lifecycle.endpoints import (
-    NewEndpoint,
-    add_endpoint,
-    change_endpoint,
-    delete_endpoint,
-    rotate_default_secret,
-    rotate_endpoint_secret,
-)
+from shared.lifecycle.endpoints import NewEndpoint, add_endpoint, change_endpoint, delete_endpoint
 from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import ensure_tenant
 from shared.lifecycle.watchers import find_watched, read_moments
+from shared.lifecycle.webhook_secrets import rotate_default_secret, rotate_endpoint_secret
 from shared.progress import LiveState
 from shared.sealing import Sealer
 from shared.webhooks import new_secret

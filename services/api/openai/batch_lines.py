@@ -23,7 +23,7 @@ from services.api.schemas import JobRequest
 from services.api.strict_json import parse_object
 from shared.checkpoint import ModelInfo
 from shared.errors import RequestError
-from shared.lifecycle.batches import NewItem
+from shared.lifecycle.batch_values import NewItem
 from shared.states import Priority
 
 MAX_LINES = 50_000

@@ -1,6 +1,6 @@
 """
 `/v1/batches`: the batch routes that OpenAI's clients know. Native batches are made, read, listed and canceled by them, too: there is one
-kind of batch, and its answer has both interfaces' members (`batch_answers.py`). The work on it is `../batch_clerk.py`'s.
+kind of batch, and its answer has both interfaces' members (`../batch_answers.py`). The work on it is `../batch_clerk.py`'s.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from services.api.request_body import RequestBody, read_json, read_query
 from services.api.route_docs import describe
 from shared.errors import TooManyBatchesError
 from shared.ids import is_id
-from shared.lifecycle.batches import LIVE, BatchDocument, CreatedBatch, NewBatch, cancel_batch, create_batch, find_replay, list_batches
+from shared.lifecycle.batch_values import BatchDocument, CreatedBatch, NewBatch
+from shared.lifecycle.batches import LIVE, cancel_batch, create_batch, find_replay, list_batches
 from shared.lifecycle.tenants import Caller
 
 _ROUTE = "POST /v1/batches"

@@ -36,18 +36,10 @@ from services.api.webhooks.schemas import (
 )
 from shared.ids import is_id
 from shared.lifecycle.delivery_log import get_delivery
-from shared.lifecycle.endpoints import (
-    NewEndpoint,
-    add_endpoint,
-    add_test,
-    change_endpoint,
-    delete_endpoint,
-    get_endpoint,
-    list_endpoints,
-    rotate_endpoint_secret,
-)
+from shared.lifecycle.endpoints import NewEndpoint, add_endpoint, add_test, change_endpoint, delete_endpoint, get_endpoint, list_endpoints
 from shared.lifecycle.events import WEBHOOK_TYPES
 from shared.lifecycle.tenants import Caller
+from shared.lifecycle.webhook_secrets import rotate_endpoint_secret
 from shared.webhooks import new_secret, secret_hint
 
 _TEST_S = 20.0

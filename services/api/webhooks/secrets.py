@@ -13,8 +13,8 @@ from services.api.request_body import read_optional_json
 from services.api.route_docs import describe
 from services.api.webhooks.schemas import RotatedSecretAnswer, RotationRequest
 from shared.job_document import timestamp
-from shared.lifecycle.endpoints import rotate_default_secret
 from shared.lifecycle.tenants import get_webhook_secret
+from shared.lifecycle.webhook_secrets import rotate_default_secret
 from shared.webhooks import new_secret
 
 

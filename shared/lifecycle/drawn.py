@@ -1,0 +1,51 @@
+"""The images of jobs and the grids they are drawn from, read by one statement. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from types import SimpleNamespace
+from typing import cast
+
+from sqlalchemy.orm import Session
+
+from shared.db import read_rows
+from shared.job_document import JobImage
+from shared.tables import Grid
+
+_GRID_COLUMNS = {name: f"of_grid_{name}" for name in Grid.__table__.columns.keys()}  # noqa: SIM118 - a collection of columns, not a dict
+_IMAGES = f"""
+    SELECT
+        output.job_id AS of_job, output.is_cached, clock_timestamp() AS read_at, image.*,
+        {", ".join(f"grid.{name} AS {alias}" for name, alias in _GRID_COLUMNS.items())}
+    FROM output JOIN image ON image.id = output.image_id JOIN grid ON grid.id = image.grid_id
+    WHERE output.job_id = ANY(%(jobs)s::text[]) ORDER BY output.job_id, output.index
+"""  # noqa: S608 - our own names
+
+
+@dataclass
+class Drawn:
+    """
+    Images and the grids they are drawn from.
+
+    Attributes:
+        images: of each job, by index.
+        grids: by id.
+        read_at: the database's clock; None if there is no image.
+    """
+
+    images: dict[str, list[JobImage]]
+    grids: dict[str, Grid]
+    read_at: datetime | None = None
+
+
+def read_drawn(session: Session, job_ids: Collection[str]) -> Drawn:
+    """What is drawn for these jobs, as it is now. To be read: not the session's own rows."""
+    drawn = Drawn({job_id: [] for job_id in job_ids}, {})
+    for row in read_rows(session, _IMAGES, {"jobs": list(job_ids)}):
+        drawn.read_at = row.read_at
+        drawn.images[row.of_job].append(JobImage(row, row.is_cached))
+        if row.grid_id not in drawn.grids:
+            drawn.grids[row.grid_id] = cast(Grid, SimpleNamespace(**{name: getattr(row, alias) for name, alias in _GRID_COLUMNS.items()}))
+    return drawn
