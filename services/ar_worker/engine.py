@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Hashable
-from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 import torch
@@ -19,21 +18,20 @@ from torch import Tensor
 
 from services.ar_worker.decode_step import DecodeStep
 from services.ar_worker.kv_cache import SlotCache
-from services.ar_worker.prefill import Prefix, check_length, prefill, prefill_written, tokenize_sources
+from services.ar_worker.prefill import check_length, prefill, prefill_written, tokenize_sources
 from services.ar_worker.prompt import ArPrompt, build_prompt
 from services.ar_worker.race import Race
 from services.ar_worker.requests import GridRequest, GridResult, WrittenTokens
 from services.ar_worker.room import cache_shape, choose_room
+from services.ar_worker.rows import GridTicket, PreparedGrid, Row
 from services.ar_worker.sampling import TokenSampler, no_numbers
 from services.ar_worker.settings import CompileMode
 from services.ar_worker.slots import SlotTable
 from services.ar_worker.weights import ArModel
-from shared.engine import BatchEngine, Ticket
+from shared.engine import BatchEngine
 from shared.lora import Lora
 
 __all__ = ["ArEngine", "GridRequest", "GridResult", "WrittenTokens"]
-
-GridTicket = Ticket["PreparedGrid", GridResult, WrittenTokens]
 
 SHOW_EVERY = 256
 """Ids between two showings of what is written: what a successor computes twice at most. A 1024x1024 picture is shown five times."""
@@ -44,47 +42,6 @@ Prompt ids after which a turn admits no further request, so that those who write
 
 On a GPU such a prompt takes as long as some ten decode steps (guess, unmeasured). One request is always admitted, however long.
 """
-
-
-@dataclass(frozen=True)
-class PreparedGrid:
-    """
-    A request whose prompt was read.
-
-    Attributes:
-        prompt: in host memory.
-        key: see `GridRequest.prefix_key`.
-    """
-
-    request: GridRequest
-    prompt: ArPrompt
-    key: Hashable
-
-
-@dataclass(eq=False)
-class _Row:
-    """
-    A live request.
-
-    Attributes:
-        start: ids of its prompt; ids to be written follow in its slot.
-        count: ids written so far, of `num_ids`.
-    """
-
-    ticket: GridTicket
-    sampler: TokenSampler
-    prefix: Prefix = field(init=False)
-    start: int = 0
-    count: int = 0
-
-    @property
-    def request(self) -> GridRequest:
-        return self.ticket.work.request
-
-    @property
-    def end(self) -> int:
-        """Positions that its ids take so far; between a draw and the step, the last has no keys and values yet."""
-        return self.start + self.count
 
 
 class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]):
@@ -121,8 +78,8 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
         # Not in inference mode: the end of a ticket moves rows, and a ticket may end outside a turn.
         self._step = DecodeStep(model, self._cache, model.codebook_size, compile_mode, compiler)
         self._race = Race(model.rules, model.codebook_size, slots)
-        self._table: SlotTable[_Row] = SlotTable(slots, self._move)
-        self._rows: dict[GridTicket, _Row] = {}
+        self._table: SlotTable[Row] = SlotTable(slots, self._move)
+        self._rows: dict[GridTicket, Row] = {}
         # Requests that differ in their seeds alone come together, so one prompt does for all that are on their way.
         self._prompts: WeakValueDictionary[Hashable, ArPrompt] = WeakValueDictionary()
         # Tokenizers are no friends of several threads.
@@ -184,7 +141,7 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
             self.finish(ticket, self._result(request, torch.tensor(written), source_ids, prompt.input_ids.shape[1]))
             return 0
         self._use_lora(request.lora)
-        row = _Row(ticket, sampler)
+        row = Row(ticket, sampler)
         self._rows[ticket] = row
         self._has_changed = True
         slot = self._table.insert(row, request.lora)
@@ -208,7 +165,7 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
         self.stopped(ticket)
         return num_read
 
-    def _read_written(self, row: _Row, slot: int, written: tuple[int, ...]) -> Tensor:
+    def _read_written(self, row: Row, slot: int, written: tuple[int, ...]) -> Tensor:
         """Bring a row to where an earlier attempt was; returns the logits of its next id."""
         ids = torch.tensor(written, device=self._model.device)
         self._cache.ids[slot, row.start : row.start + len(written)] = ids
@@ -234,13 +191,13 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
             else:
                 self._tell(row)
 
-    def _next_ids(self, rows: list[_Row]) -> tuple[Tensor, dict[_Row, Exception]]:
+    def _next_ids(self, rows: list[Row]) -> tuple[Tensor, dict[Row, Exception]]:
         """Draw [n] ids; rows that get none are told with why."""
         logits = self._step.logits[: len(rows)]
         try:
             return self._race.draw(logits), {rows[i]: no_numbers() for i in self._race.broken}
         except Exception:  # such as memory that all rows together lack: each row's own sampler draws the same ids
-            errors: dict[_Row, Exception] = {}
+            errors: dict[Row, Exception] = {}
         ids = torch.zeros(len(rows), dtype=torch.int64, device=self._model.device)
         for i, row in enumerate(rows):
             try:
@@ -249,7 +206,7 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
                 errors[row] = error
         return ids, errors
 
-    def _tell(self, row: _Row) -> None:
+    def _tell(self, row: Row) -> None:
         request, count = row.request, row.count
         num_draft, num_ids = request.num_draft, request.num_ids
         if count <= num_draft:
@@ -271,7 +228,7 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
         for row, error in failed:
             self.fail(row.ticket, error)
 
-    def _step_rows(self, start: int, stop: int) -> list[tuple[_Row, Exception]]:
+    def _step_rows(self, start: int, stop: int) -> list[tuple[Row, Exception]]:
         """
         Run the slots `start` to `stop` (exclusive), which have the same adapters; returns the rows for which that fails.
 
@@ -291,7 +248,7 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
         middle = (start + stop) // 2
         return [*self._step_rows(start, middle), *self._step_rows(middle, stop)]
 
-    def _written(self, row: _Row) -> Tensor:
+    def _written(self, row: Row) -> Tensor:
         return self._cache.ids[self._table.rows.index(row), row.start : row.start + row.count]
 
     def _result(self, request: GridRequest, ids: Tensor, source_ids: list[Tensor], num_prompt: int) -> GridResult:

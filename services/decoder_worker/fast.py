@@ -56,7 +56,6 @@ class FastState:
     params: FastParams
     cond: BlockMemory = field(default_factory=BlockMemory)
     uncond: BlockMemory = field(default_factory=BlockMemory)
-    num_skipped: int = 0
 
     def begin_step(self, num_done: int) -> None:
         """Forget everything where the picture is to be computed anew, whether it came here or was resumed here."""
@@ -81,7 +80,6 @@ def predict(
     added = first - entered
     remembered = memory.first_added if state.params.threshold else None
     if remembered is not None and memory.others_added is not None and _change(added, remembered) < state.params.threshold:
-        state.num_skipped += 1
         return dit.leave(transformer, first + memory.others_added, times, latents.shape)
     last, _ = dit.run_blocks(blocks[1:], first, glyphs, times, tables, references and references[1:])
     memory.first_added, memory.others_added = added, last - first
