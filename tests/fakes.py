@@ -100,8 +100,6 @@ class FakeOutbox:
         self.outcomes: list[tuple[str, int, Outcome]] = []
         self.released: list[str] = []
         self.most_held: Counter[str] = Counter()
-        self.num_closed = 0
-        self.num_finishes = 0
         self.broken = broken
         self._held: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -127,7 +125,6 @@ class FakeOutbox:
     def finish(self, results: Sequence[tuple[Delivery, Outcome]]) -> set[str]:
         with self._lock:
             self._fail_if_broken()
-            self.num_finishes += 1
             for delivery, outcome in results:
                 self._held[delivery.queue] -= 1
                 self.outcomes.append((delivery.id, delivery.attempt, outcome))
@@ -141,9 +138,7 @@ class FakeOutbox:
                 self.due.append(replace(delivery, attempt=delivery.attempt - 1, tries=delivery.tries - 1))
 
     def close_disabled(self) -> bool:
-        with self._lock:
-            self.num_closed += 1
-            return False
+        return False
 
     def _fail_if_broken(self) -> None:
         if self.broken:

@@ -6,7 +6,6 @@ import base64
 import copy
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any, Self
 
 import httpx
 
+from infra.embedded.ports import free_port
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
 from tests.nursery import Child, Nursery
@@ -30,13 +30,6 @@ API_KEY = "glmq_testtesttest_" + "t" * 43
 _READY_S = 240
 """A worker imports and loads for 10 s on a quiet machine, and for minutes on one that is full."""
 _STOP_S = 12
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 60, pause_s: float = 0.05) -> Any:
@@ -166,13 +159,36 @@ class Stack:
         assert answer.status_code == 200, answer.text
         return answer.content
 
+    def objects(self) -> tuple[Any, str]:
+        """A client of the stack's S3, and the bucket that it uses."""
+        # Here, so that most tests need not wait for boto3.
+        import boto3
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.environment["GLMQ_S3_ENDPOINT"],
+            aws_access_key_id=self.environment["GLMQ_S3_ACCESS_KEY"],
+            aws_secret_access_key=self.environment["GLMQ_S3_SECRET_KEY"],
+            region_name="us-east-1",
+        )
+        return client, self.environment["GLMQ_S3_BUCKET"]
+
 
 @contextmanager
 def running_stack(
-    nursery: Nursery, server: PostgresServer, redis_url: str, s3: S3Server, checkpoint: Path, folder: Path, *more: str, **environment: str
+    nursery: Nursery,
+    server: PostgresServer,
+    redis_url: str,
+    s3: S3Server,
+    checkpoint: Path,
+    folder: Path,
+    *more: str,
+    redis_number: int = 1,
+    **environment: str,
 ) -> Iterator[Stack]:
     """Every role and `more` running with this checkpoint, logs in `folder`."""
-    running = Stack(nursery, folder, stack_environment(server, redis_url, s3, checkpoint, f"e2e_{uuid.uuid4().hex}") | environment)
+    stores = stack_environment(server, redis_url, s3, checkpoint, f"stack_{uuid.uuid4().hex}", redis_number)
+    running = Stack(nursery, folder, stores | environment)
     try:
         running.start_all(*more)
         yield running

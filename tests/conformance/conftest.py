@@ -21,7 +21,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stack import Stack, free_port, wait_until
+from infra.embedded.ports import free_port
+from tests.stack import Stack, wait_until
 
 HERE = Path(__file__).parent
 _UV = Path(sys.executable).with_name("uv")

@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pytest
 import torch
@@ -129,14 +128,7 @@ def test_same_request_gives_the_same_bytes(stack: Stack) -> None:
 
 def stored_ids(stack: Stack, job: dict[str, Any]) -> list[list[int]]:
     """The token ids that the AR worker stored for a job's first image."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=stack.environment["GLMQ_S3_ENDPOINT"],
-        aws_access_key_id=stack.environment["GLMQ_S3_ACCESS_KEY"],
-        aws_secret_access_key=stack.environment["GLMQ_S3_SECRET_KEY"],
-        region_name="us-east-1",
-    )
-    bucket = stack.environment["GLMQ_S3_BUCKET"]
+    client, bucket = stack.objects()
     found = []
     for item in client.list_objects_v2(Bucket=bucket)["Contents"]:
         if "/grids/" in item["Key"]:

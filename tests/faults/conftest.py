@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
 from tests.nursery import Nursery
-from tests.stack import Stack, stack_environment
+from tests.stack import Stack, running_stack
 
 SHORT = {"GLMQ_LEASE_S": "3", "GLMQ_HEARTBEAT_S": "0.5", "GLMQ_POLL_S": "0.5", "GLMQ_RESCUE_S": "0.5"}
 
@@ -26,10 +25,6 @@ def stack(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stack]:
     """Every role running, to be broken; each test leaves it whole."""
-    environment = stack_environment(postgres_server, redis_url, s3, miniature, f"faults_{uuid.uuid4().hex}", redis_number=2)
-    running = Stack(nursery, tmp_path_factory.mktemp("stack"), {**environment, **SHORT})
-    try:
-        running.start_all()
+    folder = tmp_path_factory.mktemp("stack")
+    with running_stack(nursery, postgres_server, redis_url, s3, miniature, folder, redis_number=2, **SHORT) as running:
         yield running
-    finally:
-        running.stop()

@@ -138,16 +138,7 @@ def test_killed_dispatcher_and_api(stack: Stack) -> None:
 
 def test_lost_grid_is_drawn_again(stack: Stack, undisturbed_job: dict[str, Any], undisturbed: str) -> None:
     """A grid that is gone from Redis and damaged in S3 is drawn again, with the same tokens."""
-    import boto3
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=stack.environment["GLMQ_S3_ENDPOINT"],
-        aws_access_key_id=stack.environment["GLMQ_S3_ACCESS_KEY"],
-        aws_secret_access_key=stack.environment["GLMQ_S3_SECRET_KEY"],
-        region_name="us-east-1",
-    )
-    bucket = stack.environment["GLMQ_S3_BUCKET"]
+    client, bucket = stack.objects()
     keys = [item["Key"] for item in client.list_objects_v2(Bucket=bucket)["Contents"] if "/grids/" in item["Key"]]
     for number, key in enumerate(keys):
         if number % 2:

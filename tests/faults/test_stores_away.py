@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import signal
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from infra.embedded.ports import free_port
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
 from tests.faults.conftest import SHORT
 from tests.nursery import Nursery
-from tests.stack import Stack, free_port, stack_environment, wait_until
+from tests.stack import Stack, running_stack, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +23,8 @@ def stack(
 ) -> Iterator[Stack]:
     """Every role running, and nobody at the address of Redis."""
     nobody = f"redis://127.0.0.1:{free_port()}/0"
-    environment = stack_environment(postgres_server, nobody, s3, miniature, f"away_{uuid.uuid4().hex}")
-    running = Stack(nursery, tmp_path_factory.mktemp("stack"), {**environment, **SHORT})
-    try:
-        running.start_all()
+    with running_stack(nursery, postgres_server, nobody, s3, miniature, tmp_path_factory.mktemp("stack"), **SHORT) as running:
         yield running
-    finally:
-        running.stop()
 
 
 def test_without_redis_everything_finishes(stack: Stack) -> None:

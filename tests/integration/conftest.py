@@ -8,11 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from infra.embedded.postgres import PostgresServer
+from infra.embedded.s3 import S3Server
 from infra.migrate import migrate_database
 from shared.db import Database
 from shared.grid import TokenGrid
 from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.tenants import ensure_tenant
+from shared.storage import Storage
+from tests.stored import make_storage
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +46,15 @@ def db(ledger_url: str) -> Iterator[Database]:
 def tenant_id(db: Database) -> str:
     """A tenant."""
     return ensure_tenant(db, "acme", b"sealed")
+
+
+@pytest.fixture
+def storage(s3: S3Server) -> Iterator[Storage]:
+    """A bucket, empty at the end."""
+    storage = make_storage(s3, s3.endpoint)
+    storage.ensure_bucket()
+    yield storage
+    storage.delete_all("t/")
 
 
 @pytest.fixture

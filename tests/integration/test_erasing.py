@@ -3,72 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
+from infra.embedded.ports import free_port
 from infra.embedded.s3 import S3Server
 from shared.db import Database
 from shared.errors import RequestError, StaleAttemptError
-from shared.lifecycle import claims, drafts, finish, jobs, previews
+from shared.lifecycle import claims, drafts, finish, jobs
 from shared.lifecycle.erasing import LATE_S, erase
 from shared.lifecycle.feed import read_events
 from shared.lifecycle.new_job import NewJob, SourceFile
 from shared.lifecycle.paging import Page
 from shared.lifecycle.submit import submit
 from shared.lifecycle.tenants import add_source
-from shared.settings import CoreSettings
 from shared.storage import Storage, StorageDownError
 from shared.sweep import sweep
 from tests.ledger import ARTIFACT, at_once, claim_grid, claim_image, document, execute, finish_one_grid, finish_one_image, query
-from tests.stack import free_port
+from tests.stored import draw, keys, make_storage
 
 SECRET = "ZEBRA-PROMPT"
-
-
-def make_storage(s3: S3Server, endpoint: str) -> Storage:
-    return Storage(
-        CoreSettings(
-            database_url=SecretStr("postgresql://unused"),
-            redis_url=SecretStr("redis://unused"),
-            s3_endpoint=endpoint,
-            s3_access_key=s3.access_key,
-            s3_secret_key=SecretStr(s3.secret_key),
-            s3_bucket="erasing",
-            secret_key=SecretStr("unused"),
-        )
-    )
-
-
-@pytest.fixture
-def storage(s3: S3Server) -> Iterator[Storage]:
-    storage = make_storage(s3, s3.endpoint)
-    storage.ensure_bucket()
-    yield storage
-    storage.delete_all("t/")
-
-
-def keys(storage: Storage) -> set[str]:
-    found: Any = storage._client.list_objects_v2(Bucket="erasing", Prefix="t/")
-    return {one["Key"] for one in found.get("Contents", [])}
-
-
-def draw(db: Database, storage: Storage, tenant_id: str) -> None:
-    """One grid and one image, stored where workers store them."""
-    grid = claim_grid(db)
-    key = f"t/{tenant_id}/grids/{grid.id}/{grid.attempt}.safetensors"
-    storage.put(key, b"grid", "application/octet-stream")
-    finish.finish_grid(db, grid.id, grid.attempt, replace(ARTIFACT, storage_key=key), 10)
-    image = claim_image(db)
-    preview = f"t/{tenant_id}/previews/{image.id}/{image.attempt}-2.webp"
-    storage.put(preview, b"preview", "image/webp")
-    assert previews.add_preview(db, image.id, image.attempt, replace(ARTIFACT, storage_key=preview), 8, 8, 2)
-    key = f"t/{tenant_id}/images/{image.id}/{image.attempt}.png"
-    storage.put(key, b"image", "image/png")
-    finish.finish_image(db, image.id, image.attempt, replace(ARTIFACT, storage_key=key))
 
 
 def everything(db: Database) -> str:

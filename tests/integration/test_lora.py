@@ -23,6 +23,7 @@ from shared.lora import Lora, LoraChoice
 from shared.net_loading import NetOptions
 from tests.adapter_files import bare_net, randomise, write_adapter
 from tests.reference import pipeline_of
+from tests.velocity import velocity
 
 INK = LoraChoice("ink")
 NEON = LoraChoice("neon", 0.5)
@@ -91,24 +92,13 @@ def net_of(model: ArModel | DecoderModel) -> Any:
 
 def run(net: Any) -> Tensor:
     """What the net says of a fixed input: logits, or velocities."""
-    generator = torch.Generator().manual_seed(1)
+    if not (hasattr(net, "lm_head") or isinstance(net, PeftModel)):
+        return velocity(net)
     with torch.inference_mode():
-        if hasattr(net, "lm_head") or isinstance(net, PeftModel):
-            ids = torch.randint(0, 200, (1, 12), generator=generator)
-            hidden = net.model.language_model(inputs_embeds=net.model.language_model.embed_tokens(ids)).last_hidden_state
-            logits: Tensor = net.lm_head(hidden)
-            return logits
-        velocity: Tensor = net(
-            hidden_states=torch.randn(1, 16, 8, 12, generator=generator),
-            encoder_hidden_states=torch.randn(1, 5, net.config.text_embed_dim, generator=generator),
-            prior_token_id=torch.randint(0, 256, (1, 24), generator=generator),
-            prior_token_drop=torch.zeros(1, 24, dtype=torch.bool),
-            timestep=torch.full((1,), 500.0),
-            target_size=torch.tensor([[64.0, 96.0]]),
-            crop_coords=torch.zeros(1, 2),
-            return_dict=False,
-        )[0]
-        return velocity
+        ids = torch.randint(0, 200, (1, 12), generator=torch.Generator().manual_seed(1))
+        hidden = net.model.language_model(inputs_embeds=net.model.language_model.embed_tokens(ids)).last_hidden_state
+        logits: Tensor = net.lm_head(hidden)
+        return logits
 
 
 def merged(checkpoint: Path, half: str, lora_dir: Path, lora: Lora) -> Any:

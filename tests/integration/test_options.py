@@ -18,6 +18,7 @@ from services.decoder_worker.weights import DecoderModel, load_decoder_model, of
 from shared.errors import StartupError
 from shared.net_loading import NetOptions
 from tests.reference import pipeline_of
+from tests.velocity import velocity
 
 INT8 = NetOptions(quantization="int8")
 
@@ -29,23 +30,6 @@ SIDE_PX = 128
 @pytest.fixture(scope="module")
 def decoder(miniature: Path) -> DecoderModel:
     return load_decoder_model(miniature, "cpu", "float32")
-
-
-def velocity(transformer: Any) -> Tensor:
-    """What the DiT says of a fixed input."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.inference_mode():
-        result: Tensor = transformer(
-            hidden_states=torch.randn(1, 16, 8, 12, generator=generator),
-            encoder_hidden_states=torch.randn(1, 5, transformer.config.text_embed_dim, generator=generator),
-            prior_token_id=torch.randint(0, 256, (1, 24), generator=generator),
-            prior_token_drop=torch.zeros(1, 24, dtype=torch.bool),
-            timestep=torch.full((1,), 500.0),
-            target_size=torch.tensor([[64.0, 96.0]]),
-            crop_coords=torch.zeros(1, 2),
-            return_dict=False,
-        )[0]
-        return result
 
 
 def test_int8_writes_readable_words(record_property: pytest.RecordProperty) -> None:

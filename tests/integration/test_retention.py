@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import secrets
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -32,8 +31,8 @@ from shared.progress import LiveState
 from shared.storage import Storage
 from shared.sweep import sweep
 from tests.integration.conftest import plain_job
-from tests.integration.test_erasing import draw, keys, make_storage
 from tests.ledger import claim_grid, document, execute, finish_one_grid, finish_one_image, query
+from tests.stored import draw, keys
 
 DAY = 86_400
 ENDPOINT = NewEndpoint(url="https://hooks.example/a", host="hooks.example", events=["job.*"], secret=b"sealed", secret_hint="abcd")
@@ -56,14 +55,6 @@ def settings(ledger_url: str, redis_url: str, s3: S3Server) -> DispatcherSetting
 @pytest.fixture
 def live(redis_url: str) -> LiveState:
     return LiveState(redis_url)
-
-
-@pytest.fixture
-def storage(s3: S3Server) -> Iterator[Storage]:
-    storage = make_storage(s3, s3.endpoint)
-    storage.ensure_bucket()
-    yield storage
-    storage.delete_all("t/")
 
 
 def pass_time(db: Database, seconds: float) -> None:

@@ -9,14 +9,26 @@ import pytest
 
 from shared.db import Database
 from shared.errors import PermanentWorkError, RequestError, StaleAttemptError, TransientWorkError
-from shared.lifecycle import claims, drafts, finish, jobs, work
+from shared.lifecycle import drafts, finish, jobs, work
 from shared.lifecycle.approval import approve
 from shared.lifecycle.new_job import NewJob
 from shared.lifecycle.retry import retry
 from shared.lifecycle.reuse import Cache
 from shared.lifecycle.submit import submit
 from shared.states import Stage
-from tests.ledger import ARTIFACT, at_once, claim_grid, claim_image, document, events, execute, finish_one_grid, finish_one_image, query
+from tests.ledger import (
+    ARTIFACT,
+    at_once,
+    claim_grid,
+    claim_image,
+    document,
+    events,
+    execute,
+    finish_everything,
+    finish_one_grid,
+    finish_one_image,
+    query,
+)
 
 
 def fail_one(db: Database, stage: Stage) -> None:
@@ -252,11 +264,6 @@ def test_retries_and_equal_submits_at_once(db: Database, new_job: NewJob) -> Non
     calls += [lambda turn=turn: submit(db, replace(new_job, prompt=f"p{turn}")) for turn in range(4)]
     outcomes = at_once(calls)
     assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)], outcomes
-    work.release(db, Stage.AR, 100)
-    while grid := claims.claim_grid(db, "w", 30):
-        finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
-    work.release(db, Stage.DECODER, 100)
-    while image := claims.claim_image(db, "w", 30):
-        finish.finish_image(db, image.id, image.attempt, ARTIFACT)
+    finish_everything(db)
     assert query(db, "SELECT DISTINCT status FROM job") == [("succeeded",)]
     assert query(db, "SELECT count(*) FROM image WHERE state = 'done'") == [(4,)]

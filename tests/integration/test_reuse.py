@@ -17,18 +17,21 @@ from shared.lifecycle.tenants import ensure_tenant
 from shared.lora import LoraChoice
 from shared.states import Priority, Stage
 from tests.integration.conftest import plain_job
-from tests.ledger import ARTIFACT, at_once, claim_grid, claim_image, document, events, execute, finish_one_grid, finish_one_image, query
+from tests.ledger import (
+    ARTIFACT,
+    at_once,
+    claim_grid,
+    claim_image,
+    document,
+    events,
+    execute,
+    finish_everything,
+    finish_one_grid,
+    finish_one_image,
+    query,
+)
 
 COUNT = "SELECT (SELECT count(*) FROM grid), (SELECT count(*) FROM image), (SELECT count(*) FROM output)"
-
-
-def finish_everything(db: Database) -> None:
-    work.release(db, Stage.AR, 100)
-    while grid := claims.claim_grid(db, "w1", 30):
-        finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
-    work.release(db, Stage.DECODER, 100)
-    while image := claims.claim_image(db, "w2", 30):
-        finish.finish_image(db, image.id, image.attempt, ARTIFACT)
 
 
 def redraw(new: NewJob, source_id: str, **changes: Any) -> NewJob:

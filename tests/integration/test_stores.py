@@ -10,11 +10,11 @@ import pytest
 import redis
 from pydantic import SecretStr
 
+from infra.embedded.ports import free_port
 from infra.embedded.s3 import S3Server
 from shared.progress import MAX_CHECKPOINT_BYTES, LiveState
 from shared.settings import CoreSettings
 from shared.storage import Storage, StorageDownError, StorageMissingError
-from tests.stack import free_port
 
 
 def storage_at(endpoint: str, access_key: str, secret_key: str) -> Storage:

@@ -12,10 +12,11 @@ import redis
 
 from infra.embedded.find import redis_program
 from infra.embedded.memory import Memory
+from infra.embedded.ports import free_port
 from infra.embedded.redis import RedisServer
 from shared.progress import LiveState
 from shared.wakeup import Topic
-from tests.stack import free_port, wait_until
+from tests.stack import wait_until
 
 
 @pytest.fixture

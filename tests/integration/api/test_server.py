@@ -16,11 +16,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from infra.embedded.ports import free_port
 from services.api.settings import ApiSettings
 from shared.checkpoint import ModelInfo
 from tests.integration.api.conftest import Account, png
 from tests.nursery import Nursery
-from tests.stack import free_port, wait_until
+from tests.stack import wait_until
 
 SECRET_WORDS = "ZEBRA-PROMPT"
 

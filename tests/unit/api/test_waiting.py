@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from infra.embedded.ports import free_port
 from services.api.waiting import NoPlaceError, Waiting
 from shared.progress import LiveState
-from tests.stack import free_port
 
 
 @pytest.fixture

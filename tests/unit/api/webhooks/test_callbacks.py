@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from infra.embedded.ports import free_port
 from services.api.schemas import Webhook
 from services.api.waiting import Waiting
 from services.api.webhooks.callbacks import check_webhook
@@ -14,7 +15,6 @@ from shared.errors import ForbiddenAddressError
 from shared.lifecycle.events import JOB_EVENTS
 from shared.progress import LiveState
 from tests.fakes import FakeResolver
-from tests.stack import free_port
 
 
 @pytest.fixture
