@@ -1,4 +1,4 @@
-"""What the documents name is there: files, settings, chores, and the pages they link."""
+"""What the documents name is there, files, settings, chores and the pages they link; and modules are in the lists that have all."""
 
 from __future__ import annotations
 
@@ -51,3 +51,13 @@ def test_chores_are_there() -> None:
     """`make` of anything that the pages show as code is a chore."""
     chores = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert [name for name in named(r"(?m)(?:`|^)make ([a-z-]+)") if name[1] not in chores] == []
+
+
+def test_every_module_of_shared_has_its_place() -> None:
+    """The diagram of docs/architecture.md names all modules of `shared`, and the life cycle's docstring all of its own."""
+    [diagram] = [text for text in (ROOT / "docs" / "architecture.md").read_text().split("```") if "shared.worker  " in text]
+    modules = {path.stem for path in (ROOT / "shared").iterdir() if not path.name.startswith("_")}
+    assert modules - set(re.findall(r"\w+", diagram)) == set()
+    lifecycle = ROOT / "shared" / "lifecycle"
+    listed = set(re.findall(r"^    (\w+\.py) ", (lifecycle / "__init__.py").read_text(), re.MULTILINE))
+    assert listed == {path.name for path in lifecycle.glob("[!_]*.py")}
