@@ -73,7 +73,7 @@ def refusal_of(error: Exception) -> tuple[Problem, str]:
         case errors.InvalidHeader() if error.hdr in _OF_THE_BODY:
             return Problem.INVALID_REQUEST, _OF_THE_BODY[error.hdr]
         case errors.InvalidHeader() | errors.InvalidHeaderName() | errors.ObsoleteFolding():
-            return Problem.INVALID_REQUEST, "a header of the request is malformed"
+            return Problem.INVALID_REQUEST, "a header of the request is malformed, or comes twice where it may come once"
         case errors.UnsupportedTransferCoding():
             # RFC 9112 would have 501 here, which clients take for a fault that passes.
             return Problem.INVALID_REQUEST, _OF_THE_BODY["TRANSFER-ENCODING"]
