@@ -84,10 +84,12 @@ def event_body(
     minify = minify or _minified
     event = event_object(event_id, event_type, created_at, seq, _only(_THIN_KEYS, data) if is_thin else data)
     body = minify(event)
-    for smaller in () if is_thin else _smaller(data):
+    if is_thin or len(body) < MAX_BODY_BYTES:
+        return body
+    for smaller in _smaller(data):
+        body = minify({**event, "data": smaller})
         if len(body) < MAX_BODY_BYTES:
             break
-        body = minify({**event, "data": smaller})
     return body
 
 

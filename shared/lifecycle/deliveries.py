@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.db import Database
+from shared.db import Database, read_rows
 from shared.lifecycle.delivery_statements import CHOOSE, CLOSE, FINISH, HOLD, PROBE, RELEASE
 from shared.lifecycle.ending import database_now
 from shared.lifecycle.endpoint_health import Health, after_failure, is_given_up
@@ -99,7 +99,7 @@ def claim_deliveries(db: Database, room: Room, lease_s: float, write: Callable[[
     lease = timedelta(seconds=lease_s)
 
     def work(session: Session) -> list[Delivery]:
-        rows = session.execute(CHOOSE, _room_values(room)).all()
+        rows = read_rows(session, CHOOSE, _room_values(room))
         if not rows:
             return []
         probed = sorted({row.endpoint_id for row in rows if row.is_probe})
@@ -135,14 +135,14 @@ def finish_deliveries(db: Database, results: Sequence[tuple[Delivery, Outcome]])
     values = {"results": to_json([_result(*pair) for pair in results]).decode(), "well": sorted(set(of_endpoints) - failed)}
 
     def work(session: Session) -> set[str]:
-        written = set(session.scalars(FINISH, values))
-        if failed:
-            now = database_now(session)
-            for endpoint in lock_endpoints(session, sorted(failed)):
-                _judge(session, endpoint, [pair for pair in of_endpoints[endpoint.id] if pair[0].id in written], now)
+        written = {row.id for row in read_rows(session, FINISH, values)}
+        now = database_now(session)
+        for endpoint in lock_endpoints(session, sorted(failed)):
+            _judge(session, endpoint, [pair for pair in of_endpoints[endpoint.id] if pair[0].id in written], now)
         return written
 
-    return db.run(work)
+    # Where all is well there is nothing more to do: one trip to Postgres instead of three.
+    return db.run(work) if failed else {row.id for row in db.run_alone(FINISH, values)}
 
 
 def release_deliveries(db: Database, deliveries: Sequence[Delivery]) -> None:
