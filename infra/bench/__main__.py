@@ -40,8 +40,9 @@ def main(arguments: Sequence[str]) -> int:
                 traceback.print_exc()
                 report.tell(f"  {name} was not measured, or not whole")
                 failed.append(name)
-            took_s[name] = time.monotonic() - started
-            report.tell(f"  {name} took {took_s[name]:.0f} s")
+            finally:
+                took_s[name] = time.monotonic() - started
+                report.tell(f"  {name} took {took_s[name]:.0f} s")
     finally:  # also of a run that is cut off
         report.end()
         report.tell(f"took {sum(took_s.values()):.0f} s: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took_s.items()))
