@@ -6,8 +6,6 @@ All times are UTC with time zone. Sizes are pixels, height before width.
 
 from __future__ import annotations
 
-from sqlalchemy.orm import configure_mappers
-
 from shared.tables.base import Base
 from shared.tables.batches import Batch, BatchItem
 from shared.tables.events import Event
@@ -44,4 +42,4 @@ __all__ = [
 ]
 
 # Left to the first use, it would keep a process's first request, grid or webhook waiting for 40 ms.
-configure_mappers()
+Base.registry.configure()
