@@ -78,7 +78,7 @@ train: $(INSTALLED) ## Train the miniature checkpoint from scratch; ARGS="layout
 eval-miniature: $(INSTALLED) ## Measure the miniature on held-out prompts and edits; ARGS="--only 20" measures fewer
 	OMP_NUM_THREADS=1 $(BIN)/python -m checkpoints.evaluate --processes $(JOBS) $(ARGS)
 
-# 25 minutes on two quiet cores, and only there do the figures mean anything. One thread, as each worker has.
+# 35 minutes on two quiet cores, and only there do the figures mean anything. One thread, as each worker has.
 bench: $(INSTALLED) ## Measure glmq against the reference and its bounds; ARGS="queue" measures one thing (ar, decoder, service, queue, fairness, submit, webhooks)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m infra.bench $(ARGS)
 
