@@ -193,14 +193,15 @@ def _came_after(job: Job, unit: Grid | Image) -> bool:
     return unit.finished_at is not None and unit.finished_at <= job.created_at
 
 
-def past_attempt(unit: Grid | Image, state: str, ended_at: datetime) -> dict[str, Any]:
-    """An attempt that is over, as `past_attempts` of its unit keeps it."""
+def attempt_entry(unit: Grid | Image, state: str, ended_at: datetime | None) -> dict[str, Any]:
+    """The newest attempt at a unit; once it is over, `past_attempts` of the unit keeps it in this form."""
     return {
         "attempt": unit.attempt,
         "worker": unit.worker_id,
         "state": state,
         "started_at": timestamp(unit.started_at),
         "finished_at": timestamp(ended_at),
+        # Of work that goes on, the row still has the error of an earlier attempt.
         "error": unit.error if state == WorkState.FAILED else None,
     }
 
@@ -222,16 +223,7 @@ def _attempts_at(job: Job, unit: Grid | Image, index: int | None) -> Iterator[di
             yield {**which, **past}
     is_kept = any(past["attempt"] == unit.attempt for past in unit.past_attempts)
     if not is_kept and not _came_after(job, unit):
-        yield {
-            **which,
-            "attempt": unit.attempt,
-            "worker": unit.worker_id,
-            "state": unit.state,
-            "started_at": timestamp(unit.started_at),
-            "finished_at": timestamp(unit.finished_at),
-            # Of work that goes on, the row still has the error of an earlier attempt.
-            "error": unit.error if unit.state == WorkState.FAILED else None,
-        }
+        yield {**which, **attempt_entry(unit, unit.state, unit.finished_at)}
 
 
 def _usage(job: Job, images: Sequence[JobImage], grids: Mapping[str, Grid]) -> dict[str, int]:

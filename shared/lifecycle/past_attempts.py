@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from shared.job_document import past_attempt
+from shared.job_document import attempt_entry
 from shared.states import WorkState
 from shared.tables import Grid, Image
 
@@ -28,6 +28,6 @@ def keep_attempt(unit: Grid | Image, now: datetime) -> None:
     state = unit.state
     if state == WorkState.RUNNING:
         state = WorkState.READY if unit.error is None else WorkState.FAILED
-    entry = past_attempt(unit, state, unit.finished_at or now)
+    entry = attempt_entry(unit, state, unit.finished_at or now)
     # A new list: the row's own would change unnoticed.
     unit.past_attempts = [*unit.past_attempts, entry][-MOST_KEPT:]
