@@ -28,7 +28,7 @@ class Figure:
     Attributes:
         name: what is measured, against what.
         samples: the figure of each repeat.
-        target: what DESIGN.md section 8 or the issue asks; None for a figure that is only told.
+        target: what is asked (docs/benchmarks.md); None for a figure that is only told.
         at_least: is more better?
         unit: `x` for a ratio.
         note: what was equal, what bounds it, how many.
