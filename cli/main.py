@@ -13,7 +13,6 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from cli import decoders as decoder_count
 from cli import doctor as doctor_report
 from cli import status as status_report
 from cli.background import BackgroundStack, background_stack, stop_stack
@@ -27,6 +26,7 @@ from cli.generate import Wish, connect, generate
 from cli.hints import command_here, next_steps
 from cli.keys import keys, tenants
 from cli.supervisor import StackError
+from cli.worker_counts import AR_VARIABLE, DECODER_VARIABLE, MAX_WORKERS, worker_counts
 from infra.embedded.choose import choose_servers
 from infra.embedded.ports import is_free
 from infra.embedded.server import ServerError
@@ -50,11 +50,13 @@ CheckpointOption = Annotated[
 ]
 PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port of the API. [default: that of the last run, at first 8080 or any]")]
 
+ArWorkersOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=MAX_WORKERS, help="AR workers. [default: GLMQ_AR_WORKERS, else one per core for a miniature]"),
+]
 DecodersOption = Annotated[
     int | None,
-    typer.Option(
-        min=1, max=decoder_count.MAX_DECODERS, help="Decoder workers. [default: GLMQ_DECODER_WORKERS, else one per core for a miniature]"
-    ),
+    typer.Option(min=1, max=MAX_WORKERS, help="Decoder workers. [default: GLMQ_DECODER_WORKERS, else one per core for a miniature]"),
 ]
 
 
@@ -63,6 +65,7 @@ def up(
     data: DataOption = None,
     checkpoint: CheckpointOption = None,
     port: PortOption = 0,
+    ar_workers: ArWorkersOption = None,
     decoders: DecodersOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when the stack is ready, and leave it running.")] = False,
 ) -> None:
@@ -72,7 +75,8 @@ def up(
         _tell_running(folder)
         return
     with _exit_codes(), background_stack(folder) as stack:
-        settings = {} if decoders is None else {decoder_count.VARIABLE: str(decoders)}
+        counts = {AR_VARIABLE: ar_workers, DECODER_VARIABLE: decoders}
+        settings = {variable: str(count) for variable, count in counts.items() if count is not None}
         state = _start(stack, folder, checkpoint, port, outlive=detach, settings=settings)
         if detach:
             stack.leave()
@@ -170,8 +174,9 @@ def demo(
     allowed = os.environ.get("GLMQ_EGRESS_ALLOW")
     settings = {
         "GLMQ_EGRESS_ALLOW": f"{allowed},{RECEIVER_NETWORK}" if allowed else RECEIVER_NETWORK,
-        # It draws one image at a time: a second decoder would only make the start slower.
-        decoder_count.VARIABLE: "1",
+        # It draws one image at a time: more workers would only make the start slower.
+        AR_VARIABLE: "1",
+        DECODER_VARIABLE: "1",
     }
     with _exit_codes(), background_stack(folder) as stack:
         state = _start(stack, folder, checkpoint, 0, outlive=keep, settings=settings)
@@ -212,7 +217,7 @@ def _start(
     """Look at what can be wrong before anything starts; then start, and wait until the stack is ready."""
     environ = without_own(os.environ, folder.read_state())
     named = named_checkpoint(checkpoint, environ)
-    decoder_count.num_decoders(named or "", environ)
+    worker_counts(named or "", environ)
     choose_servers(folder.path, folder.logs, folder.memory(), environ)
     if port and not is_free(port):
         raise StackError(f"port {port} is taken: choose another, or leave --port out")

@@ -28,16 +28,20 @@ class Role:
         return self.command[-1]
 
 
-def stack_roles(api_port: int, num_decoders: int = 1) -> tuple[Role, ...]:
-    """The roles of a stack whose API listens on `api_port`: one process each, and as many decoder workers as are asked for."""
+def stack_roles(api_port: int, ar_workers: int = 1, decoder_workers: int = 1) -> tuple[Role, ...]:
+    """The roles of a stack whose API listens on `api_port`: one process each, and as many workers as are asked for."""
     # The API by itself is ready without workers, since jobs wait well; a whole stack is not.
     needs = ("ar_workers", "decoder_workers")
-    more_decoders = (Role(f"decoder_worker_{number}", _module("decoder_worker")) for number in range(2, num_decoders + 1))
+    more_workers = (
+        Role(f"{name}_{number}", _module(name))
+        for name, count in (("ar_worker", ar_workers), ("decoder_worker", decoder_workers))
+        for number in range(2, count + 1)
+    )
     return (
         Role("api", _module("api"), api_port, ready_url=f"http://127.0.0.1:{api_port}/readyz", needs=needs),
         *(Role(name, _module(name)) for name in ("dispatcher", "ar_worker", "decoder_worker", "webhook_sender")),
         Role("batch_clerk", _module("api.batch_clerk")),
-        *more_decoders,
+        *more_workers,
     )
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from cli.checkpoint import random_miniature
 from cli.data_folder import DataFolder, StackState, default_data_folder
-from cli.decoders import num_decoders
 from cli.environment import exports, is_folder, role_environment, without_own
 from cli.leftovers import MARK, end_leftovers, stack_mark
 from cli.roles import MIGRATE, Role, stack_roles
 from cli.supervisor import StackError, Supervisor
+from cli.worker_counts import worker_counts
 from infra.embedded.choose import choose_servers
 from infra.embedded.memory import Memory
 from infra.embedded.ports import free_port, is_free
@@ -108,6 +108,7 @@ def _supervisor(
         return settings
 
     mark = ProcessMark.of(os.getpid())
+    counts = worker_counts(checkpoint, environ)
     state = StackState(
         phase="starting",
         pid=os.getpid(),
@@ -121,7 +122,7 @@ def _supervisor(
         servers=servers,
         environment=environment,
         prepare=prepare,
-        roles=stack_roles(api_port, num_decoders(checkpoint, environ)) if roles is None else roles(api_port),
+        roles=stack_roles(api_port, counts.ar, counts.decoder) if roles is None else roles(api_port),
         should_stop=should_stop,
         state=state,
         ready_timeout_s=_READY_TIMEOUT_S if is_folder(checkpoint) else _DOWNLOAD_TIMEOUT_S,

@@ -64,6 +64,9 @@ class CommandVariable:
 COMMAND_VARIABLES = (
     CommandVariable("GLMQ_DATA", "`.glmq` in the checkout", "Folder of the stack that `glmq up` runs."),
     CommandVariable(
+        "GLMQ_AR_WORKERS", "one per core, at most 4, for a miniature on a CPU; else 1", "AR workers of the stack that `glmq up` runs."
+    ),
+    CommandVariable(
         "GLMQ_DECODER_WORKERS",
         "one per core, at most 4, for a miniature on a CPU; else 1",
         "Decoder workers of the stack that `glmq up` runs.",

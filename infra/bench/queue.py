@@ -53,7 +53,7 @@ class Hops:
 
 def measure() -> list[Figure]:
     """The overhead of jobs one after another on an idle stack."""
-    with bench_stack(TRAINED_MINIATURE, decoders=1) as stack:
+    with bench_stack(TRAINED_MINIATURE, GLMQ_AR_WORKERS="1", GLMQ_DECODER_WORKERS="1") as stack:
         hops = [_one(stack, number) for number in range(_WARM_UP + _JOBS)][_WARM_UP:]
     totals = [hop.total for hop in hops]
     note = f"p95 {_p95(totals):.1f} ms; {_JOBS} jobs one by one, miniature, verified webhooks"

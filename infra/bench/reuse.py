@@ -6,7 +6,6 @@ What was reused is compared with what the service draws for the same request whe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,7 +30,7 @@ _SHORT = {"prompt": "one of many", "size": "128x128", "steps": 4, "previews": Fa
 
 def figures() -> Iterator[Figure]:
     """Of the shipped miniature on a stack of their own."""
-    with bench_stack(TRAINED_MINIATURE, decoders=len(os.sched_getaffinity(0))) as stack:
+    with bench_stack(TRAINED_MINIATURE) as stack:
         yield from each_alone((lambda: _identical(stack), lambda: _redecode(stack), lambda: _one_layout(stack)))
 
 

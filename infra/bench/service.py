@@ -9,7 +9,6 @@ slower meanwhile is slower for both; they are compared before anything counts.
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -57,7 +56,7 @@ def _throughput(workload: Workload, folder: Path) -> Iterator[Figure]:
     loop = PipelineLoop(reference, sample[0])
     loop.draw(sample[1 : _SAMPLE // 2])
     engines = [_bound(workload, checkpoint)]
-    with bench_stack(checkpoint, decoders=len(os.sched_getaffinity(0))) as stack:
+    with bench_stack(checkpoint) as stack:
         _warm_up(stack, workload)
         service_s, served = _serve(stack, wishes)
     loop.draw(sample[_SAMPLE // 2 :])

@@ -6,6 +6,7 @@ webhook receiver with the time of every event. Measures nothing itself.
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -20,9 +21,9 @@ from PIL import Image
 
 from cli.background import background_stack
 from cli.data_folder import DataFolder
-from cli.decoders import VARIABLE
 from cli.demo import RECEIVER_NETWORK
 from cli.receiver import WebhookReceiver
+from cli.worker_counts import WorkerCounts, worker_counts
 
 _TIMEOUT_S = 30.0
 _POLL_S = 0.02
@@ -149,25 +150,37 @@ def check_alike(what: str, served: Pixels, expected: Pixels) -> None:
         raise AssertionError(f"{what} is not the one expected: it differs by {largest} levels")
 
 
+def _await_workers(client: httpx.Client, counts: WorkerCounts) -> None:
+    """The stack is ready with the first of each kind; what is measured is all of them."""
+    give_up_at = time.monotonic() + _TIMEOUT_S
+    while True:
+        checks = client.get("/readyz").raise_for_status().json()["checks"]
+        if checks["ar_workers"] >= counts.ar and checks["decoder_workers"] >= counts.decoder:
+            return
+        if time.monotonic() > give_up_at:
+            raise TimeoutError(f"not all of {counts} live after {_TIMEOUT_S:.0f} s: {checks}")
+        time.sleep(_POLL_S)
+
+
 @contextmanager
-def bench_stack(checkpoint: Path, decoders: int, **settings: str) -> Iterator[BenchStack]:
+def bench_stack(checkpoint: Path, **settings: str) -> Iterator[BenchStack]:
     """
-    A stack with this checkpoint, stopped and deleted afterwards.
+    A stack with this checkpoint and the workers that `glmq up` would give it, stopped and deleted afterwards.
 
     Args:
-        decoders: decoder workers.
         settings: environment variables beside those of `glmq up`.
     """
     with tempfile.TemporaryDirectory(prefix="glmq-bench-") as name:
         folder = DataFolder(Path(name) / "stack")
         Path(name).chmod(_PASSABLE)
         folder.make()
-        chosen = {"GLMQ_EGRESS_ALLOW": RECEIVER_NETWORK, VARIABLE: str(decoders), **settings}
+        chosen = {"GLMQ_EGRESS_ALLOW": RECEIVER_NETWORK, **settings}
         with background_stack(folder) as stack:
             stack.start(str(checkpoint), 0, outlive=False, settings=chosen)
             state = stack.await_ready(lambda step: None)
             exports = state.exports
             with httpx.Client(base_url=exports["GLMQ_URL"], trust_env=False) as client:
+                _await_workers(client, worker_counts(str(checkpoint), {**os.environ, **settings}))
                 told = client.get("/v1/webhooks/default/secret", headers={"Authorization": f"Bearer {exports['GLMQ_API_KEY']}"})
             with TimedReceiver(str(told.raise_for_status().json()["key"])) as receiver:
                 yield BenchStack(exports["GLMQ_URL"], exports["GLMQ_API_KEY"], exports, receiver, folder.logs)
