@@ -50,18 +50,43 @@ _OWN_STACKS = ("tests/e2e/test_command_line.py", "tests/e2e/test_words.py")
 """Start their own, and take as long as all others of their folder together."""
 
 
+_LONGEST_FIRST = (
+    "stack",
+    "faults",
+    "tests/integration/test_stack_ends.py",
+    "tests/integration/test_ar_exact.py",
+    "tests/integration/test_decoder_exact.py",
+    "tests/e2e/test_words.py",
+    "tests/integration/test_embedded.py",
+    "tests/e2e/test_command_line.py",
+    "tests/integration/api/test_schemathesis.py",
+    "tests/integration/test_reuse.py",
+    "tests/unit/checkpoints/train/test_stages.py",
+)
+"""What takes a minute or more, however few tests it is: begun last, it would keep one process busy while the others have nothing left."""
+
+
+def _scope(nodeid: str) -> str:
+    path = nodeid.partition("::")[0]
+    return path if path in _OWN_STACKS else _SHARED_STACK.get(path.split("/")[1], path)
+
+
 class _ByStack(LoadScopeScheduling):
     """The tests of a file in one xdist worker, and those of files that share a stack. (xdist's own groups do nothing under pytest 9.)"""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        if path in _OWN_STACKS:
-            return path
-        return _SHARED_STACK.get(path.split("/")[1], path)
+        return _scope(nodeid)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long first, all else in its order behind it."""
+    ranks = {scope: rank for rank, scope in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(_scope(item.nodeid), len(ranks)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByStack:
-    """Hand out tests by stack."""
+    """Hand out tests by stack, in the order in which they were collected, and not those of many tests first."""
+    config.option.loadscopereorder = False
     return _ByStack(config, log)
 
 
