@@ -249,7 +249,7 @@ def test_stores_away(nursery: Nursery, settings: ApiSettings, account: Account, 
 def test_wrong_settings_are_refused_by_name() -> None:
     """A missing or wrong setting ends the start with its name, without a traceback and without its value."""
     environment = {**os.environ, "GLMQ_API_PORT": "hunter2"}
-    run = subprocess.run([sys.executable, "-m", "services.api"], env=environment, capture_output=True, text=True, timeout=30, check=False)
+    run = subprocess.run([sys.executable, "-m", "services.api"], env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert run.returncode != 0
     assert "GLMQ_API_PORT" in run.stderr
     assert "GLMQ_DATABASE_URL" in run.stderr
