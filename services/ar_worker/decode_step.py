@@ -8,8 +8,8 @@ positions of their own, grouped heads are not repeated, and only ids that can be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,15 @@ _LEAST_STATIC_LENGTH = 256
 HEAD_ROWS = 1024
 """On a CPU the head is multiplied in parts of so many ids: the library slows down on matrices that outgrow its cache."""
 
+ATTENDED_ROWS = 8
+"""
+On a CPU attention is bound by reading keys and values, so rows of different lengths are attended to in parts of so many, each up to its own
+longest. Fewer would save more reading and cost more calls.
+"""
+
+_WORTH_PARTS = 0.9
+"""Positions that parts read, over those that all rows together would: above, the calls cost more than is saved."""
+
 Linear = Callable[[Tensor], Tensor]
 
 
@@ -34,6 +43,7 @@ class DecodeStep:
         compiler: torch.compile's backend.
     Attributes:
         logits: [slots, num_ids]: of each row, for its next id.
+        part: rows whose attention is computed together, so that they had better be of like length.
     """
 
     def __init__(self, model: ArModel, cache: SlotCache, num_ids: int, mode: CompileMode = "off", compiler: str = "inductor") -> None:
@@ -47,6 +57,7 @@ class DecodeStep:
         self._kv_heads, _, self._head_dim = cache.kv.shape[3:]
         self._rotary_dim = cache.rotary.shape[3]
         self._is_static = mode != "off"
+        self.part = ATTENDED_ROWS if model.device.type == "cpu" and not self._is_static else cache.num_slots
         self.logits = torch.zeros(cache.num_slots, num_ids, device=model.device, dtype=model.dtype)
         self._static_logits = torch.zeros_like(self.logits) if self._is_static else self.logits
         self._rows = torch.arange(cache.num_slots, device=model.device)
@@ -56,7 +67,7 @@ class DecodeStep:
         self._first_positions = first.view(2, cache.num_slots, self._kv_heads).transpose(0, 1).reshape(cache.num_slots, -1)
         self._layers: list[_Layer] = []
         self.read_layers()
-        self._run: Callable[[int, int, int, bool, Tensor], None] = self._forward
+        self._run: Callable[[int, int, tuple[_Part, ...], Tensor], None] = self._forward
         if mode == "compile":
             self._run = torch.compile(self._forward, dynamic=False, backend=compiler)
         elif mode == "cuda_graphs":
@@ -67,62 +78,63 @@ class DecodeStep:
         self._layers = [_Layer(layer) for layer in self._text.layers]
         self._project = _head(self._head, self._num_ids, self.logits.device)
 
-    def __call__(self, start: int, stop: int, longest: int, is_uniform: bool, is_bare: bool = True) -> None:
+    def __call__(self, start: int, stop: int, lengths: Sequence[int], is_bare: bool = True) -> None:
         """
         Run the last id of the slots `start` to `stop` (exclusive), and fill their logits.
 
         Args:
-            longest: greatest of their lengths.
-            is_uniform: are all their lengths the same?
+            lengths: of each, before this id.
             is_bare: is the net without adapters? What was compiled or recorded knows no others.
         """
         cache = self._cache
         if self._is_static:
             # Slots outside are computed and not used. What they write lies behind their own length, where they write again.
-            length = min(_LEAST_STATIC_LENGTH << max(0, math.ceil(math.log2((longest + 1) / _LEAST_STATIC_LENGTH))), cache.capacity)
+            length = _LEAST_STATIC_LENGTH << max(0, math.ceil(math.log2((max(lengths) + 1) / _LEAST_STATIC_LENGTH)))
             run = self._run if is_bare else self._forward
-            run(0, cache.num_slots, length, False, self._static_logits)
+            run(0, cache.num_slots, (_Part(0, cache.num_slots, min(length, cache.capacity), False),), self._static_logits)
             self.logits[start:stop] = self._static_logits[start:stop]
         else:
-            self._run(start, stop, longest + 1, is_uniform, self.logits[start:stop])
+            self._run(start, stop, _parts(start, lengths, self.part), self.logits[start:stop])
         cache.lengths[start:stop] += 1
 
-    def _forward(self, start: int, stop: int, length: int, is_uniform: bool, logits: Tensor) -> None:
-        """Attend to the first `length` positions; with `is_uniform` each row has that many with the one it adds."""
-        cache, n = self._cache, stop - start
+    def _forward(self, start: int, stop: int, parts: tuple[_Part, ...], logits: Tensor) -> None:
+        cache = self._cache
         lengths = cache.lengths[start:stop]
         rows = self._rows[start:stop]
         hidden = self._text.embed_tokens(cache.ids[rows, lengths])
         rotary = cache.rotary[rows, lengths]
         cosines, sines = rotary[:, 0, None], rotary[:, 1, None]
         targets = (self._first_positions[start:stop] + lengths[:, None]).flatten()
-        mask = None
-        if not is_uniform:
-            # Added to the scores, and in their dtype, so that no layer has to make it anew from booleans.
-            mask = torch.zeros(n, length, device=hidden.device, dtype=hidden.dtype)
-            mask = mask.masked_fill_(self._positions[:length] > lengths[:, None], -math.inf)[:, None, None]
+        masks = [self._mask(part, hidden.dtype) for part in parts]
         for layer, kv in zip(self._layers, cache.kv, strict=True):
-            attended = self._attend(layer, layer.input_norm(hidden), kv, start, stop, length, cosines, sines, targets, mask)
+            attended = self._attend(layer, layer.input_norm(hidden), kv, parts, masks, cosines, sines, targets)
             hidden = hidden + layer.after_attention_norm(layer.output(attended))
             gate, up = layer.gate_up(layer.mlp_norm(hidden)).chunk(2, dim=-1)
             hidden = hidden + layer.after_mlp_norm(layer.down(up * layer.activation(gate)))
         self._project(self._text.norm(hidden), logits)
+
+    def _mask(self, part: _Part, dtype: torch.dtype) -> Tensor | None:
+        """[rows, 1, 1, length]: what hides the positions behind each row's own length."""
+        if part.is_uniform:
+            return None
+        lengths = self._cache.lengths[part.start : part.stop, None]
+        # Added to the scores, and in their dtype, so that no layer has to make it anew from booleans.
+        mask = torch.zeros(part.stop - part.start, part.length, device=lengths.device, dtype=dtype)
+        return mask.masked_fill_(self._positions[: part.length] > lengths, -math.inf)[:, None, None]
 
     def _attend(
         self,
         layer: _Layer,
         hidden: Tensor,
         kv: Tensor,
-        start: int,
-        stop: int,
-        length: int,
+        parts: tuple[_Part, ...],
+        masks: list[Tensor | None],
         cosines: Tensor,
         sines: Tensor,
         targets: Tensor,
-        mask: Tensor | None,
     ) -> Tensor:
         """[n, hidden] -> [n, heads * head_dim]; adds each row's keys and values to `kv` [2, slots, kv_heads, capacity, head_dim]."""
-        n, rotated = stop - start, self._heads + self._kv_heads
+        n, rotated = hidden.shape[0], self._heads + self._kv_heads
         qkv = layer.qkv(hidden).view(n, -1, self._head_dim)
         turned = qkv[:, :rotated, : self._rotary_dim]
         half = self._rotary_dim // 2
@@ -131,10 +143,39 @@ class DecodeStep:
         kv.view(-1, self._head_dim).index_copy_(0, targets, qkv[:, self._heads :].reshape(-1, self._head_dim))
         # The queries that share a key head are as good as so many positions, so no head is repeated.
         queries = qkv[:, : self._heads].view(n, self._kv_heads, -1, self._head_dim)
-        attended = scaled_dot_product_attention(
-            queries, kv[0, start:stop, :, :length], kv[1, start:stop, :, :length], attn_mask=mask, scale=layer.scaling
-        )
-        return attended.reshape(n, -1)
+        attended = [
+            scaled_dot_product_attention(
+                of_part,
+                kv[0, part.start : part.stop, :, : part.length],
+                kv[1, part.start : part.stop, :, : part.length],
+                attn_mask=mask,
+                scale=layer.scaling,
+            )
+            for part, mask, of_part in zip(parts, masks, queries.split([part.stop - part.start for part in parts]), strict=True)
+        ]
+        return (attended[0] if len(attended) == 1 else torch.cat(attended)).reshape(n, -1)
+
+
+class _Part(NamedTuple):
+    """
+    The slots `start` to `stop` (exclusive), which attend to their first `length` positions.
+
+    Attributes:
+        is_uniform: has each row that many, with the one it adds?
+    """
+
+    start: int
+    stop: int
+    length: int
+    is_uniform: bool
+
+
+def _parts(start: int, lengths: Sequence[int], size: int) -> tuple[_Part, ...]:
+    """Slots from `start` on, `size` at a time; all together, if that saves hardly any reading."""
+    cuts = [lengths[first : first + size] for first in range(0, len(lengths), size)]
+    if sum(len(cut) * max(cut) for cut in cuts) > _WORTH_PARTS * len(lengths) * max(lengths):
+        cuts, size = [lengths], len(lengths)
+    return tuple(_Part(start + i * size, start + i * size + len(cut), max(cut) + 1, len(set(cut)) == 1) for i, cut in enumerate(cuts))
 
 
 class _Layer:
@@ -228,20 +269,20 @@ class _Graphs:
     All slots and the same buffers every time, so only the length tells two recordings apart.
     """
 
-    def __init__(self, run: Callable[[int, int, int, bool, Tensor], None]) -> None:
+    def __init__(self, run: Callable[[int, int, tuple[_Part, ...], Tensor], None]) -> None:
         self._record = run
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[_Part, ...], torch.cuda.CUDAGraph] = {}
 
-    def __call__(self, start: int, stop: int, length: int, is_uniform: bool, logits: Tensor) -> None:
-        if length not in self._graphs:
+    def __call__(self, start: int, stop: int, parts: tuple[_Part, ...], logits: Tensor) -> None:
+        if parts not in self._graphs:
             # Once without recording: libraries choose their kernels and take their workspaces at the first call.
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                self._record(start, stop, length, is_uniform, logits)
+                self._record(start, stop, parts, logits)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                self._record(start, stop, length, is_uniform, logits)
-            self._graphs[length] = graph
-        self._graphs[length].replay()
+                self._record(start, stop, parts, logits)
+            self._graphs[parts] = graph
+        self._graphs[parts].replay()

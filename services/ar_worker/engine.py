@@ -78,7 +78,7 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
         # Not in inference mode: the end of a ticket moves rows, and a ticket may end outside a turn.
         self._step = DecodeStep(model, self._cache, model.codebook_size, compile_mode, compiler)
         self._race = Race(model.rules, model.codebook_size, slots)
-        self._table: SlotTable[Row] = SlotTable(slots, self._move)
+        self._table: SlotTable[Row] = SlotTable(slots, self._move, self._step.part, lambda row: row.end)
         self._rows: dict[GridTicket, Row] = {}
         # Requests that differ in their seeds alone come together, so one prompt does for all that are on their way.
         self._prompts: WeakValueDictionary[Hashable, ArPrompt] = WeakValueDictionary()
@@ -239,7 +239,7 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
         lengths = [row.end - 1 for row in rows]
         try:
             self._use_lora(lora)
-            self._step(start, stop, max(lengths), len(set(lengths)) == 1, is_bare=not lora)
+            self._step(start, stop, lengths, is_bare=not lora)
         except Exception as error:  # whatever it is, rows of other adapters go on
             if len(rows) == 1:
                 return [(rows[0], error)]

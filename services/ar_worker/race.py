@@ -126,13 +126,17 @@ class Race:
             [n] int64; 0 for rows that are `broken`. Should this raise, the generators are as before.
         """
         n = len(self._samplers)
-        scores = self._scores[:n].copy_(logits)
+        scores = self._scores[:n]
+        if self._are_warmed:
+            torch.div(logits, self._temperatures, out=scores)
+        else:
+            scores.copy_(logits)
         if self._forbidden is not None:
             scores.masked_fill_(self._forbidden, -math.inf)
         has_greedy = len(self._sampled) < n
         ids = scores.argmax(dim=-1) if has_greedy else torch.zeros(n, dtype=torch.int64, device=scores.device)
         self.broken = []
-        # Before the scores are divided and cut, and read after the draw: the host waits for the device once.
+        # Before the scores are cut, and read after the draw: the host waits for the device once.
         best = scores.gather(1, ids[:, None]) if has_greedy else None
         if self._sampled:
             before = {row: self._samplers[row].generator.get_state() for row in self._sampled}
@@ -153,8 +157,6 @@ class Race:
         n = len(self._samplers)
         for row in self._sampled:
             self.noise.fill(row, self._samplers[row].generator)
-        if self._are_warmed:
-            scores.div_(self._temperatures)
         if self._top_k is not None:
             scores = self._top_k(None, scores)
         chances = torch.softmax(scores, dim=-1, out=self._chances[:n])

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from services.ar_worker import decode_step
 from services.ar_worker.engine import ArEngine, GridResult, WrittenTokens
 from services.ar_worker.weights import ArModel, load_ar_model
 from shared.errors import WorkStoppedError
@@ -39,8 +40,10 @@ def model(miniature: Path) -> ArModel:
 
 @pytest.fixture(scope="module", params=["off", "static"])
 def engine(model: ArModel, request: pytest.FixtureRequest) -> Iterator[ArEngine]:
-    """Three slots, so that requests also wait; every id is shown."""
-    engine = ArEngine(model, slots=3, cache_tokens=1024, compile_mode=request.param, show_every=1)
+    """Three slots, so that requests also wait, two of them attended to together; every id is shown."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_step, "ATTENDED_ROWS", 2)
+        engine = ArEngine(model, slots=3, cache_tokens=1024, compile_mode=request.param, show_every=1)
     engine.start()
     yield engine
     engine.close()
