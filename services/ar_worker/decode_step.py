@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from transformers.models.glm_image.modeling_glm_image import GlmImageRMSNorm
 
 from services.ar_worker.kv_cache import SlotCache
 from services.ar_worker.settings import CompileMode
@@ -183,10 +184,10 @@ class _Layer:
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.input_norm: Linear = layer.input_layernorm
-        self.after_attention_norm: Linear = layer.post_self_attn_layernorm
-        self.mlp_norm: Linear = layer.post_attention_layernorm
-        self.after_mlp_norm: Linear = layer.post_mlp_layernorm
+        self.input_norm = _norm(layer.input_layernorm)
+        self.after_attention_norm = _norm(layer.post_self_attn_layernorm)
+        self.mlp_norm = _norm(layer.post_attention_layernorm)
+        self.after_mlp_norm = _norm(layer.post_mlp_layernorm)
         self.qkv = _side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
         self.output = _linear(attention.o_proj)
         self.gate_up = _linear(mlp.gate_up_proj)
@@ -201,9 +202,12 @@ def is_plain(module: nn.Module) -> bool:
 
     LoRA and bitsandbytes put another class in its place, torchao another tensor, accelerate's offloading another `forward`.
     """
+    return type(module) is nn.Linear and _is_bare(module)
+
+
+def _is_bare(module: Any) -> bool:
     return (
-        type(module) is nn.Linear
-        and type(module.weight.data) is Tensor
+        type(module.weight.data) is Tensor
         and module.weight.device.type != "meta"
         and "forward" not in vars(module)
         and not module._forward_hooks
@@ -216,6 +220,14 @@ def _linear(module: nn.Module) -> Linear:
         return lambda hidden: module(hidden)
     weight, bias = module.weight.data, None if module.bias is None else module.bias.data
     return lambda hidden: linear(hidden, weight, bias)
+
+
+def _norm(module: Any) -> Linear:
+    """In float32 torch's own norm computes the very same in one call, where the module makes six; in other dtypes it rounds elsewhere."""
+    if type(module) is not GlmImageRMSNorm or not _is_bare(module) or module.weight.dtype != torch.float32:
+        return lambda hidden: module(hidden)
+    weight, epsilon = module.weight.data, module.variance_epsilon
+    return lambda hidden: rms_norm(hidden, weight.shape, weight, epsilon)
 
 
 def _side_by_side(modules: list[nn.Module]) -> Linear:
