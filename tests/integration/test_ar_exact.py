@@ -92,8 +92,6 @@ def picture(seed: int, height_px: int, width_px: int) -> Image.Image:
     ("prompt", "size"),
     [
         ("A cat", SQUARE),
-        ("A cat", WIDE),
-        ("A cat", TALL),
         ("A cat", (64, 64)),
         ("", WIDE),
         ('A sign that says "OPEN"', SQUARE),
@@ -173,9 +171,9 @@ def test_inputs_change_the_tokens(engine: ArEngine) -> None:
         request("A cat", SQUARE, sources=(source, source)),
     ]
 
-    grids = [str(write(engine, one).token_ids) for one in wanted]
+    futures = [engine.submit(one, lambda *_: None, lambda: False) for one in wanted]
 
-    assert len(set(grids)) == len(wanted)
+    assert len({str(future.result(timeout=240).token_ids) for future in futures}) == len(wanted)
 
 
 def test_a_neighbour_changes_nothing(engine: ArEngine, reference: Any) -> None:
