@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
-from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  # gunicorn publishes no types
+from gunicorn.app.base import BaseApplication
 from sqlalchemy import Column, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -43,7 +43,7 @@ def create_bare_app(database_url: str) -> Flask:
     return app
 
 
-class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn publishes no types
+class _Server(BaseApplication):
     def __init__(self, port: int) -> None:
         self._port = port
         super().__init__()

@@ -9,8 +9,8 @@ import struct
 from types import FrameType
 from typing import Any
 
-from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]  # gunicorn publishes no types
-from gunicorn.glogging import Logger  # type: ignore[import-untyped]  # gunicorn publishes no types
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
 
 from services.api.app import create_app
 from services.api.http_worker import MAX_HEADER, MAX_HEADERS, MAX_REQUEST_LINE, ProblemWorker
@@ -26,7 +26,7 @@ _STOP_S = 6
 """Requests get this long to end after SIGTERM; the process is gone within 8 s."""
 
 
-class _StructuredLog(Logger):  # type: ignore[misc]  # gunicorn publishes no types
+class _StructuredLog(Logger):
     """gunicorn's messages go where all other lines go. Its access log is off: `envelope.py` writes one line per request."""
 
     def setup(self, cfg: Any) -> None:
@@ -38,7 +38,7 @@ class _StructuredLog(Logger):  # type: ignore[misc]  # gunicorn publishes no typ
         pass
 
 
-class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn publishes no types
+class _Server(BaseApplication):
     """gunicorn, configured by our settings and by nothing else."""
 
     def __init__(self, settings: ApiSettings) -> None:

@@ -12,9 +12,9 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from gunicorn.http import errors  # type: ignore[import-untyped]  # gunicorn publishes no types
-from gunicorn.util import write_nonblock  # type: ignore[import-untyped]  # gunicorn publishes no types
-from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]  # gunicorn publishes no types
+from gunicorn.http import errors
+from gunicorn.util import write_nonblock
+from gunicorn.workers.gthread import ThreadWorker
 
 from services.api.problem_catalogue import PROBLEM_TYPE, Problem, problem_body
 from shared.ids import new_id
@@ -25,7 +25,11 @@ MAX_HEADERS = 100
 MAX_HEADER = 8190
 """Bytes of one header."""
 
-_OURS = (errors.InvalidResponseHeader, errors.InvalidResponseHeaderName, errors.ConfigurationProblem)
+_OURS = (
+    errors.InvalidResponseHeader,  # type: ignore[attr-defined]  # newer than the published types, which are of gunicorn 26
+    errors.InvalidResponseHeaderName,  # type: ignore[attr-defined]  # as above
+    errors.ConfigurationProblem,
+)
 """Of gunicorn's complaints those about us, though they are of the kinds that are made for clients."""
 _OF_THE_BODY = {
     "CONTENT-LENGTH": "Content-Length: should be one whole number, and not beside Transfer-Encoding",
@@ -36,10 +40,13 @@ _INTERNAL = "an unexpected error; it was logged under the request_id"
 log = structlog.get_logger()
 
 
-class ProblemWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn publishes no types
+class ProblemWorker(ThreadWorker):
     """Answers with a problem what gunicorn would answer with a page."""
 
-    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+    app: Any
+    """The server of `services.api`, which has our settings."""
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Called by gunicorn with what kept it from handing a request to the application, or from reading its answer."""
         problem, detail = refusal_of(exc)
         request_id = new_id("req")
@@ -55,13 +62,13 @@ class ProblemWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn publishes n
 
     def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
         try:
-            return bool(super()._keepalive_after(conn, keepalive))
+            return bool(super()._keepalive_after(conn, keepalive))  # type: ignore[misc]  # private, and not in the published types
         except errors.ParseException:
             # Broken chunks that nobody wanted to read: the request has its answer, and a second one would be taken for that of the next.
             return False
 
 
-def refusal_of(error: Exception) -> tuple[Problem, str]:
+def refusal_of(error: BaseException) -> tuple[Problem, str]:
     """What gunicorn found, as an entry of the catalogue and a sentence."""
     if isinstance(error, _OURS):
         return Problem.INTERNAL, _INTERNAL

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import structlog
 from apiflask import APIFlask
 from flask import Response, g, jsonify, request
-from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]  # gunicorn publishes no types
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from services.api.field_errors import InvalidFieldsError, Path
