@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from shared.db import Database
+from shared.db import Database, DatabaseDownError
 from shared.lifecycle import claims, finish, jobs, work
 from shared.lifecycle.new_job import NewJob
 from shared.states import Stage
@@ -70,16 +70,23 @@ def finish_everything(db: Database) -> None:
 
 
 def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Run calls in threads of their own; what each returned or raised, in order."""
+    """
+    Run calls in threads of their own; what each returned or raised, in order.
+
+    Those that a slow machine kept waiting for a lock or a connection for too long are made again, as their callers would.
+    """
     results: list[Any] = [None] * len(calls)
     start = threading.Barrier(len(calls))
 
     def run(index: int) -> None:
         start.wait()
-        try:
-            results[index] = calls[index]()
-        except Exception as error:  # for the test to judge
-            results[index] = error
+        for _ in range(5):
+            try:
+                results[index] = calls[index]()
+            except Exception as error:  # for the test to judge
+                results[index] = error
+            if not isinstance(results[index], DatabaseDownError):
+                return
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(len(calls))]
     for thread in threads:

@@ -17,7 +17,7 @@ from tests.ledger import ARTIFACT, claim_grid, claim_image
 _BUCKET = "stored"
 
 
-def make_storage(s3: S3Server, endpoint: str) -> Storage:
+def make_storage(s3: S3Server, endpoint: str, bucket: str = _BUCKET) -> Storage:
     """A storage at this endpoint, which may be another one than the server's: nobody answers there."""
     return Storage(
         CoreSettings(
@@ -26,7 +26,7 @@ def make_storage(s3: S3Server, endpoint: str) -> Storage:
             s3_endpoint=endpoint,
             s3_access_key=s3.access_key,
             s3_secret_key=SecretStr(s3.secret_key),
-            s3_bucket=_BUCKET,
+            s3_bucket=bucket,
             secret_key=SecretStr("unused"),
         )
     )

@@ -41,6 +41,10 @@ class LoadedModel:
             raise NoModelError("no AR worker has reported its model yet")
         return info
 
+    def forget(self) -> None:
+        """Ask anew at the next `get`."""
+        self._kept.forget()
+
 
 def _read(db: Database) -> ModelInfo | None:
     reported = latest_model(db)

@@ -1,4 +1,8 @@
-"""The API in this process, on a real Postgres, Redis and S3; two tenants, keys of every scope, and a model that a worker reported."""
+"""
+The API in this process, on a real Postgres, Redis and S3; two tenants, keys of every scope, and a model that a worker reported.
+
+All tests of an xdist worker ask the same application: to wire one takes longer than most tests.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,9 @@ from shared.states import Stage
 from shared.storage import Storage
 from shared.webhooks import new_secret
 from tests.fakes import FakeResolver
-from tests.integration.api.declared import answers_declared
+from tests.integration.api.declared import AnswersDeclared
+from tests.integration.conftest import Ledger
+from tests.stored import make_storage
 
 MODEL = ModelInfo(
     name="miniature",
@@ -73,13 +79,16 @@ class Account:
 
 
 @pytest.fixture(scope="session")
-def bucket() -> str:
-    return f"api-{uuid.uuid4().hex[:12]}"
+def bucket(s3: S3Server) -> str:
+    """Name of a bucket."""
+    name = f"api-{uuid.uuid4().hex[:12]}"
+    make_storage(s3, s3.endpoint, name).ensure_bucket()
+    return name
 
 
 def make_settings(ledger_url: str, redis_url: str, s3: S3Server, bucket: str) -> ApiSettings:
-    """Settings of an API on these stores; the bucket is there."""
-    settings = ApiSettings(
+    """Settings of an API on these stores."""
+    return ApiSettings(
         database_url=SecretStr(ledger_url),
         redis_url=SecretStr(redis_url),
         s3_endpoint=s3.endpoint,
@@ -91,8 +100,6 @@ def make_settings(ledger_url: str, redis_url: str, s3: S3Server, bucket: str) ->
         max_body_bytes=2 << 20,
         source_fetch_s=2,
     )
-    Storage(settings).ensure_bucket()
-    return settings
 
 
 def make_account(db: Database, settings: ApiSettings, name: str) -> Account:
@@ -107,14 +114,20 @@ def make_account(db: Database, settings: ApiSettings, name: str) -> Account:
     return Account(tenant_id, keys, secret)
 
 
+def make_app(settings: ApiSettings) -> APIFlask:
+    """The application. Its resolver knows a public host, an inside one, and one that is both."""
+    names = {"hooks_example": ["93.184.216.34"], "inside_example": ["10.0.0.7"], "both_example": ["93.184.216.34", "10.0.0.7"]}
+    return create_app(settings, FakeResolver(**{name: [addresses] for name, addresses in names.items()}))
+
+
 @contextmanager
 def open_app(settings: ApiSettings) -> Iterator[APIFlask]:
-    """The application, held against its OpenAPI document. Its resolver knows a public host, an inside one, and one that is both."""
-    names = {"hooks_example": ["93.184.216.34"], "inside_example": ["10.0.0.7"], "both_example": ["93.184.216.34", "10.0.0.7"]}
-    app = create_app(settings, FakeResolver(**{name: [addresses] for name, addresses in names.items()}))
+    """An application with other settings than most tests want, held against its OpenAPI document."""
+    app = make_app(settings)
+    answers = AnswersDeclared(app)
     try:
-        with answers_declared(app):
-            yield app
+        yield app
+        answers.check()
     finally:
         app.extensions["glmq"].close()
 
@@ -173,15 +186,35 @@ def refusing(empty_api: tuple[FlaskClient, Database]) -> Iterator[FlaskClient]:
     assert not any(count_rows(db).values())
 
 
-@pytest.fixture
-def settings(ledger_url: str, redis_url: str, s3: S3Server, bucket: str) -> ApiSettings:
-    return make_settings(ledger_url, redis_url, s3, bucket)
+@pytest.fixture(scope="session")
+def shared_settings(ledger: Ledger, redis_url: str, s3: S3Server, bucket: str) -> ApiSettings:
+    """Settings of an API on the ledger; most tests want `settings`."""
+    return make_settings(ledger.url, redis_url, s3, bucket)
+
+
+@pytest.fixture(scope="session")
+def shared_app(shared_settings: ApiSettings) -> Iterator[tuple[APIFlask, AnswersDeclared]]:
+    """The application that all tests share, and what looks at its answers; most want `app`."""
+    app = make_app(shared_settings)
+    yield app, AnswersDeclared(app)
+    app.extensions["glmq"].close()
 
 
 @pytest.fixture
-def app(settings: ApiSettings) -> Iterator[APIFlask]:
-    with open_app(settings) as app:
-        yield app
+def settings(shared_settings: ApiSettings, ledger_url: str) -> ApiSettings:
+    """Settings of an API on the ledger, which is empty."""
+    return shared_settings
+
+
+@pytest.fixture
+def app(shared_app: tuple[APIFlask, AnswersDeclared], ledger_url: str) -> Iterator[APIFlask]:
+    """The application, held against its OpenAPI document. It knows nothing of earlier tests."""
+    app, answers = shared_app
+    parts: Parts = app.extensions["glmq"]
+    for kept in (parts.model, parts.fleet, parts.outlook):
+        kept.forget()
+    yield app
+    answers.check()
 
 
 @pytest.fixture

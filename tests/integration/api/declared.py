@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from apiflask import APIFlask
@@ -22,22 +21,27 @@ Declared = dict[tuple[str, str], dict[str, set[str]]]
 """By method and path, the names of the headers of each status."""
 
 
-@contextmanager
-def answers_declared(app: APIFlask) -> Iterator[None]:
-    """Meanwhile every answer of the app is looked at; what the document lacks fails the test at its end."""
-    lacking: list[str] = []
-    declared: Declared = {}
+class AnswersDeclared:
+    """Looks at every answer of an app, from now on."""
 
-    @app.after_request
-    def look(response: Response) -> Response:
-        if request.url_rule is not None and request.method not in ("HEAD", "OPTIONS") and response.status_code not in _ANYWHERE:
-            lacking.extend(_lacking(declared, request.method.lower(), request.url_rule.rule, response))
-        return response
+    def __init__(self, app: APIFlask) -> None:
+        self._lacking: list[str] = []
+        declared: Declared = {}
 
-    # After the hook, which cannot be added once there was a request, and the document is read by one.
-    declared |= declared_by(app)
-    yield
-    assert not lacking, f"the OpenAPI document lacks: {', '.join(sorted(set(lacking)))}"
+        @app.after_request
+        def look(response: Response) -> Response:
+            if request.url_rule is not None and request.method not in ("HEAD", "OPTIONS") and response.status_code not in _ANYWHERE:
+                self._lacking.extend(_lacking(declared, request.method.lower(), request.url_rule.rule, response))
+            return response
+
+        # After the hook, which cannot be added once there was a request, and the document is read by one.
+        declared |= declared_by(app)
+
+    def check(self) -> None:
+        """Fails if the document lacked anything since the last time."""
+        lacking = sorted(set(self._lacking))
+        self._lacking.clear()
+        assert not lacking, f"the OpenAPI document lacks: {', '.join(lacking)}"
 
 
 def _lacking(declared: Declared, method: str, rule: str, response: Response) -> Iterator[str]:

@@ -6,6 +6,7 @@ import io
 import json
 import threading
 import zipfile
+from dataclasses import replace
 from typing import Any
 from urllib.request import urlopen
 
@@ -401,13 +402,13 @@ def test_retry_of_a_batch_from_a_file(client: FlaskClient, clerk: Clerk, parts: 
     assert len(client.get(f"/v1/files/{before['output_file_id']}/content").get_data().splitlines()) == 1
 
 
-def test_a_retry_is_bounded(client: FlaskClient, clerk: Clerk, db: Database, parts: Parts) -> None:
+def test_a_retry_is_bounded(client: FlaskClient, clerk: Clerk, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that ended is a live one again, and there may be only so many."""
     batch = make(client, [item("a")])
     clerk.work()
     act(client, batch, "cancel")
     work_all(clerk)
-    parts.quotas.defaults = parts.quotas.defaults.__class__(**{**vars(parts.quotas.defaults), "live_batches": 1})
+    monkeypatch.setattr(parts.quotas, "defaults", replace(parts.quotas.defaults, live_batches=1))
     make(client, [item("b")])
     assert_problem(client.post(f"/v1/batches/{batch['id']}/retry-failed"), 429, "too_many_batches")
 

@@ -248,14 +248,16 @@ def test_places_are_given_back(settings: ApiSettings, account: Account, model: o
             assert generate(client, size="64x64", seed=1).status_code == 200
 
 
-def test_the_end_of_the_process(client: FlaskClient, parts: Parts, db: Database) -> None:
+def test_the_end_of_the_process(settings: ApiSettings, account: Account, model: object, db: Database) -> None:
     """A server that stops asks its clients to come again; the numbered try finds the job that goes on."""
-    with drawing(lambda: num_jobs(db) and parts.waiting.close()):
-        answer = generate(client, {"X-Stainless-Retry-Count": "0"})
-    assert_problem(answer, 503, "engine_unavailable")
-    assert "X-Should-Retry" not in answer.headers
-    assert generate(client, {"X-Stainless-Retry-Count": "1"}).status_code == 503
-    assert num_jobs(db) == 1
+    with open_app(settings) as app:
+        client, parts = client_of(app, account.keys["submit"]), app.extensions["glmq"]
+        with drawing(lambda: num_jobs(db) and parts.waiting.close()):
+            answer = generate(client, {"X-Stainless-Retry-Count": "0"})
+        assert_problem(answer, 503, "engine_unavailable")
+        assert "X-Should-Retry" not in answer.headers
+        assert generate(client, {"X-Stainless-Retry-Count": "1"}).status_code == 503
+        assert num_jobs(db) == 1
 
 
 def test_a_try_that_was_lost_makes_no_second_job(hasty: FlaskClient, db: Database) -> None:

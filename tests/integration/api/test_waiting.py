@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,8 +18,15 @@ from shared.lifecycle import claims, finish, work
 from shared.progress import LiveState
 from shared.states import Stage
 from shared.storage import Storage
-from tests.integration.api.conftest import Account, client_of, finish_jobs, png
+from tests.integration.api.conftest import Account, client_of, finish_jobs, open_app, png
 from tests.stack import wait_until
+
+
+@pytest.fixture
+def app(settings: ApiSettings) -> Iterator[APIFlask]:
+    """An application for each test: what it holds for others is counted."""
+    with open_app(settings) as app:
+        yield app
 
 
 @pytest.fixture
