@@ -9,6 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 INSTALLED := $(VENV)/.installed
+COMPILED := $(VENV)/.compiled
+IMPORTED := cli.main, cli.stack, infra.migrate, services.api.app, services.dispatcher.main, services.webhook_sender.main, \
+	services.ar_worker.worker, services.decoder_worker.worker
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up down status doctor test checks lint types imports unit fuzz format lock settings-doc train eval-miniature bench hooks clean
@@ -18,12 +21,12 @@ help: ## List every chore
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: PYTHON=$(PYTHON), JOBS=$(JOBS) (test processes), TORCH_BACKEND=cpu (a smaller torch where there is no GPU)"
 
-install: $(INSTALLED) ## Make the environment in .venv; nothing to do unless the lock has changed
+install: $(COMPILED) ## Make the environment in .venv; nothing to do unless the lock has changed
 
-demo: $(INSTALLED) ## Start the whole stack, draw two images, receive signed webhooks, stop it
+demo: $(COMPILED) ## Start the whole stack, draw two images, receive signed webhooks, stop it
 	@$(BIN)/glmq demo
 
-up: $(INSTALLED) ## Start the whole stack and leave it running
+up: $(COMPILED) ## Start the whole stack and leave it running
 	@$(BIN)/glmq up --detach
 
 down: $(INSTALLED) ## Stop the stack
@@ -52,7 +55,9 @@ imports: $(INSTALLED) ## Check who imports whom
 	$(BIN)/lint-imports
 
 # By file and by stack: what shares servers runs in one process (tests/conftest.py).
-unit: $(INSTALLED) ## Run the tests alone; ARGS="tests/unit -k grid" chooses some
+# With bytecode, whatever the shell says of it: all processes import the same.
+unit: export PYTHONDONTWRITEBYTECODE :=
+unit: $(COMPILED) ## Run the tests alone; ARGS="tests/unit -k grid" chooses some
 	$(BIN)/pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 fuzz: $(INSTALLED) ## Hold the API against its OpenAPI document by random requests to every route; FUZZ_S=600 is each phase's time
@@ -96,10 +101,14 @@ $(UV):
 	$(BIN)/pip install -q uv==0.13.9
 
 # torch is not in the lock: here it comes from PIP_FIND_LINKS, which uv does not read by itself, elsewhere from PyPI.
-# Without dependencies and by hash: the lock is whole, and nothing else gets in. With bytecode, which uv leaves to the first import:
-# where PYTHONDONTWRITEBYTECODE is set, every process would compile torch and transformers anew, for some 15 s.
+# Without dependencies and by hash: the lock is whole, and nothing else gets in.
 $(INSTALLED): requirements.lock pyproject.toml | $(UV)
-	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(UV) pip install -q --compile-bytecode --python $(BIN)/python torch==2.13.0 $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))
-	$(UV) pip install -q --compile-bytecode --python $(BIN)/python --no-deps --require-hashes -r requirements.lock
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(UV) pip install -q --python $(BIN)/python torch==2.13.0 $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))
+	$(UV) pip install -q --python $(BIN)/python --no-deps --require-hashes -r requirements.lock
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
+
+# What the processes import, which is a third of what was installed: where PYTHONDONTWRITEBYTECODE is set, each would compile it anew.
+$(COMPILED): $(INSTALLED)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "import $(IMPORTED)" > $@.log 2>&1 || { cat $@.log; exit 1; }
+	@mv $@.log $@
