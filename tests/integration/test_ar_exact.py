@@ -143,7 +143,8 @@ def test_every_seed_equals_the_reference(engine: ArEngine, reference: Any, seed:
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.3, 0.75), (1.0, 1.0), (1.7, 0.5), (2.0, 1.0), (0.9, 0.01)])
 def test_every_temperature_and_top_p_equals_the_reference(engine: ArEngine, reference: Any, temperature: float, top_p: float) -> None:
     """Set per request here, and on the whole model there."""
-    wanted = request("A cat", SQUARE, seed=5, temperature=temperature, top_p=top_p)
+    # With a source, before whose 64 tokens no draft of 256 is written.
+    wanted = request("A cat", (256, 256), seed=5, temperature=temperature, top_p=top_p, sources=(picture(0, 64, 64),))
 
     assert write(engine, wanted) == write_by_reference(reference, wanted)
 
@@ -193,13 +194,14 @@ def test_a_neighbour_changes_nothing(engine: ArEngine, reference: Any) -> None:
 
 def test_the_global_generator_is_left_alone(engine: ArEngine) -> None:
     """Writing a grid neither reads nor moves torch's global generator."""
+    wanted = request("A cat", SQUARE, sources=(picture(0, 64, 64),))
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = write(engine, request("A cat", SQUARE))
+    first = write(engine, wanted)
     assert torch.equal(torch.get_rng_state(), state)
 
     torch.manual_seed(2)
-    assert write(engine, request("A cat", SQUARE)) == first
+    assert write(engine, wanted) == first
 
 
 def test_the_shared_model_keeps_no_trace_of_a_request(miniature: Path) -> None:
@@ -264,5 +266,5 @@ def test_a_grid_stops_within_64_tokens(engine: ArEngine, reference: Any) -> None
         future.result(timeout=120)
 
     assert 100 <= written <= 164
-    wanted = request("A dog", SQUARE, seed=9)
+    wanted = request("A dog", SQUARE, seed=9, sources=(picture(0, 64, 64),))
     assert write(engine, wanted) == write_by_reference(reference, wanted)
