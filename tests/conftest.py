@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -24,9 +24,7 @@ from infra.embedded.postgres import PostgresServer
 from infra.embedded.redis import RedisServer
 from infra.embedded.s3 import S3Server
 from tests.nursery import Nursery
-
-if TYPE_CHECKING:
-    from tests.stack import Stack
+from tests.stack import BATCH_CLERK, Stack, running_stack, shared_stacks
 
 # Before torch is imported: one thread is faster than two for nets this small, and xdist runs several tests at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -82,6 +80,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long first, all else in its order behind it."""
     ranks = {scope: rank for rank, scope in enumerate(_LONGEST_FIRST)}
     items.sort(key=lambda item: ranks.get(_scope(item.nodeid), len(ranks)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """A stack whose tests are over ends, and not with the session: an idle one has a tenth of a core."""
+    scope = _scope(item.nodeid)
+    if scope in shared_stacks and (nextitem is None or _scope(nextitem.nodeid) != scope):
+        shared_stacks.pop(scope).stop()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByStack:
@@ -202,7 +208,6 @@ def stack(
     from peft import LoraConfig
 
     from tests.adapter_files import write_adapter
-    from tests.stack import BATCH_CLERK, running_stack
 
     adapters = tmp_path_factory.mktemp("adapters")
     torch.manual_seed(0)
@@ -213,4 +218,5 @@ def stack(
     short = {"GLMQ_LORA_DIR": str(adapters), "GLMQ_STREAM_HEARTBEAT_S": "0.2"}
     folder = tmp_path_factory.mktemp("stack")
     with running_stack(nursery, postgres_server, redis_url, s3, miniature, folder, BATCH_CLERK, **short) as running:
+        shared_stacks["stack"] = running
         yield running

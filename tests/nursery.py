@@ -2,7 +2,7 @@
 Starts the service's processes for tests as forks of one process that has imported them: a GPU worker imports for ten seconds of CPU, and
 the tests start some fifty of them.
 
-What runs in a child is what `python -m services.NAME` runs, with an environment, a session and a log of its own. That the real command
+What runs in a child is what `python -m MODULE` runs, with an environment, a session and a log of its own. That the real command
 works too, the tests of `glmq demo` prove.
 
 All xdist workers of a run share one (`tests/conftest.py`), which ends with the run.
@@ -30,6 +30,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _IMPORTS = {
+    "infra.migrate": "infra.migrate",
     "services.api": "services.api.app",
     "services.api.batch_clerk": "services.api.app",
     "services.dispatcher": "services.dispatcher.main",

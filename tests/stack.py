@@ -7,7 +7,6 @@ import copy
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,10 @@ API_KEY = "glmq_testtesttest_" + "t" * 43
 _READY_S = 240
 """A worker imports and loads for 10 s on a quiet machine, and for minutes on one that is full."""
 _STOP_S = 12
+
+
+shared_stacks: dict[str, Stack] = {}
+"""Those that the tests of several files share, by the name under which these run in one process (`tests/conftest.py`)."""
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 60, pause_s: float = 0.05) -> Any:
@@ -67,7 +70,8 @@ class Stack:
 
     def migrate(self) -> None:
         """Make tables, bucket, tenant and key."""
-        subprocess.run([sys.executable, "-m", "infra.migrate"], env=self.environment, check=True, timeout=60)
+        status = self._nursery.start("infra.migrate", self.environment, self._folder / "migrate.log").wait(_READY_S)
+        assert status == 0, self.log("migrate")
 
     def as_tenant(self, name: str) -> Self:
         """The stack as another customer sees it, who shares no grid with the first."""

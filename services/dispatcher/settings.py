@@ -17,7 +17,7 @@ class DispatcherSettings(QuotaSettings):
         description="Seconds between two looks for work to release while Redis is away and no wake-up is heard.",
     )
     slow_tick_s: float = Field(
-        default=0.25, ge=0.005, le=10, description="Seconds between two looks for work to release while wake-ups are heard."
+        default=1, ge=0.005, le=10, description="Seconds between two looks for work to release while wake-ups are heard."
     )
     events_kept_s: float = Field(default=30 * 86_400, ge=1, description="Seconds until an event is deleted, and with it its deliveries.")
     webhook_log_s: float = Field(default=30 * 86_400, ge=1, description="Seconds until a webhook delivery that is over leaves the log.")

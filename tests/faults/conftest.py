@@ -10,7 +10,7 @@ import pytest
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
 from tests.nursery import Nursery
-from tests.stack import Stack, running_stack
+from tests.stack import Stack, running_stack, shared_stacks
 
 SHORT = {"GLMQ_LEASE_S": "3", "GLMQ_HEARTBEAT_S": "0.5", "GLMQ_POLL_S": "0.5", "GLMQ_RESCUE_S": "0.5"}
 
@@ -27,4 +27,5 @@ def stack(
     """Every role running, to be broken; each test leaves it whole."""
     folder = tmp_path_factory.mktemp("stack")
     with running_stack(nursery, postgres_server, redis_url, s3, miniature, folder, redis_number=2, **SHORT) as running:
+        shared_stacks["faults"] = running
         yield running
