@@ -146,16 +146,16 @@ class Stack:
         assert answer.status_code == 202, answer.text
         return dict(answer.json())
 
-    def job(self, job_id: str, client: httpx.Client | None = None) -> dict[str, Any]:
-        """GET a job."""
-        answer = (client or self.client).get(f"/v1/jobs/{job_id}")
+    def job(self, job_id: str, client: httpx.Client | None = None, wait_s: float = 0) -> dict[str, Any]:
+        """GET a job; after `wait_s` at the latest, if it has to end first."""
+        answer = (client or self.client).get(f"/v1/jobs/{job_id}", params={"wait": wait_s} if wait_s else None)
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
     def wait(self, job: Mapping[str, Any], timeout_s: float = 60, client: httpx.Client | None = None) -> dict[str, Any]:
         """The job once it has ended."""
         ended = ("succeeded", "failed", "canceled", "expired")
-        return dict(wait_until(lambda: found if (found := self.job(job["id"], client))["status"] in ended else None, timeout_s))
+        return dict(wait_until(lambda: found if (found := self.job(job["id"], client, 1))["status"] in ended else None, timeout_s))
 
     def result(self, job: Mapping[str, Any], index: int = 0) -> bytes:
         """The bytes of a finished image, through its presigned URL."""
