@@ -90,6 +90,24 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         shared_stacks.pop(scope).stop()
 
 
+_NURSERY = pytest.StashKey[Nursery]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have xdist fork its workers from a process that has imported, where it would have each of them import for itself."""
+    if config.option.tx and not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(prefix="glmq-nursery-")
+        config.add_cleanup(folder.cleanup)
+        nursery = config.stash[_NURSERY] = Nursery.begin(Path(folder.name))
+        config.option.tx = [f"popen//python={nursery.python()}"] * len(config.option.tx)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of xdist's where it comes from."""
+    node.workerinput["nursery"] = node.config.stash[_NURSERY].address
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByStack:
     """Hand out tests by stack, in the order in which they were collected, and not those of many tests first."""
     config.option.loadscopereorder = False
@@ -181,12 +199,10 @@ def miniature(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Nursery:
-    """Where processes of the service are started from; one for all xdist workers."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        return Nursery(folder.parent, os.getppid())
-    return Nursery(folder, os.getpid())
+def nursery(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Nursery:
+    """Where processes of the service are started from; one for all xdist workers, who come from there too."""
+    given: dict[str, Any] = getattr(pytestconfig, "workerinput", {})
+    return Nursery(given["nursery"]) if given else Nursery.begin(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

@@ -1,33 +1,33 @@
 """
-Starts the service's processes for tests as forks of one process that has imported them: a GPU worker imports for ten seconds of CPU, and
-the tests start some fifty of them.
+Starts processes for tests as forks of one process that has imported what they would: the service's, of which a GPU worker imports for ten
+seconds of CPU and the tests start some fifty, and xdist's own workers, each of which imports all tests and with them all of the service.
 
 What runs in a child is what `python -m MODULE` runs, with an environment, a session and a log of its own. That the real command
 works too, the tests of `glmq demo` prove.
 
-All xdist workers of a run share one (`tests/conftest.py`), which ends with the run.
-
+    nursery = Nursery.begin(folder)
     process = nursery.start("services.api", environment, log)
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import importlib
 import json
 import os
 import runpy
 import select
+import shlex
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _IMPORTS = {
     "infra.migrate": "infra.migrate",
@@ -92,41 +92,50 @@ class Child:
 class Nursery:
     """The way to the process that has imported."""
 
-    def __init__(self, folder: Path, owner: int) -> None:
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._pid = 0
+
+    @classmethod
+    def begin(cls, folder: Path) -> Nursery:
         """
-        Start that process, unless somebody else has.
+        Start that process; it ends with this one.
 
         Args:
             folder: of a path that is short, for a socket's path may not be longer than 107 bytes.
-            owner: pid of the process with which it ends.
         """
-        self._address = str(folder / "nursery.sock")
-        self._pid = 0
-        with (folder / "nursery.lock").open("a+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            lock.seek(0)
-            if lock.read():
-                return
-            lock.write("started")
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-            command = [sys.executable, "-m", "tests.nursery", self._address, str(owner)]
-            # Not with our output: xdist waits until nobody has it open.
-            outputs = [
-                (os.POSIX_SPAWN_OPEN, stream, str(folder / "nursery.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-                for stream in (1, 2)
-            ]
-            self._pid = os.posix_spawn(sys.executable, command, environment, file_actions=outputs)
+        nursery = cls(str(folder / "nursery.sock"))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-m", "tests.nursery", nursery.address, str(os.getpid())]
+        # Not with our output: xdist waits until nobody has it open.
+        outputs = [
+            (os.POSIX_SPAWN_OPEN, stream, str(folder / "nursery.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) for stream in (1, 2)
+        ]
+        nursery._pid = os.posix_spawn(sys.executable, command, environment, file_actions=outputs)
+        return nursery
+
+    def python(self) -> str:
+        """A command line to be used instead of Python's, which runs the code behind `-c` in a fork, with its own streams."""
+        return shlex.join([sys.executable, __file__, self.address])
 
     def start(self, module: str, environment: Mapping[str, str], log: Path) -> Child:
         """Run `python -m MODULE` with this environment and nothing of ours, its output appended to `log`."""
+        return self._fork({"module": module, "environment": dict(environment), "log": str(log)})
+
+    def run_here(self, code: str) -> int:
+        """Run `python -c CODE` with our streams and environment; its exit status."""
+        return self._fork({"code": code, "environment": dict(os.environ)}, [0, 1, 2]).wait()
+
+    def _fork(self, wanted: dict[str, Any], streams: Sequence[int] = ()) -> Child:
         give_up_at = time.monotonic() + _START_S
         told = socket.socket(socket.AF_UNIX)
         told.settimeout(_START_S)
-        while told.connect_ex(self._address):
+        while told.connect_ex(self.address):
             assert not (self._pid and os.waitpid(self._pid, os.WNOHANG)[0]), "the nursery ended"
             assert time.monotonic() < give_up_at
             time.sleep(0.02)
-        told.sendall(json.dumps([module, dict(environment), str(log)]).encode() + b"\n")
+        socket.send_fds(told, [b"\n"], streams)
+        told.sendall(json.dumps(wanted).encode() + b"\n")
         return Child(_receive(told), told)
 
 
@@ -136,7 +145,7 @@ def _receive(told: socket.socket) -> int:
     return int(_NUMBER.unpack(data)[0])
 
 
-def _main(address: str, owner: int) -> None:
+def _serve(address: str, owner: int) -> None:
     """Fork for whoever connects, while the owner lives. A connection lives as long as its child, and hears how that ended."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
@@ -152,8 +161,11 @@ def _main(address: str, owner: int) -> None:
             os.read(woken, 4096)
         if listener in ready:
             connection, _ = listener.accept()
-            module, environment, log = json.loads(connection.makefile().readline())
-            importlib.import_module(_IMPORTS[module])
+            _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+            wanted = json.loads(connection.makefile().readline())
+            # A worker of xdist's imports every test, and so everything.
+            for name in [_IMPORTS[wanted["module"]]] if "module" in wanted else _IMPORTS.values():
+                importlib.import_module(name)
             # Or every collection of a child would copy all pages of what was imported.
             gc.collect()
             gc.freeze()
@@ -162,8 +174,10 @@ def _main(address: str, owner: int) -> None:
                 for other in (listener, connection, *told.values()):
                     other.close()
                 os.close(woken)
-                _become(module, environment, log)
+                _become(wanted, streams)
                 return
+            for stream in streams:
+                os.close(stream)
             connection.sendall(_NUMBER.pack(pid))
             told[pid] = connection
         while told and (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -179,20 +193,28 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _become(module: str, environment: dict[str, str], log: str) -> None:
-    """Be the process that `python -m MODULE` would have been, to its end: what it raises ends this process."""
-    os.setsid()
+def _become(wanted: dict[str, Any], streams: list[int]) -> None:
+    """Be the process that Python would have been, to its end: what it raises ends this process."""
     os.close(signal.set_wakeup_fd(-1))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    os.close(output)
+    if "module" in wanted:
+        os.setsid()
+        output = os.open(wanted["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        streams = [os.open(os.devnull, os.O_RDONLY), output, os.dup(output)]
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
     os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = [module]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    os.environ.update(wanted["environment"])
+    if "module" in wanted:
+        sys.argv = [wanted["module"]]
+        runpy.run_module(wanted["module"], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = ["-c"]
+        exec(wanted["code"], {"__name__": "__main__"})  # noqa: S102 - what `python -c` is for
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]))
+    if "-c" in sys.argv:
+        sys.exit(Nursery(sys.argv[1]).run_here(sys.argv[-1]))
+    _serve(sys.argv[1], int(sys.argv[2]))
