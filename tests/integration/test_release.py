@@ -90,7 +90,7 @@ def test_cheap_work_is_found_behind_dear(db: Database, new_job: NewJob, order: F
     """A unit of a tenant that is soon done passes older ones that take long, though many stand between."""
     submit_some(db, new_job, 4, grid_cost_s=40.0)
     submit_some(db, new_job, 1, grid_cost_s=0.5)
-    execute(db, "UPDATE grid SET created_at = clock_timestamp() - interval '1 s'")
+    execute(db, "UPDATE grid SET created_at = created_at - interval '1 s'")
     assert release(db, 2, order) == ["4", "0"]
 
 
