@@ -26,6 +26,8 @@ def data(tmp_path: Path) -> Iterator[DataFolder]:
     stop_stack(data)
 
 
+# Every process of the stack imports for itself, here alone: minutes on a machine that is full.
+@pytest.mark.timeout(600)
 def test_from_the_demo_to_the_end(data: DataFolder, tmp_path: Path) -> None:
     """Everything that the README tells a stranger to type does what it says, with the checkpoint that a stranger gets."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GLMQ_")}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from infra.embedded.postgres import PostgresServer
 from infra.embedded.s3 import S3Server
@@ -36,9 +37,15 @@ class Ledger:
     def clear(self) -> None:
         """Delete all rows but those that the migrations wrote. Faster than TRUNCATE, which makes a new file for every index."""
         deletes = "".join(f"DELETE FROM {name};" for name in Base.metadata.tables)
-        # Without triggers, of which one keeps events for their time.
-        clear = text(f"DO $$ BEGIN SET LOCAL session_replication_role = replica; {deletes} END $$")
-        self.db.run(lambda session: session.execute(clear))
+        # Without triggers, of which one keeps events for their time, and with patience for what an earlier test left running.
+        settings = {"session_replication_role": "replica", "lock_timeout": "60s", "statement_timeout": "60s"}
+        given = text("SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items()))
+
+        def work(session: Session) -> None:
+            session.execute(given)
+            session.execute(text(f"DO $$ BEGIN {deletes} END $$"))
+
+        self.db.run(work)
 
 
 @pytest.fixture(scope="session")

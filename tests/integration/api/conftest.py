@@ -37,6 +37,7 @@ from shared.db import Database
 from shared.lifecycle import claims, finish, work
 from shared.lifecycle.tenants import ensure_api_key, ensure_tenant
 from shared.lifecycle.workers import beat_worker
+from shared.progress import LiveState
 from shared.sealing import Sealer
 from shared.states import Stage
 from shared.storage import Storage
@@ -246,6 +247,14 @@ def model(db: Database) -> ModelInfo:
 def client(app: APIFlask, account: Account, model: ModelInfo) -> FlaskClient:
     """Sends the admin key of `account`."""
     return client_of(app, account.keys["admin"])
+
+
+@pytest.fixture
+def telling_db(ledger_url: str, settings: ApiSettings) -> Iterator[Database]:
+    """The ledger as a worker has it: it tells of what it commits."""
+    db = Database(ledger_url, on_changes=LiveState(settings.redis_url.get_secret_value()).tell_changes)
+    yield db
+    db.close()
 
 
 @pytest.fixture

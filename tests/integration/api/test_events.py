@@ -75,14 +75,6 @@ def app(settings: ApiSettings) -> Iterator[APIFlask]:
         yield app
 
 
-@pytest.fixture
-def telling_db(ledger_url: str, settings: ApiSettings) -> Iterator[Database]:
-    """The ledger as a worker has it: it tells of what it commits."""
-    db = Database(ledger_url, on_changes=LiveState(settings.redis_url.get_secret_value()).tell_changes)
-    yield db
-    db.close()
-
-
 def new_job(client: FlaskClient, **request: Any) -> str:
     answer = client.post("/v1/jobs", json={"prompt": "a fox", **request})
     assert answer.status_code == 202, answer.get_json()

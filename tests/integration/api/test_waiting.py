@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from apiflask import APIFlask
@@ -27,14 +26,6 @@ def app(settings: ApiSettings) -> Iterator[APIFlask]:
     """An application for each test: what it holds for others is counted."""
     with open_app(settings) as app:
         yield app
-
-
-@pytest.fixture
-def telling_db(ledger_url: str, settings: ApiSettings) -> Any:
-    """The ledger as a worker has it: it tells of what it commits."""
-    db = Database(ledger_url, on_changes=LiveState(settings.redis_url.get_secret_value()).tell_changes)
-    yield db
-    db.close()
 
 
 def parts_of(app: APIFlask) -> Parts:
