@@ -190,6 +190,5 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(checkpoint: str) -> None:
 
 def test_a_hub_id_that_cannot_be_fetched_is_a_startup_error() -> None:
     """Without the network (the tests forbid it) the message names the checkpoint."""
-    pytest.importorskip("huggingface_hub")
     with pytest.raises(StartupError, match="zai-org/no-such-model"):
         resolve_checkpoint("zai-org/no-such-model", "decoder")
