@@ -18,7 +18,7 @@ import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from shared.wakeup import Bell, Listener, Topic, channel
+from shared.wakeup import Bell, Listener, Topic, channel, publish_command
 
 Result = TypeVar("Result")
 
@@ -50,7 +50,7 @@ class LiveState:
             retry=Retry(NoBackoff(), 1),
         )
         self._down_until = 0.0
-        self._bell = Bell(self._publish)
+        self._bell = Bell(self._publish, lambda: self._redis.connection_pool.get_connection())
 
     def ring(self, *topics: Topic) -> None:
         """Wake whoever listens for these, soon. Never waits; call it after the commit that makes the work visible."""
@@ -63,6 +63,7 @@ class LiveState:
     def tell_changes(self, ids: Collection[str], has_deliveries: bool) -> None:
         """Wake whoever waits for these jobs or tenants, or delivers webhooks, soon. Never waits; call it after the commit."""
         if has_deliveries:
+            # First: somebody waits for it, as for nothing else here.
             self._bell.ring(Topic.DELIVERIES_DUE)
         self._bell.ring(Topic.CHANGES, ids=ids)
 
@@ -184,14 +185,15 @@ class LiveState:
         """Does Redis answer?"""
         return bool(self._try(lambda: self._redis.ping(), False))
 
-    def _publish(self, rung: Mapping[Topic, set[str]]) -> None:
-        def work() -> None:
+    def _publish(self, rung: Mapping[Topic, set[str]]) -> bool:
+        def work() -> bool:
             pipe = self._redis.pipeline(transaction=False)
             for topic, ids in rung.items():
-                pipe.publish(channel(topic), " ".join(ids))
+                pipe.execute_command(*publish_command(topic, ids))
             pipe.execute()
+            return True
 
-        self._try(work, None)
+        return self._try(work, False)
 
     def _try(self, work: Callable[[], Result], otherwise: Result) -> Result:
         if time.monotonic() < self._down_until:

@@ -8,9 +8,10 @@ that commit: submits would then commit one after another, each waiting for the d
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -26,6 +27,16 @@ _WAIT_S = 0.5
 """How long one wait for a message lasts, and so how long closing takes."""
 
 _AGAIN_S = 1.0
+
+_TRUSTED_S = 60.0
+"""A line that was silent for longer may have been cut on the way, without a word."""
+
+_SAME_S = 0.002
+"""Between two words of one topic on a line."""
+
+_MOST_UNANSWERED = 8
+_MOST_IDS = 64
+"""Told with one word on a line: a few kilobytes, for which there is always room in the socket's buffer."""
 
 log = structlog.get_logger()
 
@@ -67,29 +78,91 @@ def channel(topic: Topic) -> str:
     return f"glmq:wake:{topic}"
 
 
-class Bell:
-    """
-    Rings without waiting: a thread publishes, so a dead Redis costs its caller nothing. Thread-safe.
+def publish_command(topic: Topic, ids: Iterable[str]) -> tuple[str, str, str]:
+    """What Redis is told, with the ids that belong to it."""
+    return "PUBLISH", channel(topic), " ".join(ids)
 
-    What is rung several times before the thread gets to it is published once.
+
+class _Line:
+    """
+    A connection of its own on which words go out at once: the answer to one is read when a later one goes. Waits for nothing.
+
+    To ask a thread costs more than all else of a ring: it must get the interpreter from whoever rang, who has more to do.
     """
 
-    def __init__(self, publish: Callable[[Mapping[Topic, set[str]]], None]) -> None:
+    def __init__(self, connection: Any) -> None:
         """
         Args:
-            publish: is given what was rung, and the ids that were told with it; may block; must not raise.
+            connection: of redis-py, open. Any: its types do not tell its answers.
+        """
+        self._connection = connection
+        self._num_unanswered = 0
+        self._said_at: dict[Topic, float] = {}
+        self._used_at = time.monotonic()
+
+    def is_free(self, topics: Iterable[Topic]) -> bool:
+        """
+        May these be said now? Not if one of them just was, so that a thousand rings do not become as many messages, nor if Redis owes
+        many answers.
+
+        Raises:
+            redis.RedisError: the connection is dead, or may be.
+        """
+        now = time.monotonic()
+        while self._num_unanswered and self._connection.can_read():
+            self._connection.read_response()
+            self._num_unanswered -= 1
+        if now - self._used_at > (_SILENCE_S if self._num_unanswered else _TRUSTED_S):
+            raise redis.ConnectionError("no answer")
+        is_new = all(now - self._said_at.get(topic, -math.inf) > _SAME_S for topic in topics)
+        return is_new and self._num_unanswered < _MOST_UNANSWERED
+
+    def say(self, rung: Mapping[Topic, Iterable[str]]) -> None:
+        """
+        Raises:
+            redis.RedisError: nothing was said, or a part.
+        """
+        words = self._connection.pack_commands([publish_command(topic, ids) for topic, ids in rung.items()])
+        self._connection.send_packed_command(words, check_health=False)
+        self._num_unanswered += len(rung)
+        self._used_at = time.monotonic()
+        self._said_at |= dict.fromkeys(rung, self._used_at)
+
+    def close(self) -> None:
+        """Of no use any more."""
+        self._connection.disconnect()
+
+
+class Bell:
+    """
+    Rings without waiting, so a dead Redis costs its caller nothing. Thread-safe.
+
+    On a line where there is one, or else by a thread, which opens the next line; what is rung several times before the thread gets to it
+    is published once.
+    """
+
+    def __init__(self, publish: Callable[[Mapping[Topic, set[str]]], bool], connect: Callable[[], Any]) -> None:
+        """
+        Args:
+            publish: is given what was rung, and the ids that were told with it; may block; must not raise. Returns: was it said?
+            connect: opens a connection of redis-py, for good; may block.
         """
         self._publish = publish
+        self._connect = connect
+        self._line: _Line | None = None
         self._rung: dict[Topic, set[str]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
     def ring(self, *topics: Topic, ids: Iterable[str] = ()) -> None:
-        """Publish soon, or never."""
+        """Publish now, or soon, or never."""
+        told = set(ids)
         with self._changed:
+            if not self._rung and self._say_now(topics, told):
+                return
             is_awake = bool(self._rung)
             for topic in topics:
-                self._rung.setdefault(topic, set()).update(ids)
+                self._rung.setdefault(topic, set()).update(told)
             if self._thread is None:
                 # At the first ring: whoever never rings needs no thread.
                 self._thread = threading.Thread(target=self._publish_all, name="bell", daemon=True)
@@ -97,13 +170,35 @@ class Bell:
             if not is_awake:
                 self._changed.notify()
 
+    def _say_now(self, topics: Sequence[Topic], told: set[str]) -> bool:
+        if self._line is None or len(told) > _MOST_IDS:
+            return False
+        try:
+            if self._line.is_free(topics):
+                self._line.say(dict.fromkeys(topics, told))
+                return True
+        except (redis.RedisError, OSError):
+            self._line.close()
+            self._line = None
+        return False
+
     def _publish_all(self) -> None:
         while True:
             with self._changed:
                 while not self._rung:
                     self._changed.wait()
                 rung, self._rung = self._rung, {}
-            self._publish(rung)
+            if self._publish(rung) and self._line is None:
+                self._open_line()
+
+    def _open_line(self) -> None:
+        try:
+            line = _Line(self._connect())
+        except (redis.RedisError, OSError) as error:
+            log.warning("no_line", error=type(error).__name__)
+            return
+        with self._changed:
+            self._line = line
 
 
 class Listener:
