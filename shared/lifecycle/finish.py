@@ -72,7 +72,8 @@ def finish_grid(
 
 def tell_tokens(db: Database, grid_id: str) -> None:
     """
-    The event of a finished grid for the jobs that wait for it. May be repeated; what a crash leaves untold, the rescue tells.
+    The event of a finished grid for the jobs that wait for it, and their images that `finish_grid` could not see. May be repeated; what a
+    crash leaves untold, the rescue tells.
 
     Raises:
         DatabaseDownError
@@ -83,6 +84,9 @@ def tell_tokens(db: Database, grid_id: str) -> None:
         if grid is None or grid.is_told:
             return
         grid.is_told = True
+        if grid.state == WorkState.DONE:
+            # Of a submit that held the grid while it ended: the finish waited for it, but sees only what was there when it began.
+            session.execute(update(Image).where(Image.grid_id == grid_id, Image.state == WorkState.WAITING).values(state=WorkState.READY))
         jobs = session.scalars(live_jobs(grid)).all()
         start(session, jobs, grid.started_at)
         record_changes(session, jobs, "job.tokens_ready")

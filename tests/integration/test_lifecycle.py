@@ -259,6 +259,23 @@ def test_cancel_and_submit_race_strands_nobody(db: Database, new_job: NewJob) ->
         assert query(db, wanted, id=got[0]) == [("ready", "waiting")]
 
 
+def test_submit_that_holds_the_grid_while_it_ends_gets_it(db: Database, new_job: NewJob) -> None:
+    """A finish that waits for a submit's lock, and began before it, makes its image ready too."""
+    submit(db, new_job)
+    grid = claim_grid(db)
+    finishing = threading.Thread(target=finish.finish_grid, args=(db, grid.id, grid.attempt, ARTIFACT, 10))
+
+    def submit_slowly(session: Session) -> None:
+        submit_in(session, replace(new_job, steps=new_job.steps + 1), None)
+        session.flush()
+        finishing.start()
+        time.sleep(0.5)
+
+    db.run(submit_slowly)
+    finishing.join()
+    assert query(db, "SELECT state FROM image") == [("ready",), ("ready",)]
+
+
 def test_submit_that_holds_the_grid_keeps_it(db: Database, new_job: NewJob) -> None:
     """A cancel that waits for a submit's lock sees the image which that submit wrote."""
     first, _ = submit(db, new_job)
