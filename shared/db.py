@@ -112,6 +112,8 @@ class Database:
             hide_parameters=True,
             max_overflow=0,
             pool_timeout=5,
+            # The one that was used last: what it runs often is prepared and planned there, and the others are spares.
+            pool_use_lifo=True,
             # No ping before each transaction: `run` repeats what met a connection that had died in the pool.
             pool_pre_ping=False,
             pool_recycle=300,

@@ -27,7 +27,8 @@ class WorkState(StrEnum):
     """May be released from `not_before` on. A crash leaves it so; the dispatcher picks it up."""
 
     RELEASED = "released"
-    """Its id was sent to Celery. A lost message leaves it so; an idle worker or the rescue finds it."""
+    """May be claimed: its id was sent to Celery, or idle workers were rung for. What is lost of that leaves it so; an idle worker or the
+    rescue finds it."""
 
     RUNNING = "running"
     """A worker holds the lease until `lease_until`. A dead worker leaves it so; the rescue takes it back."""
@@ -117,7 +118,8 @@ GRID_MOVES: dict[WorkState, frozenset[WorkState]] = {
 }
 
 IMAGE_MOVES: dict[WorkState, frozenset[WorkState]] = {
-    WorkState.WAITING: frozenset({WorkState.READY, WorkState.FAILED, WorkState.CANCELED}),
+    # Released at once, here and of new grids: nothing waits, and a worker has a free slot.
+    WorkState.WAITING: frozenset({WorkState.READY, WorkState.RELEASED, WorkState.FAILED, WorkState.CANCELED}),
     # Back to waiting, here and below: its grid turned out to be lost.
     WorkState.READY: frozenset({WorkState.RELEASED, WorkState.WAITING, WorkState.CANCELED}),
     WorkState.RELEASED: frozenset({WorkState.RUNNING, WorkState.READY, WorkState.WAITING, WorkState.CANCELED}),
@@ -138,7 +140,7 @@ JOB_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.EXPIRED: frozenset({JobStatus.QUEUED}),
 }
 
-NEW_GRID = frozenset({WorkState.READY})
+NEW_GRID = frozenset({WorkState.READY, WorkState.RELEASED})
 NEW_IMAGE = frozenset({WorkState.WAITING, WorkState.READY})
 """How work may begin: an image whose grid is already done is ready at once."""
 

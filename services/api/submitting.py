@@ -34,6 +34,7 @@ from shared.lifecycle.submit import may_be_all_new, store
 from shared.lifecycle.tenants import Caller
 from shared.lifecycle.tries import Try, find_earlier
 from shared.states import Stage
+from shared.wakeup import RELEASED
 
 SUBMIT_ROUTE = "POST /v1/jobs"
 RANDOM_SEEDS = 2**53 - 10
@@ -177,8 +178,11 @@ def store_job(parts: Parts, caller: Caller, job: NewJob, once: Idempotency | Non
     except QueueFullError:
         parts.quotas.note_queued(limits.max_queued)
         raise
+    if stored.is_released:
+        parts.live.ring(RELEASED[Stage.AR])
+    else:
+        # A job that was found in parts may have its tokens already.
+        parts.ring_for_work((Stage.AR,) if stored.is_all_new else Stage)
     parts.quotas.note_queued(stored.num_queued)
     parts.quotas.warn_caller(caller)
-    # A job that was found in parts may have its tokens already.
-    parts.ring_for_work((Stage.AR,) if stored.is_all_new else Stage)
     return Submitted(stored.job_id, stored.is_replay, stored.document)

@@ -108,9 +108,10 @@ class GridTasks:
         def end() -> None:
             num_source = result.num_source_tokens
             read = finish.PromptTokens(result.num_prompt_tokens - num_source, num_source)
-            finish.finish_grid(self.db, claim.id, claim.attempt, artifact, num_tokens - len(written), read, tell_later=True)
+            num_written = num_tokens - len(written)
+            is_released = finish.finish_grid(self.db, claim.id, claim.attempt, artifact, num_written, read, tell_later=True)
             # The decoder's work begins while its customer is told that it may.
-            self.live.ring(Topic.IMAGES_READY)
+            self.live.ring(Topic.IMAGES_RELEASED if is_released else Topic.IMAGES_READY)
             finish.tell_tokens(self.db, claim.id)
             # Not before the finish is on disk, which it is with what was told after it.
             self.live.drop_checkpoint(claim.id)

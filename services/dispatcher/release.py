@@ -13,6 +13,7 @@ from services.dispatcher.publisher import Publisher
 from services.dispatcher.settings import DispatcherSettings
 from shared.db import Database
 from shared.lifecycle import work, workers
+from shared.lifecycle.at_once import RING_UP_TO_SLOTS
 from shared.lifecycle.candidates import Order, Seen
 from shared.lifecycle.quotas import is_running_limited
 from shared.progress import LiveState
@@ -21,12 +22,6 @@ from shared.wakeup import RELEASED
 
 _SLOTS_FOR_S = 1.0
 """How long a count of slots is believed. Workers come and go in seconds."""
-
-_RING_UP_TO_SLOTS = 256
-"""
-Stages of more slots are left to Celery's messages. A ring is heard ten times sooner, since Celery listens again only up to a second after
-its slots were full; but a ring wakes every worker, and of hundreds that are idle all but one would ask Postgres in vain.
-"""
 
 
 class FairOrder(Order):
@@ -97,6 +92,6 @@ class Releaser:
             ids = work.release(self._db, stage, window, self._max_running, is_any_limited=self._is_any_limited, order=order)
             if ids:
                 # After commit, or a worker may look for the row before it is visible.
-                if slots <= _RING_UP_TO_SLOTS:
+                if slots <= RING_UP_TO_SLOTS:
                     self._live.ring(RELEASED[stage])
                 self._publisher.send(stage, ids)

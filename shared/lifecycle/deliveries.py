@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 from pydantic_core import to_json
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.db import Database, read_rows
@@ -19,7 +18,7 @@ from shared.lifecycle.ending import database_now
 from shared.lifecycle.endpoint_health import Health, after_failure, is_given_up
 from shared.lifecycle.endpoints import give_up, health_of, lock_endpoints, set_health
 from shared.lifecycle.letters import Letter
-from shared.tables import WebhookAttempt, WebhookEndpoint
+from shared.tables import WebhookEndpoint
 from shared.trace import TraceContext
 
 Kind = Literal["live", "replay", "test"]
@@ -93,33 +92,27 @@ def claim_deliveries(db: Database, room: Room, lease_s: float, write: Callable[[
     Claim what is due, the first of every queue, so that a queue that stands still is in nobody's way.
 
     Args:
-        write: makes the body of a delivery that has none yet. It is stored by the same transaction that claims it, so whoever sends it
+        write: makes the body of a delivery that has none yet. It is stored by the same statement that claims it, so whoever sends it
             next, after whatever crash, sends the same bytes.
     """
     lease = timedelta(seconds=lease_s)
-
-    def work(session: Session) -> list[Delivery]:
-        rows = read_rows(session, CHOOSE, _room_values(room))
-        if not rows:
-            return []
-        probed = sorted({row.endpoint_id for row in rows if row.is_probe})
-        won = set(session.scalars(PROBE, {"ids": probed, "lease": lease})) if probed else set()
-        claimed = [_as_claimed(row) for row in rows if not row.is_probe or row.endpoint_id in won]
-        if not claimed:
-            return []
-        made: list[str | None] = []
-        for delivery in claimed:
-            is_new = delivery.body is None
-            delivery.body = delivery.body or write(delivery)
-            made.append(delivery.body.decode() if is_new and delivery.body else None)
-        bodies = [{"id": delivery.id, "body": body} for delivery, body in zip(claimed, made, strict=True)]
-        session.execute(HOLD, {"claimed": to_json(bodies).decode(), "lease": lease})
-        ids = {delivery.id for delivery in claimed}
-        if lost := [_lost_attempt(row) for row in rows if row.was_held and row.id in ids]:
-            session.execute(insert(WebhookAttempt).on_conflict_do_nothing(), lost)
-        return claimed
-
-    return db.run(work)
+    rows = db.run_alone(CHOOSE, _room_values(room))
+    if probed := sorted({row.endpoint_id for row in rows if row.is_probe}):
+        won = {row.id for row in db.run_alone(PROBE, {"ids": probed, "lease": lease})}
+        rows = [row for row in rows if not row.is_probe or row.endpoint_id in won]
+    if not rows:
+        return []
+    claimed: list[Delivery] = []
+    chosen: list[dict[str, Any]] = []
+    for row in rows:
+        delivery = _as_claimed(row)
+        is_new = delivery.body is None
+        delivery.body = delivery.body or write(delivery)
+        body = delivery.body.decode() if is_new and delivery.body else None
+        claimed.append(delivery)
+        chosen.append({"id": row.id, "attempt": row.attempt, "body": body, "lost_url": row.url if row.was_held else None})
+    held = {row.id for row in db.run_alone(HOLD, {"chosen": to_json(chosen).decode(), "lease": lease})}
+    return [delivery for delivery in claimed if delivery.id in held]
 
 
 def finish_deliveries(db: Database, results: Sequence[tuple[Delivery, Outcome]]) -> set[str]:
@@ -191,11 +184,6 @@ def _as_claimed(row: Any) -> Delivery:
         trace=TraceContext.from_headers(row.trace),
         body=row.body,
     )
-
-
-def _lost_attempt(row: Any) -> dict[str, Any]:
-    error = "the sender ended before it could write down an answer"
-    return {"delivery_id": row.id, "attempt": row.attempt, "url": row.url, "headers": {}, "error": error}
 
 
 def _result(delivery: Delivery, outcome: Outcome) -> dict[str, Any]:

@@ -67,27 +67,45 @@ LEFT JOIN webhook_endpoint AS endpoint ON endpoint.id = delivery.endpoint_id
 -- Whose secret signs for a job's own URL, if the job names one; a deleted endpoint has none any more.
 LEFT JOIN webhook_endpoint AS signer ON delivery.endpoint_id IS NULL AND signer.id = job.webhook->>'secret_id'
     AND signer.tenant_id = delivery.tenant_id AND signer.secret <> ''
--- Due once more, on the locked row: another sender may have claimed it since.
-WHERE delivery.state = 'pending' AND (delivery.lease_until IS NULL OR delivery.lease_until < statement_timestamp())
 ORDER BY delivery.next_at, delivery.id
-FOR UPDATE OF delivery SKIP LOCKED
 """
 
 # Whoever comes first sends the probe; as long as its answer may take, nobody else does.
-PROBE = text("""
-UPDATE webhook_endpoint SET breaker_until = statement_timestamp() + CAST(:lease AS interval)
-WHERE id = ANY(CAST(:ids AS text[])) AND breaker_until <= statement_timestamp()
+PROBE = """
+UPDATE webhook_endpoint SET breaker_until = statement_timestamp() + CAST(%(lease)s AS interval)
+WHERE id = ANY(CAST(%(ids)s AS text[])) AND breaker_until <= statement_timestamp()
 RETURNING id
-""")
+"""
 
-# Rows are given as one JSON text: psycopg spells arrays in Python, byte by byte.
-HOLD = text("""
-UPDATE webhook_delivery
-SET attempt = attempt + 1, tries = tries + 1, lease_until = clock_timestamp() + CAST(:lease AS interval),
-    body = coalesce(webhook_delivery.body, convert_to(claimed.body, 'UTF8'))
-FROM json_to_recordset(CAST(:claimed AS json)) AS claimed (id text, body text)
-WHERE webhook_delivery.id = claimed.id
-""")
+# What was chosen, if it is as it was: of senders that chose the same at one moment, one gets it. One that another was given and gave back
+# has a body by now. Rows are given as one JSON text: psycopg spells arrays in Python, byte by byte.
+HOLD = """
+WITH chosen AS (
+    SELECT * FROM json_to_recordset(CAST(%(chosen)s AS json)) AS given (id text, attempt bigint, body text, lost_url text)
+),
+free AS (
+    SELECT delivery.id FROM webhook_delivery AS delivery JOIN chosen USING (id)
+    WHERE delivery.attempt = chosen.attempt AND delivery.state = 'pending'
+        AND (delivery.lease_until IS NULL OR delivery.lease_until < statement_timestamp())
+        AND (delivery.body IS NULL OR chosen.body IS NULL)
+    FOR UPDATE OF delivery SKIP LOCKED
+),
+held AS (
+    UPDATE webhook_delivery AS delivery
+    SET attempt = delivery.attempt + 1, tries = tries + 1, lease_until = clock_timestamp() + CAST(%(lease)s AS interval),
+        body = coalesce(delivery.body, convert_to(chosen.body, 'UTF8'))
+    FROM chosen JOIN free USING (id)
+    WHERE delivery.id = chosen.id
+    RETURNING delivery.id
+),
+lost AS (
+    INSERT INTO webhook_attempt (delivery_id, attempt, url, headers, error)
+    SELECT id, attempt, lost_url, '{}', 'the sender ended before it could write down an answer' FROM chosen JOIN held USING (id)
+    WHERE lost_url IS NOT NULL
+    ON CONFLICT DO NOTHING
+)
+SELECT id FROM held
+"""
 
 # All that an attempt which succeeds has to leave, in one statement. An endpoint's row is written only if it had failed before.
 FINISH = """

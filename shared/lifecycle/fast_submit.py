@@ -21,7 +21,10 @@ from sqlalchemy import inspect
 from shared.db import ConstraintError, Database
 from shared.ids import new_id
 from shared.job_document import JobImage, job_document
+from shared.lifecycle.at_once import is_free
 from shared.lifecycle.keys import STAMP
+from shared.lifecycle.quotas import Limits
+from shared.states import Stage
 from shared.tables import Base, Grid, Image, Job
 
 Row = TypeVar("Row", bound=Base)
@@ -51,20 +54,25 @@ class NewRows:
 
 @dataclass(frozen=True)
 class Inserted:
-    """A job that was written: its document, and how many jobs of its tenant are queued now."""
+    """
+    A job that was written.
+
+    Attributes:
+        num_queued: jobs of its tenant that are queued now.
+        is_released: workers may claim its grids.
+    """
 
     document: dict[str, Any]
     num_queued: int
+    is_released: bool
 
 
-def insert_new(
-    db: Database, jobs: Sequence[NewRows], max_queued: int | None, stamps: Collection[tuple[str, str]] = ()
-) -> list[Inserted | None]:
+def insert_new(db: Database, jobs: Sequence[NewRows], limits: Limits, stamps: Collection[tuple[str, str]] = ()) -> list[Inserted | None]:
     """
-    Write the rows and the events of new jobs of one tenant.
+    Write the rows and the events of new jobs of one tenant; where nothing has to be chosen their work is released at once.
 
     Args:
-        max_queued: jobs of the tenant that may be queued, these among them; None: any number.
+        limits: jobs of the tenant that may be queued, these among them. Whose work in hand is limited, for them the dispatcher counts.
         stamps: of callers that were recalled, the id of the key and `Caller.stamp`.
     Returns:
         None for a job of which nothing was written: something of it is there, the tenant's queue is full, or a stamp has changed.
@@ -72,15 +80,16 @@ def insert_new(
         DatabaseDownError
     """
     documents = [_document(rows) for rows in jobs]
-    written = _write(db, jobs, documents, (), max_queued, stamps)
+    written = _write(db, jobs, documents, (), limits.max_queued, stamps, may_release=limits.max_running is None)
     if written is None:
         # It is not known which of several stands in the way.
-        return [None] if len(jobs) == 1 else [insert_new(db, [rows], max_queued, stamps)[0] for rows in jobs]
-    found = {job_id: (created_at, num_queued) for job_id, created_at, num_queued in written}
+        return [None] if len(jobs) == 1 else [insert_new(db, [rows], limits, stamps)[0] for rows in jobs]
+    found = {row.job_id: row for row in written}
     inserted: list[Inserted | None] = []
     for document in documents:
-        document["created_at"], num_queued = found[document["id"]]
-        inserted.append(Inserted(document, num_queued))
+        row = found[document["id"]]
+        document["created_at"] = row.created_at
+        inserted.append(Inserted(document, row.num_queued, row.is_released))
     return inserted
 
 
@@ -103,8 +112,10 @@ def _write(
     item_ids: Sequence[str],
     max_queued: int | None,
     stamps: Collection[tuple[str, str]] = (),
+    *,
+    may_release: bool = False,
 ) -> Sequence[Any] | None:
-    """Rows of id, time of creation and number of queued jobs, one for each job; or None."""
+    """A row for each job, as `Inserted` needs it; or None."""
     tenant_id = jobs[0].job["tenant_id"]
     given: dict[str, list[Columns]] = {table: [] for table in _WRITTEN}
     for rows in jobs:
@@ -126,6 +137,8 @@ def _write(
         "tenant": tenant_id,
         "count": len(jobs),
         "max_queued": max_queued,
+        "may_release": may_release,
+        "num_grids": len(given["grid"]),
         "keys": [key_id for key_id, _ in stamps],
         "stamps": [stamp for _, stamp in stamps],
     }
@@ -176,6 +189,9 @@ def _statement(written: tuple[tuple[str, tuple[str, ...]], ...], has_items: bool
     after = " + ".join(f"(SELECT count(*) FROM new_{table})" for table, _ in written)  # noqa: S608 - our own names, here and below
     return f"""
         WITH given AS (SELECT %(given)s::jsonb AS rows),
+        free AS MATERIALIZED (
+            SELECT CASE WHEN %(may_release)s::boolean THEN {is_free(Stage.AR, "%(num_grids)s::bigint")} ELSE false END AS is_free
+        ),
         {inserts},
         {_TAKE_LINES if has_items else ""}
         numbered AS (
@@ -201,7 +217,9 @@ def _statement(written: tuple[tuple[str, tuple[str, ...]], ...], has_items: bool
             )
         FROM given, jsonb_to_recordset(rows->'event') AS told (id text, job_id text, position bigint, data jsonb), new_job
         WHERE new_job.id = told.job_id
-        RETURNING job_id, data->>'created_at', (SELECT num_queued FROM numbered)
+        RETURNING
+            job_id, data->>'created_at' AS created_at, (SELECT num_queued FROM numbered) AS num_queued,
+            (SELECT is_free FROM free) AS is_released
     """  # noqa: S608 - our own names
 
 
@@ -221,7 +239,13 @@ _ALL_LINES = "AND (SELECT count(*) FROM taken) = %(count)s::bigint"
 
 
 def _insert(table: str, names: tuple[str, ...]) -> str:
-    columns = ", ".join(f'"{name}"' for name in names)
+    columns = {f'"{name}"': f'"{name}"' for name in names}
+    if table == "grid":
+        columns |= {
+            '"state"': "CASE WHEN is_free THEN 'released' ELSE state END",
+            "released_at": "CASE WHEN is_free THEN statement_timestamp() END",
+        }
     returned = "id, created_at" if table == "job" else "1 AS one"
-    entries = f"jsonb_populate_recordset(NULL::{table}, rows->'{table}')"
-    return f"new_{table} AS (INSERT INTO {table} ({columns}) SELECT {columns} FROM given, {entries} RETURNING {returned})"  # noqa: S608 - our own names
+    entries = f"free, jsonb_populate_recordset(NULL::{table}, rows->'{table}')"
+    written, values = ", ".join(columns), ", ".join(columns.values())
+    return f"new_{table} AS (INSERT INTO {table} ({written}) SELECT {values} FROM given, {entries} RETURNING {returned})"  # noqa: S608 - our own names

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from shared.db import NOT_SYNCED, Database, read_rows
 from shared.errors import StaleAttemptError, WorkError
+from shared.lifecycle.at_once import is_free
 from shared.lifecycle.claims import StoredArtifact, start
 from shared.lifecycle.ending import database_now, end_work, live_jobs, succeed_if_complete
 from shared.lifecycle.events import record_changes
@@ -50,24 +51,28 @@ def finish_grid(
     read: PromptTokens | None = None,
     *,
     tell_later: bool = False,
-) -> None:
+) -> bool:
     """
-    The grid is done; its waiting images become ready.
+    The grid is done; its waiting images become ready. A single one is released at once, where nothing has to be chosen.
 
     Args:
         num_tokens: that were sampled since the grid was last held: without the draft if it was given to the attempt.
         read: the prompt as the model counted it.
         tell_later: the caller calls `tell_tokens` once the images are on their way: the finish alone is one trip to Postgres, and its
             commit waits for no disk. If it is lost with the server, so that `tell_tokens` fails, both are to be repeated.
+    Returns:
+        Was an image released?
     Raises:
         StaleAttemptError: this attempt does not hold the grid any more.
     """
     counted = {"text_tokens": read and read.text, "image_tokens": read and read.image}
     values = _finish_values(grid_id, attempt, artifact, num_tokens) | counted
-    if not db.run_alone(_finish_statement("grid"), values):
+    finished = db.run_alone(_finish_statement("grid"), values)
+    if not finished:
         db.run(lambda session: _check_finished(session, Grid, grid_id, attempt, artifact))
     if not tell_later:
         tell_tokens(db, grid_id)
+    return bool(finished) and finished[0].is_released
 
 
 def tell_tokens(db: Database, grid_id: str) -> None:
@@ -233,11 +238,18 @@ def _finish_statement(table: str) -> str:
         counts = ", ".join(f"{name} = coalesce(%({name})s, {name})" for name in ("text_tokens", "image_tokens"))
         own = f"is_told = false, {counts}"
         stage, all_units = Stage.AR, "0"
-        ready = """, made_ready AS (
-            UPDATE image SET state = 'ready', not_before = clock_timestamp()
-            WHERE grid_id IN (SELECT id FROM done) AND state = 'waiting'
-        )"""
-        told = f"started_at, {NOT_SYNCED} AS not_synced"
+        # One image in the place of one grid is not more than its tenant had in hand.
+        ready = f""", waiting AS MATERIALIZED (
+            SELECT id FROM image WHERE grid_id IN (SELECT id FROM done) AND state = 'waiting'
+        ), free AS MATERIALIZED (
+            SELECT CASE WHEN (SELECT count(*) FROM waiting) = 1 THEN {is_free(Stage.DECODER, "1")} ELSE false END AS is_free
+        ), made_ready AS (
+            UPDATE image SET
+                state = CASE WHEN is_free THEN 'released' ELSE 'ready' END, not_before = clock_timestamp(),
+                released_at = CASE WHEN is_free THEN statement_timestamp() END
+            FROM free WHERE id IN (SELECT id FROM waiting) AND state = 'waiting'
+        )"""  # noqa: S608 - our own names
+        told = f"started_at, (SELECT is_free FROM free) AS is_released, {NOT_SYNCED} AS not_synced"  # noqa: S608 - our own names
     else:
         own = "rendition_files = %(renditions)s::jsonb"
         stage, all_units, ready, told = Stage.DECODER, "steps", "", "started_at"

@@ -36,6 +36,7 @@ class Stored:
         document: as it was written; None where it has to be read.
         num_queued: jobs of its tenant that are queued; None where that is not known.
         is_all_new: it shares nothing with another job, so its grids come first.
+        is_released: workers may claim them.
     """
 
     job_id: str
@@ -43,6 +44,7 @@ class Stored:
     document: dict[str, Any] | None = None
     num_queued: int | None = None
     is_all_new: bool = False
+    is_released: bool = False
 
 
 def submit(db: Database, new: NewJob, idempotency: Idempotency | None = None, client_try: Try | None = None) -> tuple[str, bool]:
@@ -58,8 +60,8 @@ def submit(db: Database, new: NewJob, idempotency: Idempotency | None = None, cl
     return stored.job_id, stored.is_replay
 
 
-Insert = Callable[[NewRows, int | None], Inserted | None]
-"""Writes a new job of which nothing is there, within so many queued ones of its tenant: `insert_new` for one job."""
+Insert = Callable[[NewRows, Limits], Inserted | None]
+"""Writes a new job of which nothing is there, within the limits of its tenant: `insert_new` for one job."""
 
 
 def store(
@@ -83,9 +85,9 @@ def store(
     new = _kept_as_long(new, limits)
     if client_try is None and may_be_all_new(new):
         rows = fresh_rows(new, job_id, idempotency)
-        inserted = insert(rows, limits.max_queued) if insert else insert_new(db, [rows], limits.max_queued)[0]
+        inserted = insert(rows, limits) if insert else insert_new(db, [rows], limits)[0]
         if inserted is not None:
-            return Stored(job_id, document=inserted.document, num_queued=inserted.num_queued, is_all_new=True)
+            return Stored(job_id, False, inserted.document, inserted.num_queued, is_all_new=True, is_released=inserted.is_released)
     return db.run(lambda session: store_in(session, new, limits, idempotency, client_try, job_id))
 
 
