@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 from sqlalchemy.orm import Session
 
@@ -15,10 +15,10 @@ from shared.job_document import JobImage
 from shared.tables import Grid
 
 _GRID_COLUMNS = {name: f"of_grid_{name}" for name in Grid.__table__.columns.keys()}  # noqa: SIM118 - a collection of columns, not a dict
+OF_GRID = ", ".join(f"grid.{name} AS {alias}" for name, alias in _GRID_COLUMNS.items())
+"""SQL: the columns of `grid`, beside those of an image."""
 _IMAGES = f"""
-    SELECT
-        output.job_id AS of_job, output.is_cached, clock_timestamp() AS read_at, image.*,
-        {", ".join(f"grid.{name} AS {alias}" for name, alias in _GRID_COLUMNS.items())}
+    SELECT output.job_id AS of_job, output.is_cached, clock_timestamp() AS read_at, image.*, {OF_GRID}
     FROM output JOIN image ON image.id = output.image_id JOIN grid ON grid.id = image.grid_id
     WHERE output.job_id {{}} ORDER BY output.job_id, output.index
 """  # noqa: S608 - our own names
@@ -52,5 +52,19 @@ def read_drawn(session: Session, job_ids: Collection[str]) -> Drawn:
         drawn.read_at = row.read_at
         drawn.images[row.of_job].append(JobImage(row, row.is_cached))
         if row.grid_id not in drawn.grids:
-            drawn.grids[row.grid_id] = cast(Grid, SimpleNamespace(**{name: getattr(row, alias) for name, alias in _GRID_COLUMNS.items()}))
+            drawn.grids[row.grid_id] = _grid_of(row)
     return drawn
+
+
+def just_drawn(row: Any, job_ids: Iterable[str]) -> Drawn:
+    """
+    What is drawn for jobs that have no other image than the one which just ended.
+
+    Args:
+        row: the image's columns and `OF_GRID`.
+    """
+    return Drawn({job_id: [JobImage(row, is_cached=False)] for job_id in job_ids}, {row.grid_id: _grid_of(row)}, row.finished_at)
+
+
+def _grid_of(row: Any) -> Grid:
+    return cast(Grid, SimpleNamespace(**{name: getattr(row, alias) for name, alias in _GRID_COLUMNS.items()}))

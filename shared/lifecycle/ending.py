@@ -10,7 +10,7 @@ from sqlalchemy import Select, exists, func, select
 from sqlalchemy.orm import Session
 
 from shared.db import note_changes, read_rows
-from shared.lifecycle.drawn import read_drawn
+from shared.lifecycle.drawn import just_drawn, read_drawn
 from shared.lifecycle.events import record_changes, record_success
 from shared.states import LIVE_WORK, TERMINAL_JOB, JobStatus, WorkState
 from shared.tables import Grid, Image, Job, Output
@@ -52,15 +52,19 @@ def succeed(session: Session, job: Job) -> None:
     record_changes(session, [job], "job.succeeded")
 
 
-def succeed_if_complete(session: Session, jobs: Sequence[Job]) -> None:
+def succeed_if_complete(session: Session, jobs: Sequence[Job], image: Any) -> None:
     """
     Another image of these jobs is stored: those have succeeded that wait for no more.
 
     Args:
         jobs: running, of one tenant, locked by this transaction; not the session's own rows, and changed here to what they become.
+        image: as `just_drawn` wants it.
     """
-    # Read after the jobs are locked: of two images that end together, the second one sees the first, and has the later time.
-    drawn = read_drawn(session, [job.id for job in jobs])
+    if all(job.num_images == 1 for job in jobs):
+        drawn = just_drawn(image, [job.id for job in jobs])
+    else:
+        # Read after the jobs are locked: of two images that end together, the second one sees the first, and has the later time.
+        drawn = read_drawn(session, [job.id for job in jobs])
     waiting = {job.id for job in jobs if any(image.row.state in LIVE_WORK for image in drawn.images[job.id])}
     if waiting:
         read_rows(session, _COUNT_CHANGES, {"jobs": sorted(waiting)})

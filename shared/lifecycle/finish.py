@@ -18,6 +18,7 @@ from shared.db import NOT_SYNCED, Database, read_rows
 from shared.errors import StaleAttemptError, WorkError
 from shared.lifecycle.at_once import is_free
 from shared.lifecycle.claims import StoredArtifact, start
+from shared.lifecycle.drawn import OF_GRID
 from shared.lifecycle.ending import database_now, end_work, live_jobs, succeed_if_complete
 from shared.lifecycle.events import record_changes
 from shared.lifecycle.past_attempts import keep_attempt
@@ -140,7 +141,7 @@ def finish_image(
             start(session, jobs, finished[0].started_at)
             session.expunge_all()
         if jobs:
-            succeed_if_complete(session, jobs)
+            succeed_if_complete(session, jobs, finished[0])
 
     db.run(work)
 
@@ -249,10 +250,10 @@ def _finish_statement(table: str) -> str:
                 released_at = CASE WHEN is_free THEN statement_timestamp() END
             FROM free WHERE id IN (SELECT id FROM waiting) AND state = 'waiting'
         )"""  # noqa: S608 - our own names
-        told = f"started_at, (SELECT is_free FROM free) AS is_released, {NOT_SYNCED} AS not_synced"  # noqa: S608 - our own names
+        told = f"(SELECT is_free FROM free) AS is_released, {NOT_SYNCED} AS not_synced FROM done"  # noqa: S608 - our own names
     else:
         own = "rendition_files = %(renditions)s::jsonb"
-        stage, all_units, ready, told = Stage.DECODER, "steps", "", "started_at"
+        stage, all_units, ready, told = Stage.DECODER, "steps", "", f"done.*, {OF_GRID} FROM done JOIN grid ON grid.id = done.grid_id"
     # Locked before the time is read: a cancel that holds the row for a moment may have ended a job which this unit came too late for.
     return f"""
         WITH held AS (
@@ -268,7 +269,7 @@ def _finish_statement(table: str) -> str:
             SELECT tenant_id, '{stage}', id, coalesce(%(units)s, {all_units}), coalesce(extract(epoch FROM finished_at - started_at), 0)
             FROM done
         ){ready}
-        SELECT {told} FROM done
+        SELECT {told}
     """  # noqa: S608 - our own names
 
 
