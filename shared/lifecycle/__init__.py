@@ -14,6 +14,7 @@ Every status write of glmq, and the reads that go with them. Each function that 
     claims.py      how a worker takes a unit, and what it learns of it
     claim_statement.py  its SQL
     candidates.py  the first ready units of each tenant and lane, where not all fit
+    at_once.py     what is released without the dispatcher, because nothing waits
     work.py        release, heartbeat, hand back, rescue: the same for grids and images
     past_attempts.py  what is kept of an attempt that is over
     ending.py      how work and jobs end for good, inside the transactions of the others

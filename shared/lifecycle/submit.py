@@ -237,7 +237,8 @@ class _Outputs:
         layouts = []
         for grid in [grids[grid_id] for grid_id in grid_ids[: self._new.num_images]]:
             if grid.state != WorkState.DONE:
-                raise RequestError("layout_unavailable", f"the job has no finished layout to draw from: one of them is {grid.state}")
+                state = "not finished yet" if grid.state in LIVE_WORK else grid.state
+                raise RequestError("layout_unavailable", f"the job has no finished layout to draw from: one of them is {state}")
             # What nobody may find has no image that anybody may find.
             layouts.append(Layout(None if self._new.cache is Cache.OFF else grid.key, grid.seed, Found(grid.id, grid.state)))
         return layouts

@@ -42,7 +42,8 @@ def test_each_worker_takes_what_was_made_for_its_checkpoint(db: Database, new_jo
         finish.finish_grid(db, grid.id, grid.attempt, ARTIFACT, 10)
     work.release(db, Stage.DECODER, 10)
     images = [claimed_image(db, "old") for _ in range(2)]
-    assert [image and image.model_revision for image in images] == ["old", "gone"]
+    # In the order in which their grids ended.
+    assert [image and image.model_revision for image in images] == ["gone", "old"]
     assert claimed_image(db, "old") is None
     # An AR worker of a checkpoint draws nothing.
     stop_worker(db, "decoder new")

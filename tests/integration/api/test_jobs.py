@@ -220,6 +220,8 @@ def test_traces(client: FlaskClient, db: Database) -> None:
     """A job keeps the trace of its request: for its messages, for its webhooks, and for the problems that name it."""
     sent = {"traceparent": PARENT, "tracestate": "a=1"}
     hook = {"url": "https://hooks.example/x", "events": ["job.queued"]}
+    # Messages are for what the dispatcher releases.
+    execute(db, "UPDATE worker SET stopped_at = now()")
     client.post("/v1/jobs", json={"prompt": "a fox", "seed": 1}, headers=sent)
     client.post("/v1/jobs", json={"prompt": "a fox", "seed": 2}, headers={"traceparent": "none", "tracestate": "a=1"})
     client.post("/v1/jobs", json={"prompt": "a fox", "seed": 3, "webhook": hook}, headers=sent)

@@ -147,7 +147,7 @@ def test_unfinished_layout_is_told(client: FlaskClient, db: Database) -> None:
     job = client.post("/v1/jobs", json={"prompt": "a fox"}).get_json()
     before = count_rows(db)
     body = assert_problem(redecode(client, job, steps=9), 409, "layout_unavailable")
-    assert body["detail"] == "the job has no finished layout to draw from: one of them is ready"
+    assert body["detail"] == "the job has no finished layout to draw from: one of them is not finished yet"
     db.run(lambda session: session.execute(text('UPDATE job SET model = \'{"name": "m", "revision": "old"}\', version = version + 1')))
     assert "old" in assert_problem(redecode(client, job, steps=9), 409, "layout_unavailable")["detail"]
     assert count_rows(db) == before
