@@ -50,7 +50,7 @@ class LiveState:
             retry=Retry(NoBackoff(), 1),
         )
         self._down_until = 0.0
-        self._bell = Bell(self._publish, lambda: self._redis.connection_pool.get_connection())
+        self._bell = Bell(self._publish, self._redis.connection_pool)
 
     def ring(self, *topics: Topic) -> None:
         """Wake whoever listens for these, soon. Never waits; call it after the commit that makes the work visible."""

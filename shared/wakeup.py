@@ -90,12 +90,17 @@ class _Line:
     To ask a thread costs more than all else of a ring: it must get the interpreter from whoever rang, who has more to do.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, pool: Any) -> None:
         """
+        Opens it, and may block for that.
+
         Args:
-            connection: of redis-py, open. Any: its types do not tell its answers.
+            pool: of redis-py. Any: its types do not tell its answers.
+        Raises:
+            redis.RedisError
         """
-        self._connection = connection
+        self._pool = pool
+        self._connection = pool.get_connection()
         self._num_unanswered = 0
         self._said_at: dict[Topic, float] = {}
         self._used_at = time.monotonic()
@@ -129,8 +134,9 @@ class _Line:
         self._said_at |= dict.fromkeys(rung, self._used_at)
 
     def close(self) -> None:
-        """Of no use any more."""
+        """Give the connection back, closed: what is owed on it must be nobody's answer."""
         self._connection.disconnect()
+        self._pool.release(self._connection)
 
 
 class Bell:
@@ -141,14 +147,14 @@ class Bell:
     is published once.
     """
 
-    def __init__(self, publish: Callable[[Mapping[Topic, set[str]]], bool], connect: Callable[[], Any]) -> None:
+    def __init__(self, publish: Callable[[Mapping[Topic, set[str]]], bool], pool: Any) -> None:
         """
         Args:
             publish: is given what was rung, and the ids that were told with it; may block; must not raise. Returns: was it said?
-            connect: opens a connection of redis-py, for good; may block.
+            pool: of redis-py, for a line.
         """
         self._publish = publish
-        self._connect = connect
+        self._pool = pool
         self._line: _Line | None = None
         self._rung: dict[Topic, set[str]] = {}
         self._changed = threading.Condition()
@@ -193,7 +199,7 @@ class Bell:
 
     def _open_line(self) -> None:
         try:
-            line = _Line(self._connect())
+            line = _Line(self._pool)
         except (redis.RedisError, OSError) as error:
             log.warning("no_line", error=type(error).__name__)
             return

@@ -91,7 +91,7 @@ class Heard:
     def __init__(self, redis_url: str) -> None:
         self.client = redis.Redis.from_url(redis_url)
         self.by_thread: list[dict[Topic, set[str]]] = []
-        self.bell = Bell(self._publish, self.client.connection_pool.get_connection)
+        self.bell = Bell(self._publish, self.client.connection_pool)
         self.ids: list[frozenset[str]] = []
         self.listener = LiveState(redis_url).hear_changes(lambda ids: self.ids.append(ids) if ids is not None else None)
         wait_until(lambda: self.listener.is_hearing, 30)
@@ -156,6 +156,16 @@ def test_a_line_that_died_is_replaced(heard: Heard, own_redis: RedisServer) -> N
     told = set().union(*(ids for rung in heard.by_thread for ids in rung.values()))
     assert told >= {"job_a", "job_c"}
     assert not told & {"job_b", "job_d"}
+
+
+def test_lines_are_given_back(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that was silent for long is replaced at the next ring, by the same few connections however often."""
+    monkeypatch.setattr("shared.wakeup._TRUSTED_S", 0)
+    for number in range(10):
+        heard.ring(f"job_{number}")
+    assert len(heard.by_thread) == 10
+    assert len(heard.client.client_list()) <= 5
+    assert heard.client.connection_pool._created_connections <= 3
 
 
 def test_a_line_that_gets_no_answer_is_given_up(heard: Heard) -> None:
