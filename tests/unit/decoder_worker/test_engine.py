@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from services.decoder_worker.engine import DecoderEngine, ImageRequest, SourceInput
 from services.decoder_worker.interim import Interim, LatentsSoFar, Preview, PreviewLost
 from services.decoder_worker.preview import draft_request
-from services.decoder_worker.weights import DecoderModel
+from services.decoder_worker.weights import DecoderModel, load_decoder_model
 from shared.errors import PermanentWorkError, TokenGridError, TransientWorkError, WorkStoppedError
 from shared.grid import TokenGrid
 from shared.lora import LoraChoice
@@ -200,6 +201,25 @@ def test_previews_are_few_and_small(model: DecoderModel, steps: int, num_preview
         assert interim.pixels.shape == (3, 32, 48)
         assert 0 <= interim.pixels.min() <= interim.pixels.max() <= 1
         assert interim.to_pil().size == (48, 32)
+
+
+def test_in_bfloat16_pictures_go_alone_unless_told_otherwise(miniature: Path) -> None:
+    """A product of more rows rounds otherwise there: each is what it is alone, to the last bit, and takes its steps one after another."""
+    model = load_decoder_model(miniature, device="cpu", dtype="bfloat16")
+    requests = [dataclasses.replace(_REQUEST, seed=seed) for seed in range(3)]
+
+    def draw(*requests: ImageRequest, token_budget: int = 0) -> tuple[list[torch.Tensor], list[int]]:
+        engine, order = DecoderEngine(model, token_budget=token_budget), list[int]()
+        futures = [engine.submit(one, lambda _, done, total, seed=one.seed: order.append(seed), _never) for one in requests]
+        _finish(engine)
+        return [future.result(0).pixels for future in futures], order
+
+    alone = [draw(request)[0][0] for request in requests]
+    together, order = draw(*requests)
+
+    assert all(torch.equal(mine, other) for mine, other in zip(together, alone, strict=True))
+    assert order == sorted(order)
+    assert (order := draw(*requests, token_budget=1024)[1]) != sorted(order)
 
 
 def test_previews_change_nothing(model: DecoderModel) -> None:
