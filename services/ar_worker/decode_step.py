@@ -90,23 +90,52 @@ class DecodeStep:
         cache = self._cache
         if self._is_static:
             # Slots outside are computed and not used. What they write lies behind their own length, where they write again.
-            length = _LEAST_STATIC_LENGTH << max(0, math.ceil(math.log2((max(lengths) + 1) / _LEAST_STATIC_LENGTH)))
             run = self._run if is_bare else self._forward
-            run(0, cache.num_slots, (_Part(0, cache.num_slots, min(length, cache.capacity), False),), self._static_logits)
+            run(0, cache.num_slots, (_Part(0, cache.num_slots, self._static_length(max(lengths)), False),), self._static_logits)
             self.logits[start:stop] = self._static_logits[start:stop]
         else:
             self._run(start, stop, _parts(start, lengths, self.part), self.logits[start:stop])
         cache.lengths[start:stop] += 1
 
+    def read(self, slot: int, first: int, count: int) -> Tensor:
+        """
+        Run `count` ids that lie in a slot from position `first` on, as if one step after another had written them.
+
+        As many at a time as a step has rows, by the very products and kernels of a step: in bfloat16 others would round otherwise, and a
+        successor would draw other ids than the worker before it.
+
+        Returns:
+            [num_ids]: the logits of what follows the last.
+        """
+        num_rows, last = self._cache.num_slots, first + count - 1
+        logits = torch.empty_like(self.logits)
+        for start in range(first, first + count, num_rows):
+            end = min(start + num_rows - 1, last)
+            # Rows that are too many repeat the last one, and write what it writes.
+            size = num_rows if self._is_static else end - start + 1
+            positions = torch.arange(start, start + size, device=logits.device).clamp_(max=end)
+            length = self._static_length(end) if self._is_static else end + 1
+            rows = torch.full_like(positions, slot)
+            self._run_rows(rows, positions, (_Part(0, size, length, is_uniform=False, slot=slot),), logits[:size])
+        return logits[end - start]
+
+    def _static_length(self, length: int) -> int:
+        """A power of two that has room for one more than `length`."""
+        powers = math.ceil(math.log2((length + 1) / _LEAST_STATIC_LENGTH))
+        return min(_LEAST_STATIC_LENGTH << max(0, powers), self._cache.capacity)
+
     def _forward(self, start: int, stop: int, parts: tuple[_Part, ...], logits: Tensor) -> None:
+        self._run_rows(self._rows[start:stop], self._cache.lengths[start:stop], parts, logits)
+
+    def _run_rows(self, rows: Tensor, positions: Tensor, parts: tuple[_Part, ...], logits: Tensor) -> None:
+        """Run the ids at `positions` [n] of the slots `rows` [n], and fill `logits` [n, num_ids]."""
         cache = self._cache
-        lengths = cache.lengths[start:stop]
-        rows = self._rows[start:stop]
-        hidden = self._text.embed_tokens(cache.ids[rows, lengths])
-        rotary = cache.rotary[rows, lengths]
+        hidden = self._text.embed_tokens(cache.ids[rows, positions])
+        rotary = cache.rotary[rows, positions]
         cosines, sines = rotary[:, 0, None], rotary[:, 1, None]
-        targets = (self._first_positions[start:stop] + lengths[:, None]).flatten()
-        masks = [self._mask(part, hidden.dtype) for part in parts]
+        targets = (self._first_positions[rows] + positions[:, None]).flatten()
+        of_parts = positions.split([part.size for part in parts])
+        masks = [self._mask(part, own, hidden.dtype) for part, own in zip(parts, of_parts, strict=True)]
         for layer, kv in zip(self._layers, cache.kv, strict=True):
             attended = self._attend(layer, layer.input_norm(hidden), kv, parts, masks, cosines, sines, targets)
             hidden = hidden + layer.after_attention_norm(layer.output(attended))
@@ -114,14 +143,13 @@ class DecodeStep:
             hidden = hidden + layer.after_mlp_norm(layer.down(up * layer.activation(gate)))
         self._project(self._text.norm(hidden), logits)
 
-    def _mask(self, part: _Part, dtype: torch.dtype) -> Tensor | None:
-        """[rows, 1, 1, length]: what hides the positions behind each row's own length."""
+    def _mask(self, part: _Part, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """[rows, 1, 1, length]: what hides everything behind each row's own position."""
         if part.is_uniform:
             return None
-        lengths = self._cache.lengths[part.start : part.stop, None]
         # Added to the scores, and in their dtype, so that no layer has to make it anew from booleans.
-        mask = torch.zeros(part.stop - part.start, part.length, device=lengths.device, dtype=dtype)
-        return mask.masked_fill_(self._positions[: part.length] > lengths, -math.inf)[:, None, None]
+        mask = torch.zeros(part.size, part.length, device=positions.device, dtype=dtype)
+        return mask.masked_fill_(self._positions[: part.length] > positions[:, None], -math.inf)[:, None, None]
 
     def _attend(
         self,
@@ -145,30 +173,36 @@ class DecodeStep:
         # The queries that share a key head are as good as so many positions, so no head is repeated.
         queries = qkv[:, : self._heads].view(n, self._kv_heads, -1, self._head_dim)
         attended = [
-            scaled_dot_product_attention(
-                of_part,
-                kv[0, part.start : part.stop, :, : part.length],
-                kv[1, part.start : part.stop, :, : part.length],
-                attn_mask=mask,
-                scale=layer.scaling,
-            )
-            for part, mask, of_part in zip(parts, masks, queries.split([part.stop - part.start for part in parts]), strict=True)
+            scaled_dot_product_attention(of_part, *part.held(kv), attn_mask=mask, scale=layer.scaling)
+            for part, mask, of_part in zip(parts, masks, queries.split([part.size for part in parts]), strict=True)
         ]
         return (attended[0] if len(attended) == 1 else torch.cat(attended)).reshape(n, -1)
 
 
 class _Part(NamedTuple):
     """
-    The slots `start` to `stop` (exclusive), which attend to their first `length` positions.
+    Rows that attend together to the first `length` positions: those of the slots `start` to `stop` (exclusive).
 
     Attributes:
         is_uniform: has each row that many, with the one it adds?
+        slot: the one slot in which all of them are, instead of one for each.
     """
 
     start: int
     stop: int
     length: int
     is_uniform: bool
+    slot: int | None = None
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    def held(self, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, kv_heads, length, head_dim] among a layer's [2, slots, kv_heads, capacity, head_dim], uncopied."""
+        rows = kv[:, self.start : self.stop] if self.slot is None else kv[:, self.slot, None].expand(-1, self.size, -1, -1, -1)
+        keys, values = rows[:, :, :, : self.length]
+        return keys, values
 
 
 def _parts(start: int, lengths: Sequence[int], size: int) -> tuple[_Part, ...]:
@@ -223,11 +257,13 @@ def _linear(module: nn.Module) -> Linear:
 
 
 def _norm(module: Any) -> Linear:
-    """In float32 torch's own norm computes the very same in one call, where the module makes six; in other dtypes it rounds elsewhere."""
-    if type(module) is not GlmImageRMSNorm or not _is_bare(module) or module.weight.dtype != torch.float32:
+    """torch's own norm, which is one kernel where the module runs six. Below float32 the module rounds before it scales; so does this."""
+    if type(module) is not GlmImageRMSNorm or not _is_bare(module):
         return lambda hidden: module(hidden)
     weight, epsilon = module.weight.data, module.variance_epsilon
-    return lambda hidden: rms_norm(hidden, weight.shape, weight, epsilon)
+    if weight.dtype == torch.float32:
+        return lambda hidden: rms_norm(hidden, weight.shape, weight, epsilon)
+    return lambda hidden: weight * rms_norm(hidden, weight.shape, eps=epsilon)
 
 
 def _side_by_side(modules: list[nn.Module]) -> Linear:

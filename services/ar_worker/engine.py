@@ -18,7 +18,7 @@ from torch import Tensor
 
 from services.ar_worker.decode_step import DecodeStep
 from services.ar_worker.kv_cache import SlotCache
-from services.ar_worker.prefill import check_length, prefill, prefill_written, tokenize_sources
+from services.ar_worker.prefill import check_length, prefill, tokenize_sources
 from services.ar_worker.prompt import ArPrompt, build_prompt
 from services.ar_worker.race import Race
 from services.ar_worker.requests import GridRequest, GridResult, WrittenTokens
@@ -109,14 +109,20 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
             self._has_changed = True
 
     def turn(self) -> None:
-        """Admit, draw, let go, step."""
+        """Admit, draw, let go, step; and while a GPU takes the step, tell and look ahead."""
         with torch.inference_mode():
             for ticket in list(self._rows):
                 self.stopped(ticket)
             self._admit()
-            if self._rows:
-                self._draw()
-                self._run_step()
+            if not self._rows:
+                return
+            drawn = self._draw()
+            self._run_step()
+            for row in drawn:
+                if row.ticket in self._rows:
+                    self._tell(row)
+            if self._model.device.type != "cpu" and self._rows and not self._has_changed:
+                self._race.look_ahead()
 
     def _admit(self) -> None:
         """Read prompts into free slots, the oldest first."""
@@ -171,10 +177,10 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
         self._cache.ids[slot, row.start : row.start + len(written)] = ids
         if not row.sampler.is_greedy:
             self._race.noise.skip(len(written), row.sampler.generator)
-        return prefill_written(self._model, row.prefix, ids, self._cache, slot)[: self._model.codebook_size]
+        return self._step.read(slot, row.start, len(written))
 
-    def _draw(self) -> None:
-        """Draw an id for every row, tell, and let go those that have all of theirs."""
+    def _draw(self) -> list[Row]:
+        """Draw an id for every row, and let go those that have all of theirs; returns the others, of whose ids nobody was told yet."""
         if self._has_changed:
             self._race.enter([row.sampler for row in self._table.rows])
             self._has_changed = False
@@ -183,13 +189,14 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
         ids, errors = self._next_ids(rows)
         cache.ids[:n].scatter_(1, cache.lengths[:n, None], ids[:, None])
         self.count_work(n)
-        for row in rows:
+        for row in rows:  # before any of them leaves and makes others move
             row.count += 1
         for row in rows:
             if (error := errors.get(row)) is not None:
                 self.fail(row.ticket, error)
-            else:
+            elif row.count == row.request.num_ids:
                 self._tell(row)
+        return [row for row in rows if row.ticket in self._rows]
 
     def _next_ids(self, rows: list[Row]) -> tuple[Tensor, dict[Row, Exception]]:
         """Draw [n] ids; rows that get none are told with why."""

@@ -63,19 +63,6 @@ def prefill(model: ArModel, prompt: ArPrompt, cache: SlotCache, slot: int, num_l
     return Prefix(prompt, input_ids.shape[1], logits[0, :num_logits].clone(), _rotary(model, prompt.decode_positions), source_ids)
 
 
-def prefill_written(model: ArModel, prefix: Prefix, written: Tensor, cache: SlotCache, slot: int) -> Tensor:
-    """
-    Read ids that were written before into a slot that holds their prompt.
-
-    Args:
-        written: [N] int64.
-    Returns:
-        [vision_vocab_size]: the logits of what follows them.
-    """
-    positions = prefix.prompt.decode_positions[:, :, : len(written)]
-    return forward(model, written[None], positions, cache.writer(slot, prefix.num_ids))[0]
-
-
 def tokenize_sources(model: ArModel, prompt: ArPrompt) -> list[Tensor]:
     """
     The codes of the source images, from one pass of the vision tower for all of them.

@@ -104,10 +104,12 @@ class Race:
         self._bounds = torch.zeros(slots, self._num_blocks * _BLOCK, device=device)
         self._in_block = torch.arange(_BLOCK, device=device)
         self._samplers: list[TokenSampler] = []
+        self._before: dict[int, Tensor] = {}  # of each row whose next numbers were taken: the state of its generator until then
         self.broken: list[int] = []
 
     def enter(self, samplers: Sequence[TokenSampler]) -> None:
         """Say whose rows the next logits hold; again whenever they change."""
+        self._take_back()
         self._samplers = list(samplers)
         self._sampled = [row for row, sampler in enumerate(samplers) if not sampler.is_greedy]
         device = self._scores.device
@@ -115,6 +117,18 @@ class Race:
         self._temperatures = torch.tensor(temperatures, device=device)[:, None]
         self._are_warmed = any(temperature != 1 for temperature in temperatures)
         self._top_p = torch.tensor([math.inf if sampler.top_p >= 1 else sampler.top_p for sampler in samplers], device=device)
+
+    def look_ahead(self) -> None:
+        """Take the random numbers of the next draw, if nobody did: a GPU makes them while it is busy with the logits anyway."""
+        if not self._before:
+            self._before = {row: self._samplers[row].generator.get_state() for row in self._sampled}
+            for row in self._sampled:
+                self.noise.fill(row, self._samplers[row].generator)
+
+    def _take_back(self) -> None:
+        for row, state in self._before.items():
+            self._samplers[row].generator.set_state(state)
+        self._before = {}
 
     def draw(self, logits: Tensor) -> Tensor:
         """
@@ -139,13 +153,13 @@ class Race:
         # Before the scores are cut, and read after the draw: the host waits for the device once.
         best = scores.gather(1, ids[:, None]) if has_greedy else None
         if self._sampled:
-            before = {row: self._samplers[row].generator.get_state() for row in self._sampled}
             try:
-                self._draw_sampled(scores, logits, ids, before)
+                self.look_ahead()
+                self._draw_sampled(scores, logits, ids)
             except Exception:
-                for row, state in before.items():
-                    self._samplers[row].generator.set_state(state)
+                self._take_back()
                 raise
+            self._before = {}
         if best is not None:
             are_finite = best.isfinite()[:, 0].tolist()
             self.broken += [row for row, finite in enumerate(are_finite) if not finite and self._samplers[row].is_greedy]
@@ -153,10 +167,8 @@ class Race:
             ids[self.broken] = 0
         return ids
 
-    def _draw_sampled(self, scores: Tensor, logits: Tensor, ids: Tensor, before: dict[int, Tensor]) -> None:
+    def _draw_sampled(self, scores: Tensor, logits: Tensor, ids: Tensor) -> None:
         n = len(self._samplers)
-        for row in self._sampled:
-            self.noise.fill(row, self._samplers[row].generator)
         if self._top_k is not None:
             scores = self._top_k(None, scores)
         chances = torch.softmax(scores, dim=-1, out=self._chances[:n])
@@ -175,7 +187,7 @@ class Race:
                 ids[[runners.rows[i] for i in kept]] = winners.ids[kept]
             for i in set(range(len(runners.rows))).difference(kept, out, broken):
                 row = runners.rows[i]
-                self._samplers[row].generator.set_state(before[row])
+                self._samplers[row].generator.set_state(self._before[row])
                 ids[row] = self._samplers[row].draw(logits[row : row + 1])[0]
             if not out:
                 break

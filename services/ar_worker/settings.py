@@ -14,7 +14,13 @@ How a decode step is run.
 
 off: over the live rows, up to their longest length. static: over all slots, up to the next power of two above it, so that all
 shapes come again. compile: the same through torch.compile. cuda_graphs: the same, recorded once per length and replayed.
+
+A product of another number of rows may be summed in another order. In float32 that has never changed an id; in bfloat16 it does, so
+there a grid is the same beside all neighbours only where every step is over all slots.
 """
+
+DecodeChoice = Literal["auto", "off", "static", "compile", "cuda_graphs"]
+"""`auto`: what is exact on the device, and quickest of that."""
 
 
 class ArWorkerSettings(WorkerSettings):
@@ -37,10 +43,11 @@ class ArWorkerSettings(WorkerSettings):
         description="Tokens between two checkpoints of a grid. When a worker dies, so many are computed twice, and those that were written"
         " while the last checkpoint was being stored.",
     )
-    ar_decode: CompileMode = Field(
-        default="off",
-        description="How a decode step runs. `off`: over the live grids alone. `static`: over all slots, in shapes that come again."
-        " `compile`: the same through torch.compile. `cuda_graphs`: the same, recorded and replayed; for cuda.",
+    ar_decode: DecodeChoice = Field(
+        default="auto",
+        description="How a decode step runs. `off`: over the live grids alone; in bfloat16 a grid's ids then depend on how many are live."
+        " `static`: over all slots, in shapes that come again. `compile`: the same through torch.compile. `cuda_graphs`: the same,"
+        " recorded and replayed; for cuda. `auto`: `cuda_graphs` on cuda; elsewhere `off`, or `static` in bfloat16.",
     )
     ar_prefill_tokens: int = Field(
         default=1024,

@@ -11,7 +11,7 @@ import torch
 
 from services.ar_worker.engine import ArEngine, GridRequest
 from services.ar_worker.room import choose_room
-from services.ar_worker.settings import ArWorkerSettings, CompileMode
+from services.ar_worker.settings import ArWorkerSettings, CompileMode, DecodeChoice
 from services.ar_worker.tasks import GridTasks
 from services.ar_worker.token_bytes import token_bytes
 from services.ar_worker.weights import load_ar_model
@@ -22,7 +22,7 @@ from shared.errors import StartupError
 from shared.grid import TokenGrid
 from shared.logs import configure_logs
 from shared.lora_store import list_loras, lora_digest
-from shared.net_loading import NetOptions, choose_device
+from shared.net_loading import NetOptions, choose_device, choose_dtype
 from shared.progress import LiveState
 from shared.settings import read_settings
 from shared.states import Stage
@@ -54,21 +54,27 @@ def warm_up(engine: ArEngine, info: ModelInfo) -> None:
         raise StartupError(f"the AR engine cannot write: {error!r}") from error
 
 
-def check_decode(mode: CompileMode, device: torch.device) -> None:
+def choose_decode(choice: DecodeChoice, device: torch.device, dtype: torch.dtype) -> CompileMode:
     """
-    Refuse a way to decode that this device has not, before minutes are spent on loading.
+    How a step is run on this device, settled or refused before minutes are spent on loading.
 
     Raises:
-        StartupError: names the variable.
+        StartupError: the device cannot run it so; names the variable.
     """
-    if mode == "cuda_graphs" and device.type != "cuda":
-        raise StartupError(f"GLMQ_AR_DECODE={mode} is for cuda devices; this worker runs on {device}")
+    if choice == "cuda_graphs" and device.type != "cuda":
+        raise StartupError(f"GLMQ_AR_DECODE={choice} is for cuda devices; this worker runs on {device}")
+    if choice != "auto":
+        return choice
+    if device.type == "cuda":
+        return "cuda_graphs"
+    return "off" if dtype == torch.float32 else "static"
 
 
 def serve(settings: ArWorkerSettings) -> NoReturn:
     """Load the AR half and work."""
     configure_logs(settings, "ar_worker")
-    check_decode(settings.ar_decode, choose_device(settings.device))
+    device = choose_device(settings.device)
+    compile_mode = choose_decode(settings.ar_decode, device, choose_dtype(settings.dtype, device))
     torch.set_num_threads(settings.torch_threads)
     path = resolve_checkpoint(settings.checkpoint, "ar")
     revision = read_revision(path, settings.model_revision, lora_digest(settings.lora_dir))
@@ -81,7 +87,7 @@ def serve(settings: ArWorkerSettings) -> NoReturn:
         model,
         room.slots,
         room.cache_tokens,
-        compile_mode=settings.ar_decode,
+        compile_mode=compile_mode,
         show_every=settings.ar_checkpoint_tokens,
         prefill_tokens_per_turn=settings.ar_prefill_tokens,
     )

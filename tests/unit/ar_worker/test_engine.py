@@ -6,17 +6,19 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from checkpoints import random_miniature
 from services.ar_worker.engine import ArEngine, GridRequest, GridResult, WrittenTokens
 from services.ar_worker.prompt import ArPrompt, build_prompt
 from services.ar_worker.race import Race
 from services.ar_worker.settings import CompileMode
-from services.ar_worker.weights import ArModel
+from services.ar_worker.weights import ArModel, load_ar_model
 from shared.errors import PermanentWorkError, TransientWorkError, WorkStoppedError
 from shared.grid import TokenGrid
 from shared.lora import LoraChoice
@@ -393,3 +395,21 @@ def test_every_way_to_run_a_step_writes_the_same(ar_model: ArModel, mode: Compil
         engine.close()
 
     assert results[0] == results[1]
+
+
+def test_in_bfloat16_steps_of_one_shape_make_a_grid_the_same_beside_all(tmp_path: Path) -> None:
+    """Alone, in a crowd, and going on where another attempt was: every step has as many rows, so all rounds alike."""
+    # Wide enough that products of fewer rows are summed in another order.
+    widths = random_miniature.Widths(codebook=16384, ar_hidden=256, ar_head_dim=128, ar_ff=512)
+    model = load_ar_model(random_miniature.build(tmp_path / "wide", widths), "cpu", "bfloat16")
+    engine = ArEngine(model, slots=5, cache_tokens=512, compile_mode="static", show_every=1)
+    engine.start()
+    requests = [replace(QUICK, seed=seed, grid=TokenGrid(8 + seed % 3, 8)) for seed in range(5)]
+    shown: list[WrittenTokens] = []
+    first = engine.submit(requests[0], ignore, never, shown.append).result(timeout=60)
+    alone = [first, *(engine.submit(request, ignore, never).result(timeout=60) for request in requests[1:])]
+    resumed = [replace(requests[0], written=shown[count].token_ids) for count in (0, 7, 30)]
+
+    assert submit_together(engine, requests) == alone
+    assert submit_together(engine, [*resumed, requests[1]]) == [first] * 3 + [alone[1]]
+    engine.close()

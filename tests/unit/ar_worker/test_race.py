@@ -78,6 +78,21 @@ def test_a_race_draws_what_samplers_draw(rows: list[Any], seed: int, top_k: int,
         assert torch.equal(sampler.generator.get_state(), other.generator.get_state())
 
 
+def test_looking_ahead_changes_no_draw() -> None:
+    """Numbers taken before they are wanted are those that would have been, and go back when the rows change."""
+    rules = make_rules()
+    samplers, alone = ([TokenSampler(rules, 0.9, 0.75, seed) for seed in range(3)] for _ in range(2))
+    race = Race(rules, NUM_IDS, slots=4)
+    for step, present in enumerate(([0, 1, 2], [0, 1, 2], [2, 0], [2, 0])):
+        race.enter([samplers[i] for i in present])
+        race.look_ahead()
+        race.look_ahead()
+        logits = shape_logits("ordinary", step, len(present))
+
+        assert race.draw(logits).tolist() == [int(alone[i].draw(logits[row : row + 1])) for row, i in enumerate(present)]
+        race.look_ahead()
+
+
 @pytest.mark.parametrize("top_p", [0.75, 0.9, 1.0])
 @pytest.mark.parametrize("spread", [0.5, 3.0])
 def test_thousands_of_draws_from_a_real_vocabulary(top_p: float, spread: float) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from services.ar_worker.engine import ArEngine
 from services.ar_worker.weights import ArModel
-from services.ar_worker.worker import check_decode, warm_up
+from services.ar_worker.worker import choose_decode, warm_up
 from shared.checkpoint import ModelInfo
 from shared.errors import StartupError
 
@@ -38,6 +38,20 @@ def test_an_engine_that_cannot_write_ends_the_process(ar_model: ArModel) -> None
 def test_graphs_of_another_device_refuse_the_start() -> None:
     """The line names the variable; every other way to decode is for any device."""
     with pytest.raises(StartupError, match="GLMQ_AR_DECODE=cuda_graphs is for cuda devices; this worker runs on cpu"):
-        check_decode("cuda_graphs", torch.device("cpu"))
-    check_decode("cuda_graphs", torch.device("cuda"))
-    check_decode("static", torch.device("cpu"))
+        choose_decode("cuda_graphs", torch.device("cpu"), torch.float32)
+    assert choose_decode("cuda_graphs", torch.device("cuda"), torch.float32) == "cuda_graphs"
+    assert choose_decode("static", torch.device("cpu"), torch.float32) == "static"
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "mode"),
+    [
+        ("cpu", torch.float32, "off"),
+        ("cpu", torch.bfloat16, "static"),
+        ("cuda", torch.bfloat16, "cuda_graphs"),
+        ("cuda", torch.float32, "cuda_graphs"),
+    ],
+)
+def test_the_default_is_exact_on_every_device(device: str, dtype: torch.dtype, mode: str) -> None:
+    """In bfloat16 every step has the same shapes, whoever is there."""
+    assert choose_decode("auto", torch.device(device), dtype) == mode
