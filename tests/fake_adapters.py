@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from services.ar_worker.weights import ArModel
 from shared.lora import Lora
 
-_STEP_AXES = 2
-"""Axes of the hidden states of a decode step; a prompt's have three."""
+_MOST_SLOTS = 8
+"""Of the engines with these adapters: hidden states of more rows are a prompt's, which are longer, and not a decode step's."""
 
 _TOO_LARGE: dict[str, Callable[[Tensor], bool]] = {
     "out-of-memory": lambda hidden: True,
-    "out-of-memory-later": lambda hidden: hidden.dim() == _STEP_AXES,
-    "out-of-memory-together": lambda hidden: hidden.dim() == _STEP_AXES and len(hidden) > 1,
+    "out-of-memory-later": lambda hidden: len(hidden) <= _MOST_SLOTS,
+    "out-of-memory-together": lambda hidden: 1 < len(hidden) <= _MOST_SLOTS,
 }
 
 
@@ -34,7 +34,7 @@ class Adapted(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if any(name in self.names and is_too_large(hidden) for name, is_too_large in _TOO_LARGE.items()):
             raise torch.OutOfMemoryError("no memory for the adapter")
-        scale = math.inf if "overflow" in self.names and hidden.dim() == _STEP_AXES else self.scale
+        scale = math.inf if "overflow" in self.names and len(hidden) <= _MOST_SLOTS else self.scale
         result: Tensor = self.base(hidden) * (1 + scale)
         return result
 

@@ -24,8 +24,8 @@ from torch.nn.functional import linear
 
 from checkpoints import random_miniature
 from infra.bench.figures import Figure, each_alone, show
-from services.ar_worker.decode_step import HEAD_ROWS
 from services.ar_worker.engine import ArEngine, GridRequest, GridResult
+from services.ar_worker.layers import HEAD_ROWS
 from services.ar_worker.weights import ArModel, load_ar_model
 from shared.grid import TokenGrid
 

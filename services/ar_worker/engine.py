@@ -18,6 +18,7 @@ from torch import Tensor
 
 from services.ar_worker.decode_step import DecodeStep
 from services.ar_worker.kv_cache import SlotCache
+from services.ar_worker.layers import TextNet
 from services.ar_worker.prefill import check_length, prefill, tokenize_sources
 from services.ar_worker.prompt import ArPrompt, build_prompt
 from services.ar_worker.race import Race
@@ -76,7 +77,8 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
         room = choose_room(model, slots, cache_tokens or 0)
         self._cache = SlotCache(slots, room.cache_tokens, *cache_shape(model), model.device, model.dtype)
         # Not in inference mode: the end of a ticket moves rows, and a ticket may end outside a turn.
-        self._step = DecodeStep(model, self._cache, model.codebook_size, compile_mode, compiler)
+        self._net = TextNet(model, model.codebook_size)
+        self._step = DecodeStep(self._net, self._cache, compile_mode, compiler)
         self._race = Race(model.rules, model.codebook_size, slots)
         self._table: SlotTable[Row] = SlotTable(slots, self._move, self._step.part, lambda row: row.end)
         self._rows: dict[GridTicket, Row] = {}
@@ -156,7 +158,7 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
             row.prefix, num_read = twin.prefix, 0
             self._cache.copy_prefix(self._table.rows.index(twin), slot, twin.start)
         else:
-            row.prefix = prefill(model, prompt, self._cache, slot, model.codebook_size)
+            row.prefix = prefill(model, self._net, prompt, self._cache, slot)
             num_read = row.prefix.num_ids
             self.num_prefills += 1
         row.start = row.prefix.num_ids
@@ -274,5 +276,5 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
             # Unknown until all is done: what fails on the way is done again, whichever adapters come next.
             self._lora = None
             self._model.use_lora(lora)
-            self._step.read_layers()
+            self._net.read()
             self._lora = lora

@@ -1,19 +1,17 @@
 """
 What the AR model remembers of the requests it serves: one preallocated block of keys and values with a slot per request.
 
-Knows transformers' cache interface and nothing else of the model. A slot's tables all count positions from the request's first
-prompt id, so one length says where the next id goes in every one of them.
+Knows nothing else of the model. A slot's tables all count positions from the request's first prompt id, so one length says where the next
+id goes in every one of them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
 
 
 class SlotCache:
@@ -78,52 +76,9 @@ class SlotCache:
     def _clear(self, slot: int, start: int) -> None:
         self.kv[:, :, slot, :, start : self._used[slot]] = 0
 
-    def writer(self, slot: int, length: int) -> SlotWriter:
-        """The cache that the model fills when it reads a prompt into `slot`, after `length` positions that are there."""
-        return SlotWriter(self.kv[:, :, slot : slot + 1], length)
-
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Zeros that, on a CPU, take memory only where they are written: torch's own are written at once, gigabytes of them."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
-
-
-class SlotWriter(Cache):  # type: ignore[misc]  # transformers is Any to mypy
-    """
-    One slot as transformers' modules fill it.
-
-    Args:
-        kv: [num_layers, 2, 1, kv_heads, capacity, head_dim].
-        length: positions that are filled already.
-    """
-
-    def __init__(self, kv: Tensor, length: int) -> None:
-        super().__init__(layers=[_PreallocatedLayer(keys, values, length) for keys, values in kv])
-
-
-class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is Any to mypy
-    """
-    `keys` and `values`: [1, kv_heads, capacity, head_dim], of which the first `_length` positions are filled.
-
-    Otherwise a growing layer, so that the model makes the same masks for it. transformers' own growing layer copies everything it
-    holds at every token; its static one makes attention run over the empty end.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
-        super().__init__()
-        self.keys, self.values = keys, values
-        self.dtype, self.device = keys.dtype, keys.device
-        self.is_initialized = True
-        self._length = length
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append [1, kv_heads, N, head_dim] and return all that is filled, as views."""
-        start, self._length = self._length, self._length + key_states.shape[2]
-        self.keys[:, :, start : self._length] = key_states
-        self.values[:, :, start : self._length] = value_states
-        return self.keys[:, :, : self._length], self.values[:, :, : self._length]
-
-    def get_seq_length(self) -> int:
-        return self._length

@@ -1,7 +1,7 @@
 """
 A request's prompt through the net and into its slot, up to the logits of the first id that is to be written.
 
-Through transformers' own modules: a prompt is read once, so only its arithmetic counts. Knows nothing of other requests.
+Knows nothing of other requests.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from services.ar_worker.kv_cache import SlotCache, SlotWriter
+from services.ar_worker.kv_cache import SlotCache
+from services.ar_worker.layers import TextNet
 from services.ar_worker.prompt import ArPrompt
 from services.ar_worker.requests import GridRequest
 from services.ar_worker.weights import ArModel
@@ -50,17 +52,24 @@ def check_length(prompt: ArPrompt, request: GridRequest, capacity: int) -> None:
         )
 
 
-def prefill(model: ArModel, prompt: ArPrompt, cache: SlotCache, slot: int, num_logits: int) -> Prefix:
-    """
-    Read a prompt into a slot.
-
-    Args:
-        num_logits: first ids that get logits: the codebook.
-    """
+def prefill(model: ArModel, net: TextNet, prompt: ArPrompt, cache: SlotCache, slot: int) -> Prefix:
+    """Read a prompt into a slot."""
     source_ids = tokenize_sources(model, prompt)
     input_ids = fill_placeholders(model, prompt.input_ids, source_ids)
-    logits = forward(model, input_ids, prompt.prefill_positions, cache.writer(slot, 0))
-    return Prefix(prompt, input_ids.shape[1], logits[0, :num_logits].clone(), _rotary(model, prompt.decode_positions), source_ids)
+    num_ids = input_ids.shape[1]
+    kv = cache.kv[:, :, slot, :, :num_ids]
+
+    def attend(index: int, qkv: Tensor) -> Tensor:
+        queries, keys, values = qkv.transpose(0, 1).split([net.heads, net.kv_heads, net.kv_heads])
+        kv[index, 0], kv[index, 1] = keys, values
+        keys, values = (part.repeat_interleave(net.heads // net.kv_heads, dim=0) for part in (keys, values))
+        attended = scaled_dot_product_attention(queries[None], keys[None], values[None], is_causal=True, scale=net.scaling)
+        return attended[0].transpose(0, 1).reshape(num_ids, -1)
+
+    hidden = net.run(net.embed(input_ids[0]), _rotary(model, prompt.prefill_positions), attend)
+    logits = torch.empty(1, net.num_ids, device=hidden.device, dtype=hidden.dtype)
+    net.project(hidden[-1:], logits)
+    return Prefix(prompt, num_ids, logits[0], _rotary(model, prompt.decode_positions), source_ids)
 
 
 def tokenize_sources(model: ArModel, prompt: ArPrompt) -> list[Tensor]:
@@ -84,22 +93,6 @@ def fill_placeholders(model: ArModel, input_ids: Tensor, source_ids: list[Tensor
     if not source_ids:
         return input_ids
     return input_ids.masked_scatter(input_ids == model.image_token_id, torch.cat([ids.flatten() for ids in source_ids]))
-
-
-def forward(model: ArModel, input_ids: Tensor, positions: Tensor, cache: SlotWriter) -> Tensor:
-    """
-    Run ids [1, N] at positions [3, 1, N] after what is cached.
-
-    Returns:
-        [1, vision_vocab_size]: the logits of what follows the last of them.
-    """
-    # Past GlmImageModel.forward, which keeps positions of "the" running generation on the module.
-    language_model = model.net.model.language_model
-    hidden = language_model(
-        inputs_embeds=language_model.embed_tokens(input_ids), position_ids=positions, past_key_values=cache, use_cache=True
-    ).last_hidden_state
-    logits: Tensor = model.net.lm_head(hidden[:, -1:])[:, -1]
-    return logits
 
 
 def _rotary(model: ArModel, positions: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""A slot holds what transformers' growing cache holds, and can be copied."""
+"""A slot can be copied."""
 
 from __future__ import annotations
 
 import torch
-from transformers.cache_utils import DynamicCache
 
 from services.ar_worker.kv_cache import SlotCache
 
@@ -12,36 +11,6 @@ CPU = torch.device("cpu")
 
 def slot_cache(slots: int = 3, capacity: int = 9) -> SlotCache:
     return SlotCache(slots, capacity, num_layers=2, kv_heads=2, head_dim=4, rotary_dim=2, device=CPU, dtype=torch.float32)
-
-
-def states(num_tokens: int) -> torch.Tensor:
-    return torch.randn(1, 2, num_tokens, 4)
-
-
-def test_a_writer_returns_what_a_growing_cache_returns() -> None:
-    """After a prefill and some tokens, keys, values, lengths and mask sizes are equal in every layer."""
-    ours, theirs = slot_cache().writer(1, 0), DynamicCache()
-    for num_tokens in (6, 1, 1, 1):
-        for layer in range(2):
-            assert ours.get_mask_sizes(num_tokens, layer) == theirs.get_mask_sizes(num_tokens, layer)
-            keys, values = states(num_tokens), states(num_tokens)
-            for mine, other in zip(ours.update(keys, values, layer), theirs.update(keys, values, layer), strict=True):
-                assert torch.equal(mine, other)
-        assert ours.get_seq_length() == theirs.get_seq_length()
-
-
-def test_a_writer_goes_on_where_another_ended() -> None:
-    """A second writer of the same slot appends behind the length that it is told, and touches no other slot."""
-    cache = slot_cache()
-    first, second = states(3), states(2)
-    cache.writer(1, 0).update(first, first, 0)
-
-    keys, values = cache.writer(1, 3).update(second, second, 0)
-
-    assert torch.equal(keys, torch.cat([first, second], dim=2))
-    assert torch.equal(keys, values)
-    assert keys.data_ptr() == cache.kv[0, 0, 1].data_ptr()
-    assert not cache.kv[:, :, [0, 2]].any()
 
 
 def test_a_moved_slot_is_the_same() -> None:
