@@ -101,7 +101,7 @@ def _write(folder: Path, widths: Widths) -> None:
     with _quiet_global_rng():
         pipeline = GlmImagePipeline(
             tokenizer=ByT5Tokenizer(),
-            processor=_processor(widths),
+            processor=processor(widths),
             text_encoder=_text_encoder(),
             vision_language_encoder=_vision_language_encoder(widths),
             vae=_vae(),
@@ -127,7 +127,8 @@ def _tokenizer(widths: Widths) -> PreTrainedTokenizerFast:
     return byte_tokenizer(widths.codebook, is_vision_added=True)
 
 
-def _processor(widths: Widths) -> GlmImageProcessor:
+def processor(widths: Widths = TINY) -> GlmImageProcessor:
+    """Bytes as text ids behind the codes, and sources of up to `MAX_PX`."""
     images = GlmImageImageProcessorPil(
         patch_size=16, merge_size=1, temporal_patch_size=1, size={"shortest_edge": MIN_SOURCE_PX**2, "longest_edge": MAX_PX**2}
     )

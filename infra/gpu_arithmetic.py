@@ -48,7 +48,10 @@ VAE_BYTES_PER_PX = 4870
 """Peak of `vae.decode` in bfloat16, with what cuDNN takes for its convolutions. Measured, the same at 256 to 2048 pixels square."""
 
 DIT_BYTES_PER_PATCH = 15.5 * WIDTH * 2
-"""Peak of one pass of the DiT in bfloat16, without the scores, which flash kernels do not keep. Counted on the class; measured, it was a tenth less."""
+"""
+Peak of one pass of the DiT in bfloat16, without the scores, which flash kernels do not keep. Counted on the class; measured, it was a tenth
+less.
+"""
 
 CONTEXT_BYTES = 1.0e9
 """CUDA context, kernels and workspaces. Guess, unmeasured."""

@@ -41,7 +41,8 @@ PREFILL_TOKENS_PER_TURN = 1024
 """
 Prompt ids after which a turn admits no further request, so that those who write are not held up by those who come.
 
-On an H100 such a prompt takes as long as some seven decode steps, with a slow host hardly less if it is short. One request is always admitted, however long.
+On an H100 such a prompt takes as long as some seven decode steps; beside a slow host hardly less if it is short. One request is always
+admitted, however long.
 """
 
 

@@ -11,7 +11,7 @@ from services.ar_worker.weights import ArModel
 from shared.errors import StartupError
 
 _SLOTS = {"cuda": 64, "cpu": 32}
-"""Requests at once where memory allows: on an H100 a step of 64 rows reads what one of a single row reads, the weights; a CPU gains little beyond 32."""
+"""Requests at once where memory allows: on a GPU a step of 64 rows takes as long as one of a single row; a CPU gains little beyond 32."""
 
 _ENOUGH_TOKENS = 8192
 """A prompt of some 3,000 ids and a 2048x2048 picture, 4,353. With less room for each, fewer requests are served at once instead."""

@@ -111,7 +111,7 @@ def load_ar_model(checkpoint_path: Path, device: str = "auto", dtype: str = "aut
     _check_options(options, on_device)
     processor = load_part(GlmImageProcessor, checkpoint_path / "processor")
     net = _load_net(checkpoint_path / "vision_language_encoder", on_device, in_dtype, options)
-    return _describe(net, processor, on_device, in_dtype, options)
+    return describe(net, processor, on_device, in_dtype, options)
 
 
 def _check_options(options: NetOptions, device: torch.device) -> None:
@@ -138,7 +138,13 @@ def _load_net(folder: Path, device: torch.device, dtype: torch.dtype, options: N
     return net
 
 
-def _describe(net: Any, processor: Any, device: torch.device, dtype: torch.dtype, options: NetOptions) -> ArModel:
+def describe(net: Any, processor: Any, device: torch.device, dtype: torch.dtype, options: NetOptions = _DEFAULT_OPTIONS) -> ArModel:
+    """
+    A net that is on its device, and its processor, as the engine wants them.
+
+    Raises:
+        StartupError: they do not fit each other, or the engine does not know the net's sampling settings.
+    """
     config, text_config, tokenizer = net.config, net.config.text_config, processor.tokenizer
     codebook_size = config.vq_config.num_embeddings
     for fits, sentence in (

@@ -151,8 +151,28 @@ def load_decoder_model(path: Path, device: str = "auto", dtype: str = "auto", op
     text_encoder = load_net(T5EncoderModel, path / "text_encoder", idle_on, in_dtype)
     vae = load_net(AutoencoderKL, path / "vae", idle_on, in_dtype)
     transformer = load_net(GlmImageTransformer2DModel, path / "transformer", transformer_on, in_dtype)
+    parts = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    return describe(**parts, schedule_params=schedule_params, device=on_device, dtype=in_dtype, options=options)
+
+
+def describe(
+    *,
+    transformer: Any,
+    vae: Any,
+    text_encoder: Any,
+    tokenizer: Any,
+    schedule_params: ScheduleParams,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: NetOptions = _DEFAULT_OPTIONS,
+) -> DecoderModel:
+    """
+    Nets that lie where their options want them, as the engine wants them; the options are applied here.
+
+    Raises:
+        StartupError: the parts do not fit each other, or an option cannot be had.
+    """
     _check_fit(transformer, vae, text_encoder)
-    adapters = _apply_options(transformer, vae, text_encoder, options, on_device, in_dtype)
     return DecoderModel(
         transformer=transformer,
         vae=vae,
@@ -162,10 +182,10 @@ def load_decoder_model(path: Path, device: str = "auto", dtype: str = "auto", op
         codebook_size=transformer.config.prior_vq_quantizer_codebook_size,
         latent_channels=transformer.config.in_channels,
         vae_scale_factor=_vae_scale_factor(vae),
-        device=on_device,
-        dtype=in_dtype,
+        device=device,
+        dtype=dtype,
         options=options,
-        adapters=adapters,
+        adapters=_apply_options(transformer, vae, text_encoder, options, device, dtype),
     )
 
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from infra import bench
-from infra.bench import ar, decoder, fairness
-from infra.bench.__main__ import NAMES, main
+from infra.bench import ar, decoder, fairness, gpu, published_nets
+from infra.bench.__main__ import BY_NAME_ALONE, NAMES, main
 from infra.bench.bare_decoder import BareLoop, check_equal, make_request
 from infra.bench.figures import Figure, each_alone
+from services.ar_worker.engine import ArEngine, GridRequest
 from services.ar_worker.weights import load_ar_model
 from services.decoder_worker.engine import DecoderEngine
 from services.decoder_worker.weights import load_decoder_model
@@ -23,7 +25,7 @@ def test_every_module_can_be_imported() -> None:
     """What moved or was renamed elsewhere was so here too; every benchmark that `make bench` names has its `measure`."""
     modules = {module.name: importlib.import_module(f"infra.bench.{module.name}") for module in pkgutil.iter_modules(bench.__path__)}
 
-    assert set(NAMES) == {name for name, module in modules.items() if hasattr(module, "measure")}
+    assert {*NAMES, *BY_NAME_ALONE} == {name for name, module in modules.items() if hasattr(module, "measure")}
     assert ar.MINIATURE.is_dir()
     assert decoder.CHECKPOINT.is_dir()
 
@@ -62,6 +64,32 @@ def test_the_decoder_engine_draws_what_the_bare_loop_does(miniature: Path) -> No
     assert check_equal([pixels], BareLoop(model).draw([request])) <= 1e-4
     with pytest.raises(AssertionError, match="pixels differ"):
         check_equal([pixels], [pixels + 1e-3])
+
+
+def test_what_runs_on_a_gpu_runs() -> None:
+    """On a CPU with narrow nets: all is equal, and every figure comes out. Without a GPU the benchmark itself says what it lacks."""
+    device = torch.device("cpu")
+    figures = [
+        *gpu.of_ar(published_nets.NARROW, device, slots=1, name="a CPU", mode="static", dtype=torch.float32),
+        *gpu.of_decoder(published_nets.NARROW, device, sides=(64,), name="a CPU"),
+    ]
+
+    assert all(figure.median > 0 for figure in figures if "prompt" not in figure.name)
+    assert "1 grids equal" in figures[0].note
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="needs a GPU"):
+            list(gpu.measure())
+
+
+def test_a_grid_that_depends_on_who_went_on_with_it_is_found(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of a GPU's kernels sees where a successor goes on from other ids."""
+    engine = ArEngine(load_ar_model(miniature, "cpu", "float32"), 3, 1024, show_every=100)
+    requests = ar.mixed_requests(1)
+    assert gpu.check_neighbours(engine, requests) == 1
+    monkeypatch.setattr(GridRequest, "usable_written", lambda self, _: tuple(reversed(self.written)))
+
+    with pytest.raises(AssertionError, match="depends on its neighbours"):
+        gpu.check_neighbours(engine, requests)
 
 
 def test_short_jobs_are_in_the_system_for_less_time() -> None:
