@@ -119,7 +119,8 @@ def test_a_cancelled_future_is_skipped(engine: ArEngine) -> None:
 
 def test_closing_stops_the_running_and_the_waiting(ar_model: ArModel) -> None:
     """No future is left hanging, the thread ends, and later requests are turned away."""
-    engine = ArEngine(ar_model)
+    # One slot, so that the second waits however long the closing takes.
+    engine = ArEngine(ar_model, slots=1)
     engine.start()
     started = threading.Event()
     long_request = GridRequest("A cat", TokenGrid(16, 16), 1, 0.9, 0.75)

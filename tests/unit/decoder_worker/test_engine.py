@@ -152,7 +152,7 @@ def test_closing_stops_what_runs_and_what_waits(model: DecoderModel) -> None:
     engine.start()
     started = threading.Event()
     running = engine.submit(dataclasses.replace(_REQUEST, steps=1000), lambda *_: started.set(), _never)
-    waiting = engine.submit(_REQUEST, _silent, _never)
+    waiting = engine.submit(dataclasses.replace(_REQUEST, steps=1000, seed=8), _silent, _never)
     assert started.wait(_TIMEOUT_S)
     engine.close()
     for future in (running, waiting, engine.submit(_REQUEST, _silent, _never)):
