@@ -103,7 +103,7 @@ class WorkerSettings(CoreSettings):
     attention: Literal["auto", "native", "flash", "flash_3", "sage", "xformers"] = Field(
         default="auto",
         description="Attention kernels. `auto`, `native`: torch's own; the others need their package. `sage` changes pictures a little;"
-        " the AR worker has neither it nor `xformers`, and reads prompts with them, while its decode steps keep to torch's own.",
+        " the AR worker has neither it nor `xformers`, and only reads source images with the others.",
     )
     compile: Literal["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
         default="off",

@@ -21,6 +21,9 @@ from services.ar_worker.settings import CompileMode
 
 _LEAST_STATIC_LENGTH = 256
 
+_READ_ROWS = 256
+"""Ids that are read at once where steps have no shape of their own: what was written is read in few passes, and not all in one."""
+
 ATTENDED_ROWS = 8
 """
 On a CPU attention is bound by reading keys and values, so rows of different lengths are attended to in parts of so many, each up to its own
@@ -57,7 +60,7 @@ class DecodeStep:
         if mode == "compile":
             self._run = torch.compile(self._forward, dynamic=False, backend=compiler)
         elif mode == "cuda_graphs":
-            self._run = _Graphs(self._forward)
+            self._run = _Graphs(self._forward, device)
 
     def __call__(self, start: int, stop: int, lengths: Sequence[int], is_bare: bool = True) -> None:
         """
@@ -81,23 +84,26 @@ class DecodeStep:
         """
         Run `count` ids that lie in a slot from position `first` on, as if one step after another had written them.
 
-        As many at a time as a step has rows, by the very products and kernels of a step: in bfloat16 others would round otherwise, and a
-        successor would draw other ids than the worker before it.
+        Where steps have one shape, as many at a time as they have rows, by their very products and kernels: in bfloat16 others would round
+        otherwise, and a successor would draw other ids than the worker before it.
 
         Returns:
             [num_ids]: the logits of what follows the last.
         """
-        num_rows, last = self._cache.num_slots, first + count - 1
-        logits = torch.empty_like(self.logits)
+        num_rows, last = self._cache.num_slots if self._is_static else _READ_ROWS, first + count - 1
         for start in range(first, first + count, num_rows):
             end = min(start + num_rows - 1, last)
             # Rows that are too many repeat the last one, and write what it writes.
             size = num_rows if self._is_static else end - start + 1
-            positions = torch.arange(start, start + size, device=logits.device).clamp_(max=end)
+            positions = torch.arange(start, start + size, device=self.logits.device).clamp_(max=end)
             length = self._static_length(end) if self._is_static else end + 1
             rows = torch.full_like(positions, slot)
-            self._run_rows(rows, positions, (_Part(0, size, length, is_uniform=False, slot=slot),), logits[:size])
-        return logits[end - start]
+            hidden = self._pass(rows, positions, (_Part(0, size, length, is_uniform=False, slot=slot),))
+        # The head, too, of as many rows as in a step.
+        hidden = hidden if self._is_static else hidden[-1:]
+        logits = self.logits.new_empty(len(hidden), self._net.num_ids)
+        self._net.project(hidden, logits)
+        return logits[end - start if self._is_static else 0]
 
     def _static_length(self, length: int) -> int:
         """A power of two that has room for one more than `length`."""
@@ -105,10 +111,10 @@ class DecodeStep:
         return min(_LEAST_STATIC_LENGTH << max(0, powers), self._cache.capacity)
 
     def _forward(self, start: int, stop: int, parts: tuple[_Part, ...], logits: Tensor) -> None:
-        self._run_rows(self._rows[start:stop], self._cache.lengths[start:stop], parts, logits)
+        self._net.project(self._pass(self._rows[start:stop], self._cache.lengths[start:stop], parts), logits)
 
-    def _run_rows(self, rows: Tensor, positions: Tensor, parts: tuple[_Part, ...], logits: Tensor) -> None:
-        """Run the ids at `positions` [n] of the slots `rows` [n], and fill `logits` [n, num_ids]."""
+    def _pass(self, rows: Tensor, positions: Tensor, parts: tuple[_Part, ...]) -> Tensor:
+        """Run the ids at `positions` [n] of the slots `rows` [n] through the layers: [n, hidden]."""
         cache, net = self._cache, self._net
         targets = (self._first_positions[rows] + positions[:, None]).flatten()
         sizes = [part.size for part in parts]
@@ -126,7 +132,7 @@ class DecodeStep:
             ]
             return (attended[0] if len(attended) == 1 else torch.cat(attended)).reshape(qkv.shape[0], -1)
 
-        net.project(net.run(hidden, cache.rotary[rows, positions], attend), logits)
+        return net.run(hidden, cache.rotary[rows, positions], attend)
 
     def _mask(self, part: _Part, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
         """[rows, 1, 1, length]: what hides everything behind each row's own position."""
@@ -178,20 +184,23 @@ class _Graphs:
     All slots and the same buffers every time, so only the length tells two recordings apart.
     """
 
-    def __init__(self, run: Callable[[int, int, tuple[_Part, ...], Tensor], None]) -> None:
+    def __init__(self, run: Callable[[int, int, tuple[_Part, ...], Tensor], None], device: torch.device) -> None:
         self._record = run
+        self._device = device
         self._graphs: dict[tuple[_Part, ...], torch.cuda.CUDAGraph] = {}
 
     def __call__(self, start: int, stop: int, parts: tuple[_Part, ...], logits: Tensor) -> None:
-        if parts not in self._graphs:
-            # Once without recording: libraries choose their kernels and take their workspaces at the first call.
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self._record(start, stop, parts, logits)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._record(start, stop, parts, logits)
-            self._graphs[parts] = graph
-        self._graphs[parts].replay()
+        # Streams and recordings are of the thread's current device, which nobody else sets.
+        with torch.cuda.device(self._device):
+            if parts not in self._graphs:
+                # Once without recording: libraries choose their kernels and take their workspaces at the first call.
+                side = torch.cuda.Stream()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    self._record(start, stop, parts, logits)
+                torch.cuda.current_stream().wait_stream(side)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    self._record(start, stop, parts, logits)
+                self._graphs[parts] = graph
+            self._graphs[parts].replay()

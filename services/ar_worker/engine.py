@@ -277,5 +277,5 @@ class ArEngine(BatchEngine[GridRequest, PreparedGrid, GridResult, WrittenTokens]
             # Unknown until all is done: what fails on the way is done again, whichever adapters come next.
             self._lora = None
             self._model.use_lora(lora)
-            self._net.read()
+            self._net.read_layers()
             self._lora = lora

@@ -1,7 +1,7 @@
 """
 The language model over the net's own weights, each part the cheapest call that computes what the net's module does.
 
-transformers' modules compute the same at four times the host's time, and for one request at a time. What a row attends to is the
+transformers' modules compute the same for one request at a time, and with far more of the host's time. What a row attends to is the
 caller's affair: here are the layers, and rotation. Knows neither slots nor requests.
 """
 
@@ -20,7 +20,7 @@ from services.ar_worker.weights import ArModel
 HEAD_ROWS = 1024
 """On a CPU the head is multiplied in parts of so many ids: the library slows down on matrices that outgrow its cache."""
 
-Linear = Callable[[Tensor], Tensor]
+Transform = Callable[[Tensor], Tensor]
 
 Attend = Callable[[int, Tensor], Tensor]
 """Of a layer by its number: rotated queries, rotated keys and values [n, heads + 2 * kv_heads, head_dim] -> [n, heads * head_dim]."""
@@ -43,9 +43,9 @@ class TextNet:
         self.kv_heads: int = config.num_key_value_heads
         self.head_dim: int = attention.head_dim
         self.scaling: float = attention.scaling
-        self.read()
+        self.read_layers()
 
-    def read(self) -> None:
+    def read_layers(self) -> None:
         """Look at the net's layers again: after something wrapped them, or took its wrapping off."""
         self._layers = [Layer(layer) for layer in self._text.layers]
         self._project = _head(self._head, self.num_ids, self._device)
@@ -82,7 +82,7 @@ class TextNet:
 
 
 class Layer:
-    """One decoder layer's parts, each the cheapest call that computes what the net's module does."""
+    """The parts of one layer."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -94,7 +94,7 @@ class Layer:
         self.output = _linear(attention.o_proj)
         self.gate_up = _linear(mlp.gate_up_proj)
         self.down = _linear(mlp.down_proj)
-        self.activation: Linear = mlp.activation_fn
+        self.activation: Transform = mlp.activation_fn
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -103,10 +103,10 @@ def is_plain(module: nn.Module) -> bool:
 
     LoRA and bitsandbytes put another class in its place, torchao another tensor, accelerate's offloading another `forward`.
     """
-    return type(module) is nn.Linear and _is_bare(module)
+    return type(module) is nn.Linear and _is_unwrapped(module)
 
 
-def _is_bare(module: Any) -> bool:
+def _is_unwrapped(module: Any) -> bool:
     return (
         type(module.weight.data) is Tensor
         and module.weight.device.type != "meta"
@@ -116,16 +116,16 @@ def _is_bare(module: Any) -> bool:
     )
 
 
-def _linear(module: nn.Module) -> Linear:
+def _linear(module: nn.Module) -> Transform:
     if not is_plain(module):
         return lambda hidden: module(hidden)
     weight, bias = module.weight.data, None if module.bias is None else module.bias.data
     return lambda hidden: linear(hidden, weight, bias)
 
 
-def _norm(module: Any) -> Linear:
+def _norm(module: Any) -> Transform:
     """torch's own norm, which is one kernel where the module runs six. Below float32 the module rounds before it scales; so does this."""
-    if type(module) is not GlmImageRMSNorm or not _is_bare(module):
+    if type(module) is not GlmImageRMSNorm or not _is_unwrapped(module):
         return lambda hidden: module(hidden)
     weight, epsilon = module.weight.data, module.variance_epsilon
     if weight.dtype == torch.float32:
@@ -133,7 +133,7 @@ def _norm(module: Any) -> Linear:
     return lambda hidden: weight * rms_norm(hidden, weight.shape, eps=epsilon)
 
 
-def _side_by_side(modules: list[nn.Module]) -> Linear:
+def _side_by_side(modules: list[nn.Module]) -> Transform:
     """Several layers with one input as one product; their weights become views of its matrix, so nothing is held twice."""
     if not all(is_plain(module) for module in modules) or len({module.bias is None for module in modules}) > 1:
         return lambda hidden: torch.cat([module(hidden) for module in modules], dim=-1)

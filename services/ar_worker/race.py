@@ -119,7 +119,7 @@ class Race:
         self._top_p = torch.tensor([math.inf if sampler.top_p >= 1 else sampler.top_p for sampler in samplers], device=device)
 
     def look_ahead(self) -> None:
-        """Take the random numbers of the next draw, if nobody did: a GPU makes them while it is busy with the logits anyway."""
+        """Take the random numbers of the next draw, if nobody did: the host asks a GPU for them while that computes the logits."""
         if not self._before:
             self._before = {row: self._samplers[row].generator.get_state() for row in self._sampled}
             for row in self._sampled:
@@ -139,6 +139,15 @@ class Race:
         Returns:
             [n] int64; 0 for rows that are `broken`. Should this raise, the generators are as before.
         """
+        try:
+            ids = self._draw(logits)
+        except Exception:
+            self._take_back()
+            raise
+        self._before = {}
+        return ids
+
+    def _draw(self, logits: Tensor) -> Tensor:
         n = len(self._samplers)
         scores = self._scores[:n]
         if self._are_warmed:
@@ -153,13 +162,8 @@ class Race:
         # Before the scores are cut, and read after the draw: the host waits for the device once.
         best = scores.gather(1, ids[:, None]) if has_greedy else None
         if self._sampled:
-            try:
-                self.look_ahead()
-                self._draw_sampled(scores, logits, ids)
-            except Exception:
-                self._take_back()
-                raise
-            self._before = {}
+            self.look_ahead()
+            self._draw_sampled(scores, logits, ids)
         if best is not None:
             are_finite = best.isfinite()[:, 0].tolist()
             self.broken += [row for row, finite in enumerate(are_finite) if not finite and self._samplers[row].is_greedy]

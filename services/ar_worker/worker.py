@@ -44,6 +44,8 @@ def warm_up(engine: ArEngine, info: ModelInfo) -> None:
     """
     Write the smallest grid: what is made at first use is made before the first customer, and predictions know how fast this worker is.
 
+    Not the recordings of longer grids (`GLMQ_AR_DECODE`), which are made with the first that is so long.
+
     Raises:
         StartupError: the engine cannot do even that.
     """

@@ -403,9 +403,11 @@ def test_in_bfloat16_steps_of_one_shape_make_a_grid_the_same_beside_all(tmp_path
     # Wide enough that products of fewer rows are summed in another order.
     widths = random_miniature.Widths(codebook=16384, ar_hidden=256, ar_head_dim=128, ar_ff=512)
     model = load_ar_model(random_miniature.build(tmp_path / "wide", widths), "cpu", "bfloat16")
-    engine = ArEngine(model, slots=5, cache_tokens=512, compile_mode="static", show_every=1)
+    engine = ArEngine(model, slots=5, cache_tokens=1024, compile_mode="static", show_every=1)
     engine.start()
     requests = [replace(QUICK, seed=seed, grid=TokenGrid(8 + seed % 3, 8)) for seed in range(5)]
+    # Beside which all attend to twice as much.
+    requests[4] = replace(requests[4], prompt="A cat " * 60)
     shown: list[WrittenTokens] = []
     first = engine.submit(requests[0], ignore, never, shown.append).result(timeout=60)
     alone = [first, *(engine.submit(request, ignore, never).result(timeout=60) for request in requests[1:])]

@@ -93,6 +93,27 @@ def test_looking_ahead_changes_no_draw() -> None:
         race.look_ahead()
 
 
+@pytest.mark.parametrize("fails", ["div", "softmax"])
+def test_a_draw_that_fails_takes_no_numbers(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    """Wherever it fails, looked ahead or not, the next one draws what it would have."""
+    rules = make_rules()
+    sampler, alone = (TokenSampler(rules, 0.9, 0.75, 1) for _ in range(2))
+    race = Race(rules, NUM_IDS, slots=1)
+    race.enter([sampler])
+
+    def lack_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no memory for a draw")
+
+    for step in range(3):
+        logits = shape_logits("ordinary", step, 1)
+        race.look_ahead()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, fails, lack_memory)
+            with pytest.raises(torch.OutOfMemoryError):
+                race.draw(logits)
+        assert race.draw(logits).tolist() == alone.draw(logits).tolist()
+
+
 @pytest.mark.parametrize("top_p", [0.75, 0.9, 1.0])
 @pytest.mark.parametrize("spread", [0.5, 3.0])
 def test_thousands_of_draws_from_a_real_vocabulary(top_p: float, spread: float) -> None:
