@@ -81,7 +81,7 @@ def ar_model(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> ArMode
         image_start_token_id=CODEBOOK,
         image_end_token_id=CODEBOOK + 1,
     )
-    with _made_on(device, dtype), no_init_weights():
+    with made_on(device, dtype), no_init_weights():
         net = GlmImageForConditionalGeneration(config)
     _fill(net)
     net.generation_config.update(
@@ -99,28 +99,10 @@ def ar_model(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> ArMode
 def decoder_model(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> DecoderModel:
     """The decoder half."""
     glyphs = {"vocab_size": 384, "d_model": 1472, "d_kv": 64, "d_ff": 3584, "num_heads": 6, "feed_forward_proj": "gated-gelu"}
-    with _made_on(device, dtype):
+    with made_on(device, dtype):
         parts: dict[str, Any] = {
-            "transformer": GlmImageTransformer2DModel(
-                num_layers=shapes.dit_layers,
-                num_attention_heads=shapes.dit_heads,
-                attention_head_dim=128,
-                time_embed_dim=512,
-                condition_dim=256,
-            ),
-            "vae": AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=shapes.vae_channels,
-                layers_per_block=3,
-                latent_channels=16,
-                norm_num_groups=32,
-                mid_block_add_attention=False,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-                latents_mean=[0.0] * 16,
-                latents_std=[1.0] * 16,
-            ),
+            "transformer": transformer(shapes),
+            "vae": vae(shapes),
             "text_encoder": T5EncoderModel(T5Config(**glyphs, num_layers=shapes.glyph_layers, tie_word_embeddings=False)),
         }
     for net in parts.values():
@@ -129,8 +111,33 @@ def decoder_model(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> D
     return decoder_weights.describe(**parts, tokenizer=ByT5Tokenizer(), schedule_params=schedule_params, device=device, dtype=dtype)
 
 
+def transformer(shapes: Shapes = PUBLISHED) -> GlmImageTransformer2DModel:
+    """The DiT, as torch makes it."""
+    return GlmImageTransformer2DModel(
+        num_layers=shapes.dit_layers, num_attention_heads=shapes.dit_heads, attention_head_dim=128, time_embed_dim=512, condition_dim=256
+    )
+
+
+def vae(shapes: Shapes = PUBLISHED) -> AutoencoderKL:
+    """The VAE, as torch makes it, with latents as they are."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=shapes.vae_channels,
+        layers_per_block=3,
+        latent_channels=16,
+        norm_num_groups=32,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        latents_mean=[0.0] * 16,
+        latents_std=[1.0] * 16,
+    )
+
+
 @contextmanager
-def _made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Nets made here lie on that device; on `meta` they have shapes and no numbers."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, GlmImageTransformer2DModel
 from torch import nn
 from torch.fx.experimental import _config as meta_config
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +16,7 @@ from transformers import GlmImageConfig
 from transformers.models.glm_image.modeling_glm_image import GlmImageTextModel
 
 from infra import gpu_arithmetic as gpu
+from infra.bench import published_nets
 from infra.gpu_doc import SIDES_PX
 from services.ar_worker.weights import _LANGUAGE_LAYER
 from services.decoder_worker.weights import _is_block_layer
@@ -52,40 +51,16 @@ def peak_bytes(net: nn.Module, run: Callable[[], object]) -> int:
     return live.peak
 
 
-@contextmanager
-def published(dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
-    """Nets made here have no numbers, only shapes."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with META:
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 @pytest.fixture(scope="module")
 def vae() -> Any:
-    with published():
-        return AutoencoderKL(
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-            block_out_channels=[128, 512, 1024, 1024],
-            layers_per_block=3,
-            latent_channels=16,
-            norm_num_groups=32,
-            mid_block_add_attention=False,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+    with published_nets.made_on(META, torch.bfloat16):
+        return published_nets.vae()
 
 
 @pytest.fixture(scope="module")
 def dit() -> Any:
-    with published():
-        return GlmImageTransformer2DModel(
-            num_layers=30, num_attention_heads=32, attention_head_dim=128, time_embed_dim=512, condition_dim=256
-        )
+    with published_nets.made_on(META, torch.bfloat16):
+        return published_nets.transformer()
 
 
 def num_weights(net: nn.Module, is_counted: Callable[[str], bool] = lambda _: True) -> int:
@@ -113,7 +88,7 @@ def test_weights_of_the_ar_model() -> None:
             "vocab_size": gpu.AR_VOCAB,
         }
     ).text_config
-    with published():
+    with published_nets.made_on(META, torch.bfloat16):
         layers = GlmImageTextModel(config)
 
     quantised = num_weights(
