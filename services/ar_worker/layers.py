@@ -47,7 +47,7 @@ class TextNet:
 
     def read_layers(self) -> None:
         """Look at the net's layers again: after something wrapped them, or took its wrapping off."""
-        self._layers = [Layer(layer) for layer in self._text.layers]
+        self._layers = [_Layer(layer) for layer in self._text.layers]
         self._project = _head(self._head, self.num_ids, self._device)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class TextNet:
         heads.copy_(heads * cosines + swapped * sines)
 
 
-class Layer:
+class _Layer:
     """The parts of one layer."""
 
     def __init__(self, layer: Any) -> None:
@@ -97,7 +97,7 @@ class Layer:
         self.activation: Transform = mlp.activation_fn
 
 
-def is_plain(module: nn.Module) -> bool:
+def _is_plain(module: nn.Module) -> bool:
     """
     Is it torch's own linear layer over its own matrix, with nothing around it?
 
@@ -117,7 +117,7 @@ def _is_unwrapped(module: Any) -> bool:
 
 
 def _linear(module: nn.Module) -> Transform:
-    if not is_plain(module):
+    if not _is_plain(module):
         return lambda hidden: module(hidden)
     weight, bias = module.weight.data, None if module.bias is None else module.bias.data
     return lambda hidden: linear(hidden, weight, bias)
@@ -135,7 +135,7 @@ def _norm(module: Any) -> Transform:
 
 def _side_by_side(modules: list[nn.Module]) -> Transform:
     """Several layers with one input as one product; their weights become views of its matrix, so nothing is held twice."""
-    if not all(is_plain(module) for module in modules) or len({module.bias is None for module in modules}) > 1:
+    if not all(_is_plain(module) for module in modules) or len({module.bias is None for module in modules}) > 1:
         return lambda hidden: torch.cat([module(hidden) for module in modules], dim=-1)
     weight = _join([module.weight for module in modules])
     bias = None if modules[0].bias is None else _join([module.bias for module in modules])
@@ -161,7 +161,7 @@ def _join(parts: list[nn.Parameter]) -> Tensor:
 
 def _head(module: nn.Module, num_ids: int, device: torch.device) -> Callable[[Tensor, Tensor], None]:
     """The head as a function that fills [n, num_ids] from hidden states [n, hidden]."""
-    if not is_plain(module) or module.bias is not None:
+    if not _is_plain(module) or module.bias is not None:
 
         def call(hidden: Tensor, out: Tensor) -> None:
             out.copy_(module(hidden)[:, :num_ids])
